@@ -1,0 +1,270 @@
+"""One dataclass per stage, one YAML file per run.
+
+The dataclasses stop at each stage's entry function: everything below takes plain arguments. Every field's
+`help` is what `dlrrec STAGE --help` prints, and every field is a flag (`max_rejected` is `--max-rejected`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlrrec_torchrec.schema import DataError
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field with its help text and, where they are few, its allowed values."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class IngestConfig:
+    """A source of reviews -> the review table."""
+
+    source: str = option(
+        "synthetic",
+        "form of the source",
+        ("synthetic", "google", "amazon", "yelp", "movielens", "table"),
+    )
+    reviews: str = option("", "file, folder or glob with the reviews (not for 'synthetic')")
+    items: str = option("", "file or folder with item metadata (optional)")
+    test: str = option("", "file with a published test part (optional; use with split.method=published)")
+    columns: dict = option(
+        {}, "for 'table': which column is what, as user=Reviewer item=Restaurant rating=Rating text=Review"
+    )
+    item_columns: dict = option(
+        {}, "for 'table': columns of the item metadata, as item=Name title=Name categories=Cuisines price=Cost"
+    )
+    max_rejected: float = option(0.05, "stop if more than this share of the rows is bad")
+    size: str = option("small", "for 'synthetic': the size of the world", ("tiny", "small", "paper"))
+    seed: int = option(0, "for 'synthetic': the seed of the world")
+
+
+@dataclasses.dataclass
+class SplitConfig:
+    """Reviews -> training, validation and test rows."""
+
+    method: str = option(
+        "random",
+        "random: 3:1 as in the papers; last: each user's last review; folds: one of K; published: the source's",
+        ("random", "last", "folds", "published"),
+    )
+    min_reviews: int = option(2, "drop users and items with fewer reviews, until stable")
+    test_share: float = option(0.25, "share of the rows that is tested (random)")
+    val_share: float = option(0.1, "share of the remaining rows that selects the model (none under 'paper')")
+    positive_rating: float = option(4.0, "a rating of at least this is a positive label")
+    folds: int = option(5, "number of folds (folds)")
+    fold: int = option(0, "the fold that is tested (folds)")
+    seed: int = option(0, "seed of the random assignment")
+
+
+@dataclasses.dataclass
+class ExtractConfig:
+    """Training reviews -> summaries, vectors, price tags, categories."""
+
+    provider: str = option("offline", "who writes the content; 'offline' needs no network", ("offline",))
+    encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
+    batch_tokens: int = option(4096, "tokens in one encoder batch")
+    summary_sentences: int = option(5, "sentences of an extractive summary")
+    folds: int = option(5, "cross-fitting folds for each entity's reviews")
+    categories_from: str = option("text", "category types from review text or item metadata", ("text", "items"))
+    price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
+    seed: int = option(0, "seed of the fold assignment")
+
+
+@dataclasses.dataclass
+class SwingStageConfig:
+    """Training rows -> SWING neighbours of users and of items."""
+
+    preset: str = option("dlrrec", "published variant")
+    alpha: float | None = option(None, "smoothing in 1 / (alpha + overlap); default: the preset's")
+    top_k: int = option(20, "neighbours kept for each id")
+    min_user_items: int = option(2, "ignore ids with fewer distinct partners")
+    max_item_users: int = option(1000, "sample so many partners of a more popular id")
+    threads: int = option(0, "threads (0: all cores)")
+    seed: int = option(0, "seed of the sampling")
+
+
+@dataclasses.dataclass
+class PrepareConfig:
+    """Splits, content and neighbours -> training shards and entity tables."""
+
+    text: str = option("mean", "text vectors: mean of the reviews, or the summary's", ("mean", "summary"))
+    leave_out: str = option(
+        "row",
+        "what a training row's features leave out: its own review, or the whole fold of it",
+        ("row", "fold"),
+    )
+    dense: list = option(
+        ["item_count", "user_mean", "item_mean", "price", "user_count"], "dense features, in order"
+    )
+    smoothing: float = option(0.0, "pseudo-reviews of the global mean added to each mean rating")
+    rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
+    modalities: list = option(["user_text", "item_text", "item_image"], "vectors written into the rows")
+    positives: int = option(10, "SWING neighbours kept as positives")
+    rows_per_shard: int = option(8192, "rows of one Parquet shard")
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """DLRREC: towers inside a DLRM."""
+
+    modalities: list = option(["user_text", "item_text", "item_image"], "towers to build")
+    text_tower: list = option([256, 32], "layer sizes of the text towers")
+    image_tower: list = option([64, 32], "layer sizes of the image tower")
+    tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
+    tower_dropout: float = option(0.0, "dropout on a tower's input vector")
+    dense_arch: list = option([64, 32], "layer sizes of the dense arch; the last is the embedding size for 'dot'")
+    over_arch: list = option([256, 16, 1], "layer sizes of the top MLP")
+    embedding_dim: int = option(32, "columns of the embedding tables")
+    category: bool = option(True, "pooled category embedding")
+    user_id: bool = option(False, "embedding of the user id")
+    item_id: bool = option(False, "embedding of the item id")
+    interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
+    dropout: float = option(0.1, "dropout in the top MLP")
+
+
+@dataclasses.dataclass
+class ContrastiveConfig:
+    """InfoNCE on the reduced user and item vectors (DLRREC equation 1), weights of equation 2."""
+
+    item_weight: float = option(0.1, "w1, weight of the item-item loss; 0 switches it off")
+    user_weight: float = option(0.1, "w2, weight of the user-user loss; 0 switches it off")
+    learnable: bool = option(False, "learn w1 and w2, starting at the given values")
+    temperature: float = option(0.1, "tau")
+    normalize: bool = option(True, "cosine instead of dot product")
+    negatives: str = option("corpus", "other entities at random, or those of the batch", ("corpus", "batch"))
+    num_negatives: int = option(256, "corpus negatives, shared by the anchors of a step")
+    positive: str = option("best", "the best neighbour, or one sampled each step", ("best", "sample"))
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Shards -> a trained model. The same code for one process and for N ranks."""
+
+    epochs: int = option(30, "passes over the training rows")
+    batch_size: int = option(1024, "rows of a step, over all ranks")
+    lr: float = option(0.01, "learning rate of the dense part (Adam)")
+    table_lr: float | None = option(None, "learning rate of the embedding tables (default: lr)")
+    table_optimizer: str = option("adam", "fused optimizer", ("adam", "rowwise_adagrad", "sgd"))
+    weight_decay: float = option(0.0, "decoupled weight decay of the dense part (AdamW)")
+    schedule: str = option("constant", "learning rate over the steps", ("constant", "linear", "cosine"))
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    class_weights: str = option(
+        "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
+    )
+    select: str = option("auc", "metric that selects the best epoch under 'strict'", ("auc", "loss", "accuracy"))
+    patience: int = option(5, "stop after so many epochs without a better one (0: never)")
+    device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
+    workers: int = option(0, "loader processes for each rank")
+    seed: int = option(0, "seed of weights, dropout, negatives and shuffling")
+    resume: bool = option(True, "go on from the last checkpoint of an interrupted run")
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """A whole run: from raw rows to a report."""
+
+    protocol: str = option(
+        "strict",
+        "strict: nothing but training rows is seen before the test; paper: as the papers describe",
+        ("strict", "paper"),
+    )
+    seeds: int = option(1, "repeat split, training and evaluation with so many seeds; report mean and deviation")
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    swing: SwingStageConfig = field(default_factory=SwingStageConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    variants: dict = option(
+        {"dlrrec": {}, "bce": {"contrastive": {"user_weight": 0.0, "item_weight": 0.0}}},
+        "models to train: name -> what differs from this file's model, contrastive and train sections",
+    )
+
+
+def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None) -> RunConfig:
+    """Read a run's YAML file and lay `overrides` ({"train.lr": 0.1}) over it; no file means the defaults.
+
+    Raises DataError naming the file and the key that is unknown, of the wrong type or not among the choices.
+    """
+    body: dict[str, Any] = {}
+    if path:
+        try:
+            body = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such configuration file (examples are in configs/)") from None
+        except yaml.YAMLError as error:
+            raise DataError(f"{path}: not valid YAML: {error}") from None
+        if not isinstance(body, dict):
+            raise DataError(f"{path}: must hold sections such as 'ingest:' and 'train:'")
+    for key, value in (overrides or {}).items():
+        section = body
+        *parents, last = key.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {}) or {}
+        section[last] = value
+    return from_dict(RunConfig, body, str(path or "options"))
+
+
+def from_dict(kind: type, body: dict[str, Any], where: str) -> Any:
+    """Build the dataclass `kind` from plain values, refusing what it does not know."""
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    values = {}
+    for name, value in body.items():
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(known)})"
+            raise DataError(f"{where}: unknown key '{name}'{hint}")
+        if dataclasses.is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise DataError(f"{where}: '{name}' must be a section, not {value!r}")
+            values[name] = from_dict(hints[name], value, f"{where}: {name}")
+        else:
+            values[name] = _checked(value, hints[name], known[name], f"{where}: {name}")
+    return kind(**values)
+
+
+def _checked(value: Any, hint: Any, known: dataclasses.Field, where: str) -> Any:
+    choices = known.metadata.get("choices")
+    if choices and value not in choices:
+        raise DataError(f"{where}: {value!r} is not one of {', '.join(choices)}")
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+        try:
+            return float(value)  # YAML reads 1e-3 as a string
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise DataError(f"{where}: {value!r} is not of type {hint.__name__}")
+    return value
+
+
+def variant(config: RunConfig, name: str) -> RunConfig:
+    """`config` with the changes of its variant `name` laid over the model, contrastive and train sections."""
+    if name not in config.variants:
+        raise DataError(f"unknown variant '{name}' (this run has: {', '.join(config.variants)})")
+    changed = dataclasses.replace(config)
+    for section, changes in (config.variants[name] or {}).items():
+        if section not in ("model", "contrastive", "train"):
+            raise DataError(f"variants: {name}: '{section}' cannot differ; use model, contrastive or train")
+        old = getattr(config, section)
+        merged = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)} | changes
+        setattr(changed, section, from_dict(type(old), merged, f"variants: {name}: {section}"))
+    return changed
