@@ -214,7 +214,8 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
         section = body
         *parents, last = key.split(".")
         for parent in parents:
-            section = section.setdefault(parent, {}) or {}
+            section[parent] = section.get(parent) or {}
+            section = section[parent]
         section[last] = value
     return from_dict(RunConfig, body, str(path or "options"))
 

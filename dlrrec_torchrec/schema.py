@@ -135,6 +135,11 @@ ITEM_ENTITY = pa.schema(
 )
 
 
+def category_types() -> list[str]:
+    """The 179 restaurant types that offline extraction and the synthetic world share, in code order."""
+    return (Path(__file__).parent / "categories.txt").read_text(encoding="utf-8").split("\n")[:NUM_CATEGORIES]
+
+
 class DataError(Exception):
     """Input that cannot be used. The message names the file, column, row or flag, and the way out."""
 
@@ -236,14 +241,24 @@ class Manifest:
     seconds: float = 0.0
     peak_memory_mib: float = 0.0
     schema_version: int = SCHEMA_VERSION
+    reused: bool = False  # set by `current`, never written
 
     @property
     def fingerprint(self) -> str:
         return digest([self.stage, self.schema_version, self.config, self.inputs])
 
     def write(self, folder: str | os.PathLike) -> None:
-        body = dataclasses.asdict(self) | {"fingerprint": self.fingerprint}
+        body = jsonable(self) | {"fingerprint": self.fingerprint}
+        del body["reused"]
         write_text_atomic(Path(folder) / "manifest.json", json.dumps(body, indent=2, default=str) + "\n")
+
+    def current(self, folder: str | os.PathLike) -> Manifest | None:
+        """The manifest in `folder` if that folder already holds the output of this very stage, else None."""
+        if not (Path(folder) / "manifest.json").exists():
+            return None
+        found = Manifest.read(folder)
+        found.reused = True
+        return found if found.fingerprint == self.fingerprint else None
 
     @staticmethod
     def read(folder: str | os.PathLike) -> Manifest:
@@ -262,11 +277,30 @@ class Manifest:
 
 @contextlib.contextmanager
 def timed(manifest: Manifest) -> Iterator[None]:
-    """Fill in the manifest's seconds and the process's peak memory (MiB) when the block ends."""
+    """Fill in the manifest's seconds and the peak memory (MiB) of the block."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew for each stage
     start = time.monotonic()
     yield
     manifest.seconds = round(time.monotonic() - start, 3)
-    manifest.peak_memory_mib = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+    manifest.peak_memory_mib = _peak_memory_mib()
+
+
+def _peak_memory_mib() -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+@contextlib.contextmanager
+def stage_output(manifest: Manifest, target: str | os.PathLike) -> Iterator[Path]:
+    """The frame of a stage: a temporary folder to write to, timing, the manifest, then the final name."""
+    with atomic_folder(target) as folder:
+        with timed(manifest):
+            yield folder
+        manifest.write(folder)
 
 
 def digest(value: Any) -> str:

@@ -1,0 +1,61 @@
+"""Where a run keeps what."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class RunPaths:
+    """The folders of one run of one seed. `shared` holds what does not depend on the seed."""
+
+    root: Path
+    shared: Path
+
+    @property
+    def reviews(self) -> Path:
+        return self.shared / "reviews"
+
+    @property
+    def items(self) -> Path:
+        return self.shared / "items"
+
+    @property
+    def cache(self) -> Path:
+        return self.shared / "cache"
+
+    @property
+    def split(self) -> Path:
+        return self.root / "split"
+
+    @property
+    def content(self) -> Path:
+        return self.root / "content"
+
+    @property
+    def swing(self) -> Path:
+        return self.root / "swing"
+
+    @property
+    def shards(self) -> Path:
+        return self.root / "shards"
+
+    def train(self, variant: str) -> Path:
+        return self.root / "train" / variant
+
+    @property
+    def evaluation(self) -> Path:
+        return self.root / "evaluation"
+
+    @property
+    def report(self) -> Path:
+        return self.shared / "report"
+
+
+def run_paths(root: str | Path, seeds: int = 1) -> list[RunPaths]:
+    """One RunPaths for each seed: the run's folder itself for a single one, else `seed-0`, `seed-1`, ..."""
+    root = Path(root)
+    if seeds == 1:
+        return [RunPaths(root, root)]
+    return [RunPaths(root / f"seed-{k}", root) for k in range(seeds)]
