@@ -1,0 +1,192 @@
+"""Metrics of binary predictions, in numpy alone. Every formula stands in its function's docstring.
+
+A metric that is undefined for the rows at hand (no rows, one class only) is NaN, never an error; `json_safe`
+turns NaN into null where a result is written down.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+_CLIP = 1e-7  # keeps the log of a probability that has been rounded to 0 or 1 finite
+
+
+def binary_metrics(
+    label: np.ndarray, probability: np.ndarray, user: np.ndarray | None = None, threshold: float = 0.5
+) -> dict[str, float]:
+    """The metrics of N predictions, by name; a row counts as predicted positive if probability >= threshold.
+
+    Args:
+        label: [N] of 0 and 1 (any numeric or boolean type).
+        probability: [N] floats in [0, 1].
+        user: [N] integer codes or strings of the rows' users; without it the per-user metrics are NaN.
+
+    Returns, with TP, FP, TN, FN the counts of the confusion matrix:
+        tp, fp, tn, fn
+        accuracy:       (TP + TN) / N
+        fpr:            FP / (FP + TN), the false-positive rate. A model that says "no" to everything has 0:
+                        never read it alone.
+        loss:           mean binary cross-entropy -[y ln p + (1 - y) ln(1 - p)] in nats, p kept 1e-7 away from
+                        0 and 1
+        auc:            `roc_auc`
+        auprc:          `average_precision`
+        ne:             normalised entropy, loss / H(base rate), where H(q) = -[q ln q + (1 - q) ln(1 - q)];
+                        1 is a constant at the rows' own base rate, lower is better (He et al. 2014,
+                        "Practical Lessons from Predicting Clicks on Ads at Facebook", equation 1)
+        calibration:    sum of p / sum of y; 1 is best (the same paper, section 2)
+        user_auc, user_auc_users: `user_auc`
+
+    Raises ValueError if the arrays differ in length.
+    """
+    label, probability = _checked(label, probability)
+    rows = len(label)
+    positive = label > 0
+    said = probability >= threshold
+    tp, fp = int((said & positive).sum()), int((said & ~positive).sum())
+    tn, fn = int((~said & ~positive).sum()), int((~said & positive).sum())
+    loss = cross_entropy(label, probability)
+    base = _ratio(tp + fn, rows)
+    per_user = (math.nan, math.nan) if user is None else user_auc(label, probability, user)
+    return {
+        "accuracy": _ratio(tp + tn, rows),
+        "fpr": _ratio(fp, fp + tn),
+        "loss": loss,
+        "auc": roc_auc(label, probability),
+        "auprc": average_precision(label, probability),
+        "ne": _ratio(loss, _entropy(base)),
+        "calibration": _ratio(float(probability.sum()), tp + fn),
+        "user_auc": per_user[0],
+        "user_auc_users": per_user[1],
+        "tp": tp,
+        "fp": fp,
+        "tn": tn,
+        "fn": fn,
+    }
+
+
+def cross_entropy(label: np.ndarray, probability: np.ndarray) -> float:
+    """Mean binary cross-entropy in nats; NaN without rows."""
+    label, probability = _checked(label, probability)
+    if not len(label):
+        return math.nan
+    p = np.clip(probability, _CLIP, 1 - _CLIP)
+    return float(-np.mean(np.where(label > 0, np.log(p), np.log1p(-p))))
+
+
+def roc_auc(label: np.ndarray, score: np.ndarray) -> float:
+    """Area under the ROC curve: the share of (positive, negative) pairs in order, ties counting half.
+
+    By ranks (Mann and Whitney 1947): (R - P (P + 1) / 2) / (P * Q) for P positives, Q negatives and R the sum
+    of the positives' ranks, ties sharing their mean rank. NaN where a class is absent or a score is NaN.
+    """
+    label, score = _checked(label, score)
+    positives = int((label > 0).sum())
+    negatives = len(label) - positives
+    if not positives or not negatives or np.isnan(score).any():
+        return math.nan
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2
+    rank_sum = float(mean_rank[place][label > 0].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def average_precision(label: np.ndarray, score: np.ndarray) -> float:
+    """Area under the precision-recall curve as average precision.
+
+    Sum over the distinct scores, from high to low, of (recall_k - recall_{k-1}) * precision_k, without
+    interpolation. NaN without a positive or with NaN scores.
+    """
+    label, score = _checked(label, score)
+    positives = int((label > 0).sum())
+    if not positives or np.isnan(score).any():
+        return math.nan
+    values, place = np.unique(-score, return_inverse=True)
+    counts = np.bincount(place, minlength=len(values))
+    hits = np.bincount(place, weights=label > 0, minlength=len(values))
+    precision = np.cumsum(hits) / np.cumsum(counts)
+    return float((hits * precision).sum() / positives)
+
+
+def user_auc(label: np.ndarray, score: np.ndarray, user: np.ndarray) -> tuple[float, float]:
+    """Per-user AUC ("GAUC", Zhu et al. 2017), and the share of all users that enter it.
+
+    Sum of n_u * AUC_u / sum of n_u over the users who have both labels, n_u being a user's rows. The AUC is
+    NaN where no user has both, or with NaN scores; both are NaN without rows.
+    """
+    label, score = _checked(label, score)
+    user = np.asarray(user)
+    if len(user) != len(label):
+        raise ValueError(f"user has {len(user)} rows, label {len(label)}")
+    if not len(label):
+        return math.nan, math.nan
+    _, code = np.unique(user, return_inverse=True)
+    rows = np.bincount(code)
+    positives = np.bincount(code, weights=label > 0)
+    negatives = rows - positives
+    both = (positives > 0) & (negatives > 0)
+    share = float(both.mean())
+    if not both.any() or np.isnan(score).any():
+        return math.nan, share
+    # Ranks within a user: dense codes of (user, score) in ascending order give each tie group one number.
+    _, score_code = np.unique(score, return_inverse=True)
+    pairs = code.astype(np.int64) * (int(score_code.max()) + 1) + score_code
+    group, place, counts = np.unique(pairs, return_inverse=True, return_counts=True)
+    group_user = group // (int(score_code.max()) + 1)
+    before = np.concatenate([[0], np.cumsum(rows)[:-1]])  # rows of the users that sort earlier
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2 - before[group_user]
+    rank_sum = np.bincount(code, weights=mean_rank[place] * (label > 0))
+    auc = (rank_sum[both] - positives[both] * (positives[both] + 1) / 2) / (positives[both] * negatives[both])
+    return float(np.average(auc, weights=rows[both])), share
+
+
+def expected_auc(probability: np.ndarray) -> float:
+    """The reachable AUC of rows whose true probabilities are known: that of scoring each row by its own.
+
+    With independent labels y_i ~ Bernoulli(p_i), no score orders more (positive, negative) pairs rightly in
+    expectation than p itself, and that share is
+        sum over i != j of p_i (1 - p_j) ([p_i > p_j] + [p_i = p_j] / 2) / sum over i != j of p_i (1 - p_j),
+    the expected number of right pairs over the expected number of pairs (optimality: Clemencon, Lugosi and
+    Vayatis 2008). O(N log N) by sorting. NaN where no pair can exist.
+    """
+    p = np.asarray(probability, np.float64).ravel()
+    if not len(p) or np.isnan(p).any():
+        return math.nan
+    value, count = np.unique(p, return_counts=True)
+    positive, negative = value * count, (1 - value) * count
+    below = np.cumsum(negative) - negative  # expected negatives with a lower probability
+    tied = positive * negative - value * (1 - value) * count  # pairs within a tie, less each row with itself
+    right = float((positive * below).sum() + tied.sum() / 2)
+    pairs = float(positive.sum() * negative.sum() - (value * (1 - value) * count).sum())
+    return _ratio(right, pairs)
+
+
+def json_safe(value: Any) -> Any:
+    """`value` with every number that JSON cannot hold (NaN, infinity) as None, numpy scalars as Python's."""
+    if isinstance(value, Mapping):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [json_safe(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _checked(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    label, score = np.asarray(label).ravel(), np.asarray(score, np.float64).ravel()
+    if len(label) != len(score):
+        raise ValueError(f"label has {len(label)} rows, the scores {len(score)}")
+    return label, score
+
+
+def _entropy(rate: float) -> float:
+    if not 0 < rate < 1:  # NaN too
+        return 0.0
+    return -(rate * math.log(rate) + (1 - rate) * math.log1p(-rate))
+
+
+def _ratio(above: float, below: float) -> float:
+    return float(above / below) if below else math.nan
