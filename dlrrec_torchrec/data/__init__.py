@@ -1,0 +1,1 @@
+"""Parquet shards -> batches, and the entity tables for serving."""

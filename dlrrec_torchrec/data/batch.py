@@ -1,0 +1,85 @@
+"""The one batch type of training, evaluation and serving."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.streamable import Pipelineable
+
+from dlrrec_torchrec.schema import PAD_CATEGORY
+
+SPARSE_KEYS = ("category", "user", "item")
+
+
+@dataclasses.dataclass
+class Batch(Pipelineable):
+    """B rows, ready for the model. B may be 0: a rank's share of a short batch.
+
+    Attributes:
+        dense: f32 [B, D].
+        sparse: jagged ids of the features asked for: `category` (0 to 11 codes a row, padding removed), `user` and
+            `item` (one code a row).
+        vectors: modality -> f16 [B, 384].
+        label: f32 [B], 0 or 1.
+        user, item: i64 [B] codes.
+        user_positives, item_positives: i64 [B, P] codes, best first, padded with -1.
+    """
+
+    dense: Tensor
+    sparse: KeyedJaggedTensor
+    vectors: dict[str, Tensor]
+    label: Tensor
+    user: Tensor
+    item: Tensor
+    user_positives: Tensor
+    item_positives: Tensor
+
+    def __len__(self) -> int:
+        return self.label.shape[0]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
+        """A copy on `device`."""
+        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory, from which a GPU copies without waiting."""
+        return self._map(lambda x: x.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of every tensor until `stream` is done with it."""
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            for part in value.values() if isinstance(value, dict) else (value,):
+                part.record_stream(stream)
+
+    def _map(self, function: Callable) -> Batch:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        vectors = {name: function(v) for name, v in values.pop("vectors").items()}
+        return Batch(vectors=vectors, **{name: function(v) for name, v in values.items()})
+
+
+def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str]) -> KeyedJaggedTensor:
+    """The jagged ids of B rows, in the order of `keys`.
+
+    Args:
+        category: i32 or i64 [B, 11], padded with PAD_CATEGORY anywhere.
+        user, item: i32 or i64 [B].
+        keys: out of SPARSE_KEYS.
+
+    Returns:
+        i64 values, i32 lengths. Padding is left out, so that a sum over the ids equals
+        `torch.nn.EmbeddingBag(padding_idx=PAD_CATEGORY, mode="sum")`.
+    """
+    present = category != PAD_CATEGORY
+    one = torch.ones(len(category), dtype=torch.int32)
+    made = {
+        "category": (category[present], present.sum(1, dtype=torch.int32)),
+        "user": (user, one),
+        "item": (item, one),
+    }
+    values = torch.cat([made[key][0].long() for key in keys])
+    return KeyedJaggedTensor(list(keys), values, lengths=torch.cat([made[key][1] for key in keys]))
