@@ -43,7 +43,8 @@ class IngestConfig:
         {}, "for 'table': which column is what, as user=Reviewer item=Restaurant rating=Rating text=Review"
     )
     item_columns: dict = option(
-        {}, "for 'table': columns of the item metadata, as item=Name title=Name categories=Cuisines price=Cost"
+        {},
+        "for 'table': columns of the metadata, as item=Name title=Name categories=Cuisines price=Cost",
     )
     max_rejected: float = option(0.05, "stop if more than this share of the rows is bad")
     size: str = option("small", "for 'synthetic': the size of the world", ("tiny", "small", "paper"))
@@ -56,7 +57,7 @@ class SplitConfig:
 
     method: str = option(
         "random",
-        "random: 3:1 as in the papers; last: each user's last review; folds: one of K; published: the source's",
+        "random: 3:1 as in the papers; last: each user's last; folds: one of K; published: the source's",
         ("random", "last", "folds", "published"),
     )
     min_reviews: int = option(2, "drop users and items with fewer reviews, until stable")
@@ -77,7 +78,7 @@ class ExtractConfig:
     batch_tokens: int = option(4096, "tokens in one encoder batch")
     summary_sentences: int = option(5, "sentences of an extractive summary")
     folds: int = option(5, "cross-fitting folds for each entity's reviews")
-    categories_from: str = option("text", "category types from review text or item metadata", ("text", "items"))
+    categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
     price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
     seed: int = option(0, "seed of the fold assignment")
 
@@ -124,7 +125,7 @@ class ModelConfig:
     image_tower: list = option([64, 32], "layer sizes of the image tower")
     tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
     tower_dropout: float = option(0.0, "dropout on a tower's input vector")
-    dense_arch: list = option([64, 32], "layer sizes of the dense arch; the last is the embedding size for 'dot'")
+    dense_arch: list = option([64, 32], "layer sizes of the dense arch; for 'dot' the last is embedding_dim")
     over_arch: list = option([256, 16, 1], "layer sizes of the top MLP")
     embedding_dim: int = option(32, "columns of the embedding tables")
     category: bool = option(True, "pooled category embedding")
@@ -163,7 +164,7 @@ class TrainConfig:
     class_weights: str = option(
         "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
     )
-    select: str = option("auc", "metric that selects the best epoch under 'strict'", ("auc", "loss", "accuracy"))
+    select: str = option("auc", "metric that selects the best epoch (strict)", ("auc", "loss", "accuracy"))
     patience: int = option(5, "stop after so many epochs without a better one (0: never)")
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
     workers: int = option(0, "loader processes for each rank")
@@ -180,7 +181,7 @@ class RunConfig:
         "strict: nothing but training rows is seen before the test; paper: as the papers describe",
         ("strict", "paper"),
     )
-    seeds: int = option(1, "repeat split, training and evaluation with so many seeds; report mean and deviation")
+    seeds: int = option(1, "repeat the run with so many seeds; report mean and deviation")
     ingest: IngestConfig = field(default_factory=IngestConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)

@@ -162,9 +162,7 @@ def _same_type(a: pa.DataType, b: pa.DataType) -> bool:
     if pa.types.is_string(b):
         return pa.types.is_string(a) or pa.types.is_large_string(a) or pa.types.is_string_view(a)
     if pa.types.is_fixed_size_list(b):
-        return (
-            pa.types.is_fixed_size_list(a) and a.list_size == b.list_size and a.value_type == b.value_type
-        )
+        return pa.types.is_fixed_size_list(a) and a.list_size == b.list_size and a.value_type == b.value_type
     if pa.types.is_list(b):
         return (pa.types.is_list(a) or pa.types.is_large_list(a)) and _same_type(a.value_type, b.value_type)
     return a == b
@@ -178,9 +176,7 @@ def part_files(folder: str | os.PathLike) -> list[Path]:
     return parts
 
 
-def read_table(
-    folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None
-) -> pa.Table:
+def read_table(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
     """All rows of a folder of parts, checked against `schema` (or its `columns`) and in its order and types."""
     parts = part_files(folder)
     wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
@@ -270,7 +266,9 @@ class Manifest:
                 f"{path}: not there; run the stage that writes '{Path(folder).name}' first"
             ) from None
         except json.JSONDecodeError as error:
-            raise DataError(f"{path}: not valid JSON ({error}); delete the folder and run its stage") from None
+            raise DataError(
+                f"{path}: not valid JSON ({error}); delete the folder and run its stage"
+            ) from None
         names = {f.name for f in dataclasses.fields(Manifest)}
         return Manifest(**{k: v for k, v in body.items() if k in names})
 

@@ -1,0 +1,294 @@
+"""The `dlrrec` command: one sub-command for each stage, `run` for all of them."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlrrec_torchrec import __version__
+from dlrrec_torchrec.config import (
+    ContrastiveConfig,
+    ExtractConfig,
+    IngestConfig,
+    ModelConfig,
+    PrepareConfig,
+    RunConfig,
+    SplitConfig,
+    SwingStageConfig,
+    TrainConfig,
+    load_config,
+)
+from dlrrec_torchrec.paths import run_paths
+from dlrrec_torchrec.pipeline import STAGES, describe, for_seed, run, run_stage, train_variant
+from dlrrec_torchrec.schema import DataError
+
+# sub-command -> (sections whose fields are its flags, one line, how it is used)
+COMMANDS: dict[str, tuple[dict[str, type], str, str]] = {
+    "ingest": (
+        {"ingest": IngestConfig},
+        "read a source of reviews into the review table",
+        "dlrrec ingest --source table --reviews reviews.csv --columns user=Reviewer item=Restaurant "
+        "rating=Rating text=Review --run runs/mine",
+    ),
+    "split": (
+        {"split": SplitConfig},
+        "filter the reviews and split them into training, validation and test rows",
+        "dlrrec split --method last --min-reviews 3 --run runs/mine",
+    ),
+    "extract": (
+        {"extract": ExtractConfig},
+        "write summaries, vectors, price tags and categories from the training reviews",
+        "dlrrec extract --folds 5 --run runs/mine",
+    ),
+    "swing": (
+        {"swing": SwingStageConfig},
+        "find each user's and each item's SWING neighbours in the training rows",
+        "dlrrec swing --top-k 20 --run runs/mine",
+    ),
+    "prepare": (
+        {"prepare": PrepareConfig},
+        "join features, vectors and positives into training shards and entity tables",
+        "dlrrec prepare --smoothing 3 --run runs/mine",
+    ),
+    "train": (
+        {"model": ModelConfig, "contrastive": ContrastiveConfig, "train": TrainConfig},
+        "train the run's variants, or one of them; also under torchrun",
+        "dlrrec train --variant dlrrec --epochs 20 --run runs/mine\n"
+        "torchrun --nproc_per_node 2 -m dlrrec_torchrec train --run runs/mine",
+    ),
+    "evaluate": ({}, "score the test rows and the baselines", "dlrrec evaluate --run runs/mine"),
+    "report": ({}, "draw figures, tables and one HTML page", "dlrrec report --run runs/mine"),
+}
+# `run` takes the settings that differ most often as flags; everything else by --set
+SHORTCUTS = {
+    "source": ("ingest", IngestConfig),
+    "reviews": ("ingest", IngestConfig),
+    "items": ("ingest", IngestConfig),
+    "test": ("ingest", IngestConfig),
+    "columns": ("ingest", IngestConfig),
+    "item_columns": ("ingest", IngestConfig),
+    "max_rejected": ("ingest", IngestConfig),
+    "size": ("ingest", IngestConfig),
+    "method": ("split", SplitConfig),
+    "min_reviews": ("split", SplitConfig),
+    "epochs": ("train", TrainConfig),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status (2: input that cannot be used)."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.action(arguments) or 0
+    except DataError as error:
+        print(f"dlrrec: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("dlrrec: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole parser, for the command line and for the tests that check documented commands."""
+    parser = argparse.ArgumentParser(
+        prog="dlrrec", description="From raw reviews to ranked recommendations with DLRREC on TorchRec."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    one = _command(commands, "run", "all stages in order, skipping those that are up to date", run_example())
+    for name, (section, kind) in SHORTCUTS.items():
+        _flag(one, section, kind, name)
+    _flag(one, "", RunConfig, "protocol")
+    _flag(one, "", RunConfig, "seeds")
+    one.add_argument("--until", choices=STAGES, default="report", help="last stage to run (default: report)")
+    one.add_argument("--force", action="store_true", help="begin anew; only the cache of vectors is kept")
+    one.add_argument("-n", type=int, default=10, help="recommendations shown at the end (default: 10)")
+    one.set_defaults(action=_run)
+
+    for name, (sections, line, example) in COMMANDS.items():
+        command = _command(commands, name, line, example)
+        for section, kind in sections.items():
+            for known in dataclasses.fields(kind):
+                _flag(command, section, kind, known.name)
+        command.add_argument("--seed-number", type=int, help="repetition of a run with several seeds")
+        if name in ("split", "train", "evaluate"):
+            _flag(command, "", RunConfig, "protocol")
+        if name == "train":
+            command.add_argument("--variant", help="one variant of the configuration (default: all)")
+        command.set_defaults(action=_stage, stage=name)
+
+    recommend = _command(
+        commands,
+        "recommend",
+        "rank the items that a user has not reviewed",
+        "dlrrec recommend --run runs/demo --user u00012 -n 10",
+    )
+    recommend.add_argument("--user", required=True, help="user id as in the reviews")
+    recommend.add_argument("-n", type=int, default=10, help="how many (default: 10)")
+    recommend.add_argument("--variant", help="trained variant (default: the first)")
+    recommend.add_argument("--include-seen", action="store_true", help="rank items the user has reviewed too")
+    recommend.add_argument("--json", action="store_true", help="machine-readable output")
+    recommend.add_argument("--seed-number", type=int, help="repetition of a run with several seeds")
+    recommend.set_defaults(action=_recommend)
+
+    doctor = commands.add_parser("doctor", help="what is installed, and whether it fits together")
+    doctor.set_defaults(action=_doctor)
+    return parser
+
+
+def run_example() -> str:
+    """How `dlrrec run` is used."""
+    return (
+        "dlrrec run --config configs/demo.yaml\n"
+        "dlrrec run --config configs/zomato.yaml --reviews reviews.csv --items restaurants.csv --seeds 5\n"
+        "dlrrec run --config configs/demo.yaml --set train.lr=0.003 contrastive.temperature=0.2"
+    )
+
+
+def _command(commands: Any, name: str, line: str, example: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=line,
+        description=line[0].upper() + line[1:] + ".",
+        epilog="examples:\n  " + example.replace("\n", "\n  "),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("--config", help="YAML file of the run (default: RUN/config.yaml if there is one)")
+    command.add_argument("--run", help="folder of the run (default: runs/ and the configuration's name)")
+    command.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="change any setting of the configuration",
+    )
+    return command
+
+
+def _flag(parser: argparse.ArgumentParser, section: str, kind: type, name: str) -> None:
+    """One flag for one field of a configuration dataclass; only flags that are given override anything."""
+    known = next(f for f in dataclasses.fields(kind) if f.name == name)
+    default = known.default if known.default is not dataclasses.MISSING else known.default_factory()
+    shown = " ".join(map(str, default)) if isinstance(default, list) else default
+    text = known.metadata["help"].replace("%", "%%")
+    text += f" (default: {shown})" if default not in ("", None, {}) else ""
+    options: dict[str, Any] = {
+        "dest": f"config:{section}.{name}" if section else f"config:{name}",
+        "default": argparse.SUPPRESS,
+        "help": text,
+    }
+    if isinstance(default, bool):
+        options["action"] = argparse.BooleanOptionalAction
+    elif isinstance(default, dict):
+        options |= {"nargs": "+", "metavar": "KEY=VALUE", "type": _pair}
+    elif isinstance(default, list):
+        options |= {"nargs": "+", "metavar": name.upper(), "type": type(default[0])}
+    else:
+        hint = typing.get_type_hints(kind)[name]
+        options["type"] = next((t for t in (int, float, str) if hint is t), float)
+        choices = known.metadata.get("choices")
+        options |= {"choices": choices} if choices else {"metavar": name.upper()}
+    parser.add_argument("--" + name.replace("_", "-"), **options)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key or not value:
+        raise argparse.ArgumentTypeError(f"'{text}' is not KEY=VALUE, such as user=Reviewer")
+    return key, value
+
+
+def _configuration(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
+    """The settings and the folder of this call: file, then --set, then flags."""
+    folder = arguments.run or f"runs/{Path(arguments.config).stem if arguments.config else 'demo'}"
+    path = arguments.config
+    kept = Path(folder) / "config.yaml"
+    if path is None and kept.exists():
+        path = kept
+    overrides: dict[str, Any] = {}
+    for text in arguments.set:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise DataError(f"--set {text}: must be SECTION.KEY=VALUE, such as train.lr=0.003")
+        overrides[key] = yaml.safe_load(value)
+    for key, value in vars(arguments).items():
+        if key.startswith("config:"):
+            pairs = isinstance(value, list) and value and isinstance(value[0], tuple)
+            overrides[key.removeprefix("config:")] = dict(value) if pairs else value
+    return load_config(path, overrides), Path(folder)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    config, folder = _configuration(arguments)
+    every = run(config, folder, until=arguments.until, force=arguments.force)
+    if arguments.until != "report":
+        return 0
+    from dlrrec_torchrec.recommend import example_user, recommend
+    from dlrrec_torchrec.report import format_table
+
+    print()
+    print(format_table(every[0].report))
+    first = every[0]
+    name = next(iter(config.variants))
+    user = example_user(first.shards)
+    print(recommend(first.shards, first.train(name), user, arguments.n).to_text())
+    print(f"more:   dlrrec recommend --run {folder} --user ID -n {arguments.n}")
+    print(f"report: {first.report / 'index.html'}")
+    return 0
+
+
+def _stage(arguments: argparse.Namespace) -> int:
+    config, folder = _configuration(arguments)
+    every = run_paths(folder, config.seeds)
+    if arguments.stage == "report":
+        from dlrrec_torchrec.report import format_table, report
+
+        report(every, list(config.variants), every[0].report)
+        print(format_table(every[0].report))
+        return 0
+    numbers = range(config.seeds) if arguments.seed_number is None else [arguments.seed_number]
+    for number in numbers:
+        if not 0 <= number < config.seeds:
+            raise DataError(f"--seed-number {number}: this run has the seeds 0 to {config.seeds - 1}")
+        seeded, paths = for_seed(config, number), every[number]
+        if arguments.stage == "train" and arguments.variant:
+            manifests = [train_variant(seeded, arguments.variant, paths)]
+        else:
+            manifests = run_stage(arguments.stage, seeded, paths)
+        if int(os.environ.get("RANK", "0")) == 0:
+            for manifest in manifests:
+                print(describe(arguments.stage, manifest))
+        if arguments.stage == "ingest":
+            break
+    return 0
+
+
+def _recommend(arguments: argparse.Namespace) -> int:
+    from dlrrec_torchrec.recommend import recommend
+
+    config, folder = _configuration(arguments)
+    paths = run_paths(folder, config.seeds)[arguments.seed_number or 0]
+    name = arguments.variant or next(iter(config.variants))
+    found = recommend(
+        paths.shards, paths.train(name), arguments.user, arguments.n, include_seen=arguments.include_seen
+    )
+    print(found.to_json() if arguments.json else found.to_text())
+    return 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    from dlrrec_torchrec.doctor import doctor
+
+    return doctor()
