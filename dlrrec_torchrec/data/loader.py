@@ -1,0 +1,203 @@
+"""Shards -> batches: the same global batches for every number of ranks and workers.
+
+The n rows of the split, in the epoch's order (see `order`), are cut into K = ceil(n / global batch size)
+global batches of equal size, give or take one row: there is no ragged last batch, and no row is dropped.
+Rank r of R takes rows [m·r/R, m·(r+1)/R) of a global batch of m rows: all ranks have the same number of
+batches, so that no collective waits for a rank that has finished. A share is empty only where m < R.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dlrrec_torchrec.data.batch import SPARSE_KEYS, Batch, make_sparse
+from dlrrec_torchrec.data.order import WINDOW_ROWS, EpochOrder
+from dlrrec_torchrec.data.shards import ShardReader
+from dlrrec_torchrec.schema import DataError
+
+
+class ShardDataset(Dataset):
+    """`dataset[epoch, g]` is this rank's share of global batch g of an epoch."""
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        batch_size: int,
+        sparse_keys: tuple[str, ...],
+        rank: int,
+        world_size: int,
+        seed: int,
+        shuffle: bool,
+        drop_last: bool,
+        window_rows: int,
+    ) -> None:
+        self._reader, self._keys = reader, sparse_keys
+        self._rank, self._world, self._seed, self._shuffle = rank, world_size, seed, shuffle
+        self._window_rows = window_rows
+        self._sizes = [chunk.rows for chunk in reader.chunks]
+        whole = batch_size * world_size
+        rows = sum(self._sizes)
+        self.batches = rows // whole if drop_last else -(-rows // whole)
+        self.rows = self.batches * whole if drop_last else rows
+        self._order: tuple[int, EpochOrder] | None = None
+        self._cache: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._cached_rows = 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __getitem__(self, key: tuple[int, int]) -> Batch:
+        epoch, number = key
+        if self._order is None or self._order[0] != epoch:
+            order = EpochOrder(self._sizes, self._seed, epoch, self._shuffle, self._window_rows)
+            self._order = (epoch, order)
+        low, high = (self.rows * g // self.batches for g in (number, number + 1))
+        chunk, row = self._order[1].rows(low, high)
+        share = slice(*((high - low) * r // self._world for r in (self._rank, self._rank + 1)))
+        return self._batch(chunk[share], row[share])
+
+    def _batch(self, chunk: np.ndarray, row: np.ndarray) -> Batch:
+        cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(chunk)]
+        pieces = [(self._columns(int(chunk[a])), row[a:b]) for a, b in pairwise(cuts) if a < b]
+        pieces = pieces or [(self._columns(0), row)]  # an empty share still needs columns of the right types
+        columns = {name: _gather(pieces, name) for name in pieces[0][0]}
+        user, item = columns["user"].long(), columns["item"].long()
+        return Batch(
+            dense=columns["dense"],
+            sparse=make_sparse(columns["category"], user, item, self._keys),
+            vectors={name: columns[name] for name in self._reader.modalities},
+            label=columns["label"],
+            user=user,
+            item=item,
+            user_positives=columns["user_positives"].long(),
+            item_positives=columns["item_positives"].long(),
+        )
+
+    def _columns(self, chunk: int) -> dict[str, Tensor]:
+        """A chunk's columns, read or out of the cache (the least recently used chunks make room)."""
+        if chunk in self._cache:
+            self._cache.move_to_end(chunk)
+        else:
+            self._cache[chunk] = self._reader.read(chunk)
+            self._cached_rows += self._sizes[chunk]
+            while self._cached_rows > 2 * self._window_rows and len(self._cache) > 1:
+                old, _ = self._cache.popitem(last=False)
+                self._cached_rows -= self._sizes[old]
+        return self._cache[chunk]
+
+
+def _gather(pieces: list[tuple[dict[str, Tensor], np.ndarray]], name: str) -> Tensor:
+    """The rows of all pieces under each other: a view where they are one run of one chunk, else one copy."""
+    columns, rows = pieces[0]
+    if len(pieces) == 1 and (len(rows) == 0 or rows[-1] - rows[0] == len(rows) - 1):
+        return columns[name][rows[0] : rows[-1] + 1] if len(rows) else columns[name][:0]
+    total = sum(len(rows) for _, rows in pieces)
+    out = columns[name].new_empty((total, *columns[name].shape[1:]))
+    start = 0
+    for columns, rows in pieces:
+        end = start + len(rows)
+        torch.index_select(columns[name], 0, torch.from_numpy(rows), out=out[start:end])
+        start = end
+    return out
+
+
+class _Epoch:
+    """Sampler: the keys of one epoch's batches. Workers learn the epoch from the keys."""
+
+    def __init__(self, batches: int) -> None:
+        self.epoch, self.batches = 0, batches
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(self.epoch, number) for number in range(self.batches)])
+
+    def __len__(self) -> int:
+        return self.batches
+
+
+class ShardLoader:
+    """Iterating yields this rank's batches of one epoch; `len` is their number, the same on every rank."""
+
+    def __init__(self, dataset: ShardDataset, workers: int, pin_memory: bool) -> None:
+        self.dataset = dataset
+        self._epoch = _Epoch(len(dataset))
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,  # the data set makes whole batches
+            sampler=self._epoch,
+            num_workers=workers,
+            pin_memory=pin_memory,
+            persistent_workers=workers > 0,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, which with the seed decides the order, for the iterations that follow."""
+        self._epoch.epoch = epoch
+
+    @property
+    def rows(self) -> int:
+        """Rows of an epoch over all ranks."""
+        return self.dataset.rows
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._loader)
+
+
+def make_loader(
+    shards_dir: str | os.PathLike,
+    split: str,
+    batch_size: int,
+    *,
+    modalities: list[str],
+    positives: int,
+    sparse_keys: tuple[str, ...] = ("category",),
+    rank: int = 0,
+    world_size: int = 1,
+    seed: int = 0,
+    shuffle: bool = False,
+    workers: int = 0,
+    drop_last: bool = False,
+    pin_memory: bool = False,
+    window_rows: int = WINDOW_ROWS,
+) -> ShardLoader:
+    """A loader of one split's batches for one rank.
+
+    Args:
+        shards_dir: what the prepare stage wrote.
+        split: train, val or test.
+        batch_size: rows of a batch on each rank, at most: batches of equal size fill the epoch. With
+            `drop_last` every batch has exactly so many, and the rest of the epoch's order is left out.
+        modalities: vectors to read, out of those in the shards.
+        positives: neighbours of the user and of the item to hand on, at most.
+        sparse_keys: jagged features to make, out of category, user and item.
+        rank, world_size: which share of each global batch.
+        seed, shuffle: what decides the order of each epoch; without `shuffle`, the order of the files.
+        workers: processes that make batches (batch g by worker g mod workers); 0: this process. The order is
+            the same. Each keeps its own two windows of rows.
+        pin_memory: put batches into page-locked memory, for a GPU.
+        window_rows: rows shuffled together.
+
+    Raises:
+        DataError: shards, split, modality or key that is not there; a part of the wrong schema; while
+            iterating, a value that is out of range.
+    """
+    if batch_size < 1:
+        raise DataError(f"batch size {batch_size}: must be at least 1 for each rank")
+    for key in sparse_keys:
+        if key not in SPARSE_KEYS:
+            raise DataError(f"unknown sparse feature '{key}' (known: {', '.join(SPARSE_KEYS)})")
+    reader = ShardReader(shards_dir, split, list(modalities), positives)
+    dataset = ShardDataset(
+        reader, batch_size, tuple(sparse_keys), rank, world_size, seed, shuffle, drop_last, window_rows
+    )
+    return ShardLoader(dataset, workers, pin_memory)
