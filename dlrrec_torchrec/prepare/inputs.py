@@ -1,0 +1,178 @@
+"""What the stages before left, as arrays over codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dlrrec_torchrec.prepare.leave_one_out import CHUNK_ROWS
+from dlrrec_torchrec.prepare.vocabulary import encode, encode_lists, sorted_names
+from dlrrec_torchrec.schema import (
+    ITEMS,
+    NEIGHBORS,
+    REVIEW_CONTENT,
+    SPLIT,
+    VECTOR_DIM,
+    DataError,
+    check_schema,
+    part_files,
+    read_table,
+)
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """Rows of one split in their order: codes int32, rating and label float32, each [N]."""
+
+    user: np.ndarray
+    item: np.ndarray
+    rating: np.ndarray
+    label: np.ndarray
+
+
+def training_ids(train_dir: Path) -> tuple[pa.Array, pa.Array]:
+    """The ids of the training rows' users and items in sorted order: position = code."""
+    table = read_table(train_dir, SPLIT, ["user_id", "item_id"])
+    if table.num_rows == 0:
+        raise DataError(f"{train_dir}: no training rows; relax the filters of the split (--min-reviews)")
+    return sorted_names(table["user_id"]), sorted_names(table["item_id"])
+
+
+def read_split(
+    folder: Path, users: pa.Array, items: pa.Array, rating_range: tuple[float, float]
+) -> SplitRows:
+    """Read one split. Raises DataError for an id that has no code and for a rating outside the range."""
+    table = read_table(folder, SPLIT, ["user_id", "item_id", "rating", "label"])
+    codes = {}
+    for column, known in (("user_id", users), ("item_id", items)):
+        codes[column] = encode(table[column], known)
+        if len(unknown := np.flatnonzero(codes[column] < 0)):
+            raise DataError(
+                f"{folder}: row {unknown[0]}: {column} '{table[column][unknown[0]]}' has no training row "
+                f"({len(unknown)} such rows); every tested id needs one: run split again"
+            )
+    values = {c: table[c].to_numpy().astype(np.float32) for c in ("rating", "label")}
+    low, high = rating_range
+    if not ((values["rating"] >= low) & (values["rating"] <= high)).all():  # NaN and null fail too
+        worst = np.nanmin(values["rating"]), np.nanmax(values["rating"])
+        raise DataError(
+            f"{folder}: column 'rating' holds {worst[0]:g} to {worst[1]:g} (or nothing), outside the "
+            f"range {low:g} to {high:g}; give the source's own with --rating-range LOWEST HIGHEST"
+        )
+    return SplitRows(codes["user_id"], codes["item_id"], values["rating"], values["label"])
+
+
+@dataclass(frozen=True)
+class ReviewIndex:
+    """Where the content of each training row is: for each content row its training row, and the folds [N]."""
+
+    row: np.ndarray  # int64, in the order of content/reviews
+    user_fold: np.ndarray  # int64 [N]
+    item_fold: np.ndarray
+
+
+def index_reviews(folder: Path, train: SplitRows, users: pa.Array, items: pa.Array) -> ReviewIndex:
+    """Match content/reviews with the training rows by (user, item).
+
+    Raises DataError unless both hold the same pairs, each once.
+    """
+    table = read_table(folder, REVIEW_CONTENT, ["user_id", "item_id", "user_fold", "item_fold"])
+    key = train.user.astype(np.int64) * len(items) + train.item
+    order = np.argsort(key, kind="stable")
+    user, item = encode(table["user_id"], users), encode(table["item_id"], items)
+    found = np.where((user < 0) | (item < 0), -1, user.astype(np.int64) * len(items) + item)
+    row = order[np.minimum(np.searchsorted(key, found, sorter=order), len(key) - 1)]
+    known = key[row] == found
+    wrong = np.flatnonzero(np.bincount(row[known], minlength=len(key)) != 1)
+    if len(wrong) or not known.all():
+        if len(wrong):
+            example = users[train.user[wrong[0]]], items[train.item[wrong[0]]]
+        else:
+            example = tuple(table[c][int(np.argmin(known))] for c in ("user_id", "item_id"))
+        raise DataError(
+            f"{folder}: user '{example[0]}', item '{example[1]}' must be here once if a training row "
+            "and not at all if none; run split and extract again"
+        )
+    folds = {}
+    for column in ("user_fold", "item_fold"):
+        folds[column] = np.empty(len(key), np.int64)
+        folds[column][row] = table[column].to_numpy()
+    return ReviewIndex(row, folds["user_fold"], folds["item_fold"])
+
+
+class FoldIndex:
+    """Rows of a content table by entity and fold."""
+
+    def __init__(self, table: pa.Table, ids: pa.Array):
+        """`table`: columns id and fold; `ids`: the entities in code order."""
+        code, fold = encode(table["id"], ids), table["fold"].to_numpy().astype(np.int64)
+        self._span = int(fold.max(initial=0)) + 2
+        key = np.where(code < 0, -1, code.astype(np.int64) * self._span + fold + 1)  # -1 is never asked for
+        self._order = np.argsort(key, kind="stable")
+        self._key = key[self._order]
+
+    def find(self, code: np.ndarray, fold: np.ndarray | int) -> np.ndarray:
+        """int64 rows of the table for pairs of entity and fold (-1: the whole); -1 where it has none."""
+        fold = np.broadcast_to(fold, code.shape)
+        key = np.where(fold + 1 < self._span, code.astype(np.int64) * self._span + fold + 1, -2)
+        if not len(self._key):
+            return np.full(len(code), -1)
+        at = np.minimum(np.searchsorted(self._key, key), len(self._key) - 1)
+        return np.where(self._key[at] == key, self._order[at], -1)
+
+
+def map_vectors(
+    folder: Path, schema: pa.Schema, column: str, scratch: Path, row: np.ndarray | None = None
+) -> np.ndarray:
+    """Copy a vector column to the file `scratch` and map it: float16 [M, 384], zeros for null.
+
+    On disk, not in memory, so that rows can be gathered in any order at any size. `row` gives each table row
+    its place (default: its own number). Raises DataError for a value that is not finite.
+    """
+    parts = part_files(folder)
+    total = sum(pq.read_metadata(part).num_rows for part in parts)
+    vectors = np.memmap(scratch, np.float16, "w+", shape=(max(total, 1), VECTOR_DIM))
+    start = 0
+    for part in parts:
+        check_schema(pq.read_schema(part), pa.schema([schema.field(column)]), part)
+        for batch in pq.ParquetFile(part).iter_batches(CHUNK_ROWS, columns=[column]):
+            chunk = batch.column(0)
+            present = chunk.is_valid().to_numpy(zero_copy_only=False)
+            values = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, VECTOR_DIM)
+            if not np.isfinite(values).all():
+                raise DataError(
+                    f"{part}: column '{column}' holds a value that is not finite; run extract again"
+                )
+            place = np.arange(start, start + len(chunk)) if row is None else row[start : start + len(chunk)]
+            vectors[place[present]] = values
+            start += len(chunk)
+    return vectors
+
+
+def read_positives(folder: Path, ids: pa.Array, limit: int) -> pa.ListArray:
+    """The codes (int32 lists) of each entity's first `limit` neighbours with a positive score."""
+    table = read_table(folder, NEIGHBORS).combine_chunks()
+    scores = pc.list_flatten(table["scores"]).to_numpy()
+    if not pc.list_value_length(table["scores"]).equals(pc.list_value_length(table["neighbors"])):
+        raise DataError(f"{folder}: columns 'neighbors' and 'scores' differ in length; run neighbors again")
+    owner = encode(table["id"], ids)
+    parent, _, code = encode_lists(table["neighbors"], ids, limit, scores > 0)
+    parent, code = owner[parent][owner[parent] >= 0], code[owner[parent] >= 0]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(parent, minlength=len(ids)))])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array(code[np.argsort(parent, kind="stable")], pa.int32())
+    )
+
+
+def read_titles(items_dir: Path, ids: pa.Array) -> pa.Array:
+    """Titles of the items in code order, null where there is none."""
+    if not (items_dir / "manifest.json").exists():
+        return pa.nulls(len(ids), pa.string())
+    table = read_table(items_dir, ITEMS, ["item_id", "title"])
+    where = pc.index_in(ids, value_set=table["item_id"].combine_chunks())
+    return table["title"].combine_chunks().take(where)

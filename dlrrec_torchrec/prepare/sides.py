@@ -1,0 +1,73 @@
+"""One side of the rows, users or items: everything known of its entities, whole and left-one-out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from dlrrec_torchrec.prepare.leave_one_out import RatingStatistics, Vectors
+from dlrrec_torchrec.schema import PAD_CATEGORY, PRICE_TAGS
+
+
+@dataclass(frozen=True)
+class ItemLabels:
+    """Price tags and categories by content row (an item without one fold), and where to look them up."""
+
+    price: np.ndarray  # uint8 [C], position in PRICE_TAGS
+    category: np.ndarray  # uint8 [C, 11]
+    by_row: np.ndarray  # int64 [N], content row of each training row, -1 for none
+    by_entity: np.ndarray  # int64 [E], content row of each item, from all its reviews
+
+
+@dataclass(frozen=True)
+class Features:
+    """What n rows see of one side."""
+
+    code: np.ndarray  # int32 [n]
+    count: np.ndarray  # int64 [n]
+    mean: np.ndarray  # float32 [n], NaN for none
+    vectors: dict[str, np.ndarray]  # modality -> float16 [n, 384]
+    positives: pa.ListArray  # int32 lists
+    price_tag: np.ndarray | None = None  # str objects [n]
+    category: np.ndarray | None = None  # int32 [n, 11]
+
+
+@dataclass(frozen=True)
+class Side:
+    """The tables behind `Features`."""
+
+    entity: np.ndarray  # int32 [N], code of each training row's entity
+    ratings: RatingStatistics
+    vectors: dict[str, Vectors]
+    positives: pa.ListArray  # in code order
+    labels: ItemLabels | None = None
+
+    def of_rows(self, rows: np.ndarray) -> Features:
+        """Features of training rows (int [n]), without what each leaves out."""
+        return self._features(
+            self.entity[rows],
+            self.ratings.row_count[rows],
+            self.ratings.row_mean[rows],
+            {m: vectors.of_rows(rows) for m, vectors in self.vectors.items()},
+            self.labels and self.labels.by_row[rows],
+        )
+
+    def of_entities(self, codes: np.ndarray) -> Features:
+        """Features of entities (int32 [n]) from all training rows: what validation, test and serving see."""
+        return self._features(
+            codes,
+            self.ratings.count[codes],
+            self.ratings.mean[codes],
+            {m: vectors.of_entities(codes) for m, vectors in self.vectors.items()},
+            self.labels and self.labels.by_entity[codes],
+        )
+
+    def _features(self, code, count, mean, vectors, content) -> Features:
+        labels = {}
+        if self.labels:
+            price, category = self.labels.price[content], self.labels.category[content].astype(np.int32)
+            price[content < 0], category[content < 0] = 0, PAD_CATEGORY
+            labels = {"price_tag": np.array(PRICE_TAGS, object)[price], "category": category}
+        return Features(code, count, mean, vectors, self.positives.take(pa.array(code)), **labels)
