@@ -1,0 +1,186 @@
+"""Menus, titles and review texts of the synthetic world.
+
+A review's sentences speak of dishes and service in words of its rating, of prices in words of the
+restaurant's level, and of the types that the user likes or avoids; a sixth of them say nothing of these. One
+rating and level in four is heard one step off, so no sentence is sure evidence.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlrrec_torchrec.ingest.synthetic import lexicon
+from dlrrec_torchrec.schema import category_types
+
+SHARE_WITHOUT_TEXT = 0.08
+LENGTHS = (0.2, 0.3, 0.27, 0.15, 0.08)  # shares of texts with 1, 2, ... 5 sentences
+COSTS = (8, 18, 35, 70)  # of a meal, by price level, in currency units
+KINDS = {
+    "dish": 0.27,
+    "kind": 0.1,
+    "taste": 0.13,
+    "place": 0.13,
+    "price": 0.1,
+    "verdict": 0.11,
+    "noise": 0.16,
+}
+
+TYPE_NAMES = category_types()
+_DISHES = [(dish, vessel, family) for family, dishes in lexicon.DISHES.items() for dish, vessel in dishes]
+DISH_NAMES = [dish for dish, _, _ in _DISHES]
+DISH_VESSELS = [vessel for _, vessel, _ in _DISHES]
+
+
+def _type_dishes() -> list[list[int]]:
+    """The dishes of each type: those that bear its name, else all of its family."""
+    dishes = []
+    for name in TYPE_NAMES:
+        family = next(f for f, types in lexicon.FAMILY_TYPES.items() if name in types)
+        ours = [d for d, (_, _, of) in enumerate(_DISHES) if of == family]
+        named = [d for d in ours if name.lower().rstrip("s") in DISH_NAMES[d]]
+        dishes.append(named or ours)
+    return dishes
+
+
+TYPE_DISHES = _type_dishes()
+
+
+def make_menus(rng: np.random.Generator, types: list[np.ndarray]) -> list[list[int]]:
+    """A few distinct dish codes (into DISH_NAMES) for each item: two draws for each type and one of all dishes."""
+    menus = []
+    for codes in types:
+        draws = rng.random(2 * len(codes) + 1)
+        dishes = [_pick(TYPE_DISHES[code], u) for code, u in zip(np.repeat(codes, 2), draws, strict=False)]
+        neighbour = (dishes[0] + 1 + int(draws[-1] * (len(DISH_NAMES) - 1))) % len(DISH_NAMES)
+        menus.append(list(dict.fromkeys([*dishes, neighbour])))
+    return menus
+
+
+def make_titles(rng: np.random.Generator, types: list[np.ndarray]) -> list[str]:
+    """An invented name for each item; half of them say the main type."""
+    titles = []
+    for codes, (first, second, says) in zip(types, rng.random((len(types), 3)), strict=True):
+        words = [_pick(lexicon.TITLE_FIRST, first), _pick(lexicon.TITLE_SECOND, second)]
+        titles.append(" ".join(words + [TYPE_NAMES[codes[0]]] * bool(says < 0.5)))
+    return titles
+
+
+def make_prices(rng: np.random.Generator, level: np.ndarray) -> np.ndarray:
+    """Currency units for a meal, f32 [I], whole numbers around the cost of each item's level [I]."""
+    return np.round(np.asarray(COSTS)[level] * rng.uniform(0.8, 1.25, len(level))).astype(np.float32)
+
+
+def compose(
+    rng: np.random.Generator,
+    user: np.ndarray,
+    item: np.ndarray,
+    rating: np.ndarray,
+    *,
+    taste: np.ndarray,
+    sensitivity: np.ndarray,
+    types: list[np.ndarray],
+    menus: list[list[int]],
+    price_level: np.ndarray,
+    price: np.ndarray,
+) -> list[str | None]:
+    """The text of each of R reviews (user, item, rating: i64 [R]), None for those without words.
+
+    taste [U, T] and sensitivity [U] are the users'; types, menus (lists of I), price_level [I] and price [I]
+    the items'. Users who mind prices speak of them more often.
+    """
+    reviews, longest = len(user), len(LENGTHS)
+    order = np.argsort(taste, axis=1)
+    avoided, liked = order[:, :4], order[:, :-5:-1]
+    length = 1 + rng.choice(longest, reviews, p=LENGTHS)
+    length[rng.random(reviews) < SHARE_WITHOUT_TEXT] = 0
+    kinds = rng.choice(list(KINDS), (reviews, longest), p=list(KINDS.values()))
+    minds = (sensitivity[user] > 1)[:, None] & (rng.random((reviews, longest)) < 0.2)
+    kinds[minds] = "price"
+    shift = rng.choice((-1, 0, 1), (reviews, longest, 2), p=(0.125, 0.75, 0.125))
+    heard_rating = np.clip(rating[:, None] + shift[..., 0], 1, 5)
+    heard_level = np.clip(price_level[item][:, None] + shift[..., 1], 0, 3)
+    chance = rng.random((reviews, longest, 8))
+
+    texts: list[str | None] = []
+    for r in range(reviews):
+        sentences = [
+            sentence(
+                kinds[r, s],
+                chance[r, s].tolist(),
+                rating=int(heard_rating[r, s]),
+                price_level=int(heard_level[r, s]),
+                price=float(price[item[r]]),
+                menu=menus[item[r]],
+                types=types[item[r]],
+                liked=liked[user[r]],
+                avoided=avoided[user[r]],
+            )
+            for s in range(length[r])
+        ]
+        texts.append(" ".join(dict.fromkeys(sentences)) or None)
+    return texts
+
+
+def sentence(
+    kind: str,
+    chance: list[float],
+    *,
+    rating: int,
+    price_level: int,
+    price: float,
+    menu: list[int],
+    types: np.ndarray,
+    liked: np.ndarray,
+    avoided: np.ndarray,
+) -> str:
+    """One sentence of a kind out of KINDS. The eight numbers of `chance`, in [0, 1), make every choice."""
+    a, b, c, d, e, f, g, h = chance
+    values: dict[str, object] = {}
+    if kind == "dish":
+        template, words = _pick(lexicon.DISH, a), lexicon.FOOD_WORDS[rating - 1]
+        at = int(b * len(menu))
+        other = menu[(at + 1 + int(c * (len(menu) - 1))) % len(menu)]
+        values = {
+            "dish": DISH_NAMES[menu[at]],
+            "dish2": DISH_NAMES[other],
+            "word": _pick(words, d),
+            "word2": _pick(words, e),
+        }
+    elif kind == "kind":
+        template, words = _pick(lexicon.KIND, a), lexicon.FOOD_WORDS[rating - 1]
+        values = {"type": TYPE_NAMES[_pick(types, b)], "word": _pick(words, c)}
+    elif kind == "taste":
+        likes = h < 0.7
+        template = _pick(lexicon.LIKES if likes else lexicon.DISLIKES, a)
+        code = _pick(liked if likes else avoided, b)
+        values = {"type": TYPE_NAMES[code], "dish": DISH_NAMES[_pick(TYPE_DISHES[code], c)]}
+    elif kind == "place":
+        template = _pick(lexicon.PLACE, a)
+        values = {"word": _pick(lexicon.SERVICE_WORDS[rating - 1], b)}
+    elif kind == "price":
+        template = _pick(lexicon.PRICE[price_level], a)
+        values = {"cost": f"{5 * max(1, round(price / 5))} dollars"}
+    elif kind == "verdict":
+        template = _pick(lexicon.VERDICTS[rating - 1], a)
+    else:
+        template = _pick(lexicon.NOISE, a)
+    values |= {
+        "day": _pick(lexicon.DAYS, e),
+        "time": _pick(lexicon.TIMES, f),
+        "colour": _pick(lexicon.COLOURS, f),
+        "count": 2 + int(6 * f),
+    }
+    opener = _pick(lexicon.OPENERS, g)
+    text = opener + _lowered(template.format(**values), opener)
+    return text[0].upper() + text[1:] + ("!" if h > 0.85 else ".")
+
+
+def _lowered(text: str, opener: str) -> str:
+    """`text` to go on after an opener: its first letter small unless it is a name or "I"."""
+    word = text.split(" ", 1)[0]
+    keep = not opener or word == "I" or any(name.split(" ", 1)[0] == word for name in TYPE_NAMES)
+    return text if keep else text[0].lower() + text[1:]
+
+
+def _pick(options, chance: float):
+    return options[int(chance * len(options))]

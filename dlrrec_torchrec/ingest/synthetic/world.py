@@ -1,0 +1,259 @@
+"""The hidden truth of the synthetic world: tastes, restaurants, visits, probabilities and ratings.
+
+log-odds of a positive review = bias + affinity(user, item) + quality(item) + leniency(user) - price term,
+where the affinity is a bilinear form of the user's liking of types and the item's types, and the price term
+is the user's sensitivity times the item's price level. Both vary by user *and* item, beyond any means.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dlrrec_torchrec.ingest.synthetic.lexicon import FAMILIES, FAMILY_TYPES
+from dlrrec_torchrec.schema import CATEGORY_SLOTS, NUM_CATEGORIES, DataError, category_types
+
+# size -> reviews, users, items; "paper" has the counts of DLRREC's filtered data (57,005 + 17,402 reviews)
+SIZES = {"tiny": (600, 150, 60), "small": (4_000, 700, 250), "paper": (74_407, 28_912, 15_290)}
+TASTE_CLUSTERS = 8
+POSITIVE_RATE = 7 / 8
+PRICE_SHARES = (0.3, 0.4, 0.2, 0.1)  # of the price levels, cheap to expensive
+EPOCH = 1_514_764_800  # 2018-01-01, seconds
+SPAN = 4 * 365 * 86_400  # seconds from the first review to the last
+# Standard deviation of each part of the log-odds, over the reviews.
+WEIGHTS = {"affinity": 1.3, "quality": 0.8, "leniency": 0.7, "price": 0.6}
+
+
+@dataclasses.dataclass
+class World:
+    """U users, I items, R reviews in the order of time; T = 179 types, F families."""
+
+    taste: np.ndarray  # f64 [U, T] liking of each type
+    cluster: np.ndarray  # i64 [U] taste cluster
+    sensitivity: np.ndarray  # f64 [U] dislike of high prices
+    types: list[np.ndarray]  # I arrays of type codes, main type first
+    family: np.ndarray  # i64 [I] family of the main type
+    price_level: np.ndarray  # i64 [I] 0 (cheap) to 3 (expensive)
+    quality: np.ndarray  # f64 [I]
+    user: np.ndarray  # i64 [R]
+    item: np.ndarray  # i64 [R]
+    probability: np.ndarray  # f64 [R] of a positive review
+    means: np.ndarray  # f64 [R] log-odds with only the user's and the item's mean over the other side
+    rating: np.ndarray  # i64 [R] 1 to 5; positive from 4
+    timestamp: np.ndarray  # i64 [R] seconds
+
+
+def make_world(size: str, seed: int) -> World:
+    """The world of a size and a seed. Raises DataError for an unknown size or a negative seed."""
+    if size not in SIZES:
+        raise DataError(f"--size: {size!r} is not one of {', '.join(SIZES)}")
+    if seed < 0:
+        raise DataError(f"--seed: {seed} must be at least 0")
+    reviews, users, items = SIZES[size]
+    rng = np.random.default_rng(seed)
+    type_family = _type_families()
+
+    cluster, taste, visit = _tastes(rng, users, type_family)
+    family = rng.choice(len(FAMILIES), items, p=visit.mean(0))
+    types = _item_types(rng, family, type_family)
+    profile = np.zeros((items, NUM_CATEGORIES))
+    for row, codes in zip(profile, types, strict=True):
+        row[codes] = 1 / len(codes)
+    level = rng.choice(len(PRICE_SHARES), items, p=PRICE_SHARES)
+    popularity = rng.permutation(items)  # rank of each item
+    quality = rng.standard_normal(items) - 0.4 * _standard(np.log(popularity + 10))
+    sensitivity = 0.4 + rng.standard_normal(users)
+    leniency = rng.standard_normal(users)
+
+    user_degree = degrees(rng, reviews, rng.permutation(users), shift=20)
+    item_degree = degrees(rng, reviews, popularity, shift=10)
+    user, item = visits(rng, user_degree, item_degree, visit, family)
+    time = rng.integers(EPOCH, EPOCH + SPAN, reviews)
+    order = np.lexsort((item, user, time))
+    user, item, time = user[order], item[order], time[order]
+
+    affinity = Bilinear(taste, profile)
+    price = Bilinear(-sensitivity[:, None], (level - level.mean())[:, None])
+    logit, means = np.zeros(reviews), np.zeros(reviews)
+    for part, weight in ((affinity, WEIGHTS["affinity"]), (price, WEIGHTS["price"])):
+        full = part.pairs(user, item)
+        logit += weight * _standard(full)
+        means += weight / full.std() * part.main_effects(user, item)
+    for part, weight in ((quality[item], WEIGHTS["quality"]), (leniency[user], WEIGHTS["leniency"])):
+        logit += weight * _standard(part)
+        means += weight * _standard(part)
+    logit += _bias(logit, POSITIVE_RATE)
+    probability = 1 / (1 + np.exp(-logit))
+    return World(
+        taste=taste,
+        cluster=cluster,
+        sensitivity=sensitivity,
+        types=types,
+        family=family,
+        price_level=level,
+        quality=quality,
+        user=user,
+        item=item,
+        probability=probability,
+        means=means,
+        rating=_ratings(rng, logit, rng.random(reviews) < probability),
+        timestamp=time,
+    )
+
+
+@dataclasses.dataclass
+class Bilinear:
+    """left[u] . right[i] for users' factors [U, K] and items' factors [I, K]."""
+
+    left: np.ndarray
+    right: np.ndarray
+
+    def pairs(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """The value of each pair, f64 [R]."""
+        return np.einsum("rk,rk->r", self.left[user], self.right[item])
+
+    def main_effects(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        """The mean of each pair's user over all items plus that of its item over all users, f64 [R]."""
+        return (self.left @ self.right.mean(0))[user] + (self.right @ self.left.mean(0))[item]
+
+
+def degrees(rng: np.random.Generator, total: int, rank: np.ndarray, shift: float) -> np.ndarray:
+    """Numbers of reviews, i64, at least 2 each and `total` together, with a Zipf-like tail by `rank`."""
+    weight = (rank + 1.0 + shift) ** -0.8
+    return 2 + rng.multinomial(total - 2 * len(rank), weight / weight.sum())
+
+
+def visits(
+    rng: np.random.Generator,
+    user_degree: np.ndarray,
+    item_degree: np.ndarray,
+    visit: np.ndarray,
+    family: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct (user, item) pairs with exactly these degrees, users choosing families by `visit` [U, F].
+
+    Each visit of a user draws a family; visits and places are matched at random within each family, and what
+    is left over (a family asked for more or less often than it has places) across families.
+    """
+    user = np.repeat(np.arange(len(user_degree)), user_degree)
+    item = rng.permutation(np.repeat(np.arange(len(item_degree)), item_degree))
+    user = rng.permutation(user)
+    asked = (visit.cumsum(1)[user] < rng.random(len(user))[:, None]).sum(1).clip(max=visit.shape[1] - 1)
+    offered = family[item]
+    paired_users, paired_items, spare_users, spare_items = [], [], [], []
+    for f in range(visit.shape[1]):
+        guests, places = user[asked == f], item[offered == f]
+        n = min(len(guests), len(places))
+        paired_users.append(guests[:n])
+        paired_items.append(places[:n])
+        spare_users.append(guests[n:])
+        spare_items.append(places[n:])
+    user = np.concatenate([*paired_users, rng.permutation(np.concatenate(spare_users))])
+    item = np.concatenate([*paired_items, *spare_items])
+    return user, _without_repeats(rng, user, item)
+
+
+def _without_repeats(rng: np.random.Generator, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """`item` with places swapped between rows until no (user, item) pair occurs twice."""
+    users, items = user.tolist(), item.tolist()
+    seen, repeated = set(), []
+    for row, pair in enumerate(zip(users, items, strict=True)):
+        if pair in seen:
+            repeated.append(row)
+        seen.add(pair)
+    open_rows = set(repeated)
+    for row in repeated:
+        while True:
+            other = int(rng.integers(len(users)))
+            ours, theirs = (users[row], items[other]), (users[other], items[row])
+            if other not in open_rows and ours not in seen and theirs not in seen:
+                break
+        seen.remove((users[other], items[other]))
+        seen |= {ours, theirs}
+        open_rows.remove(row)
+        items[row], items[other] = items[other], items[row]
+    return np.asarray(items)
+
+
+def expected_auc(probability: np.ndarray, score: np.ndarray | None = None) -> float:
+    """The AUC that `score` (default: the probability itself, the best there is) reaches in expectation.
+
+    sum over pairs i != j of p_i (1 - p_j) ([s_i > s_j] + [s_i = s_j] / 2), divided by the same sum without
+    the bracket: expected rightly ordered pairs over expected pairs of a positive and a negative, in
+    O(N log N). For 0 and 1 as probabilities it is the ordinary AUC.
+    """
+    score = probability if score is None else score
+    p = np.asarray(probability, np.float64)
+    group = np.unique(score, return_inverse=True)[1]
+    positive, negative = np.bincount(group, p), np.bincount(group, 1 - p)
+    below = np.cumsum(negative) - negative
+    alone = (p * (1 - p)).sum()  # pairs of a row with itself
+    right = (positive * (below + negative / 2)).sum() - alone / 2
+    return float(right / (positive.sum() * negative.sum() - alone))
+
+
+def _type_families() -> np.ndarray:
+    """The family of each type, i64 [T]."""
+    of = {name: f for f, family in enumerate(FAMILIES) for name in FAMILY_TYPES[family]}
+    return np.asarray([of[name] for name in category_types()])
+
+
+def _tastes(
+    rng: np.random.Generator, users: int, type_family: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Cluster [U], liking of types [U, T] and probability of choosing a family [U, F] of every user.
+
+    A taste cluster likes four families and dislikes four, and has its own liking of each type; a user
+    deviates from its cluster by family.
+    """
+    families = len(FAMILIES)
+    likes = np.stack(
+        [rng.permutation(np.repeat([1.0, 0.0, -1.0], [4, families - 8, 4])) for _ in range(TASTE_CLUSTERS)]
+    )
+    by_type = 0.6 * rng.standard_normal((TASTE_CLUSTERS, NUM_CATEGORIES))
+    cluster = rng.integers(TASTE_CLUSTERS, size=users)
+    by_family = likes[cluster] + 0.4 * rng.standard_normal((users, families))
+    visit = np.exp(1.5 * by_family)
+    visit = 0.85 * visit / visit.sum(1, keepdims=True) + 0.15 / families  # now and then, anything
+    return cluster, by_family[:, type_family] + by_type[cluster], visit
+
+
+def _item_types(rng: np.random.Generator, family: np.ndarray, type_family: np.ndarray) -> list[np.ndarray]:
+    """Distinct type codes of every item, main type first, three in four of the item's own family."""
+    items = len(family)
+    count = 1 + rng.binomial(4, 0.4, items) + rng.poisson(0.1, items)
+    own = rng.random((items, CATEGORY_SLOTS)) < 0.75
+    own[:, 0] = True
+    weight = [1 / (1.0 + np.arange((type_family == f).sum())) ** 0.5 for f in range(len(FAMILIES))]
+    codes = [np.flatnonzero(type_family == f) for f in range(len(FAMILIES))]
+    types = []
+    for i in range(items):
+        drawn = [
+            int(rng.choice(codes[f], p=weight[f] / weight[f].sum()))
+            for f in np.where(own[i, : count[i]], family[i], rng.integers(len(FAMILIES), size=count[i]))
+        ]
+        types.append(np.asarray(list(dict.fromkeys(drawn))))
+    return types
+
+
+def _ratings(rng: np.random.Generator, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Ratings 1 to 5: 4 or 5 where positive, the higher the surer the pair."""
+    surprise = logit - logit.mean() + rng.logistic(size=len(logit))
+    liked = np.where(surprise > -0.4, 5, 4)
+    disliked = np.where(surprise > -1.2, 3, np.where(surprise > -2.8, 2, 1))
+    return np.where(positive, liked, disliked)
+
+
+def _bias(logit: np.ndarray, rate: float) -> float:
+    """The constant that makes the mean probability `rate`, by bisection."""
+    low, high = -20.0, 20.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        too_high = (1 / (1 + np.exp(-(logit + middle)))).mean() > rate
+        low, high = (low, middle) if too_high else (middle, high)
+    return (low + high) / 2
+
+
+def _standard(values: np.ndarray) -> np.ndarray:
+    return (values - values.mean()) / values.std()

@@ -1,0 +1,306 @@
+"""Reviews -> training, validation and test rows: filters, four split methods, two protocols.
+
+Protocol `strict`: rows are assigned first, then the activity filter looks at training rows only, and
+validation or test rows of ids that training does not know are dropped. Protocol `paper`: the filter looks at
+all rows before the split, every tested id keeps a training row, and there is no validation part.
+Every random choice is drawn over rows sorted by (user, item), so the order of the input does not matter.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
+
+from dlrrec_torchrec.config import SplitConfig
+from dlrrec_torchrec.schema import (
+    REVIEWS,
+    SPLIT,
+    SPLITS,
+    DataError,
+    Manifest,
+    jsonable,
+    read_table,
+    stage_output,
+    write_table,
+)
+
+TRAIN, VAL, TEST, DROPPED = range(4)
+
+
+def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
+    """Write `out_dir`/{train,val,test} (schema.SPLIT, sorted by user and item) and return the manifest.
+
+    The manifest's facts hold `parts` (rows, users, items and positives of each part), `dropped` (rows by
+    reason), `test_wanted` (test rows asked for by share or method) and `kept_for_training` (rows that were
+    to be tested but are the last of their user or item under `paper`).
+
+    Raises DataError for a value out of range, a column that the method needs and the reviews lack, a repeated
+    user-item pair, and a part that ends up empty.
+    """
+    _check(config, protocol)
+    inputs = {"reviews": Manifest.read(reviews_dir).fingerprint}
+    manifest = Manifest("split", jsonable(config) | {"protocol": protocol}, inputs)
+    if done := manifest.current(out_dir):
+        return done
+    with stage_output(manifest, out_dir) as folder:
+        rows = _canonical(reviews_dir)
+        label = (rows["rating"] >= config.positive_rating).cast(pl.Float32).alias("label")
+        rows = rows.with_columns(label)
+        user, item = _codes(rows["user_id"]), _codes(rows["item_id"])
+        part, manifest.facts = assign_parts(
+            user,
+            item,
+            method=config.method,
+            strict=protocol == "strict",
+            timestamp=_timestamps(rows, reviews_dir) if config.method == "last" else None,
+            published_test=_published(rows, reviews_dir) if config.method == "published" else None,
+            min_reviews=config.min_reviews,
+            test_share=config.test_share,
+            val_share=config.val_share,
+            folds=config.folds,
+            fold=config.fold,
+            seed=config.seed,
+        )
+        manifest.facts["parts"] = {}
+        manifest.rows["reviews"] = rows.height
+        for code, name in enumerate(SPLITS):
+            chosen = rows.filter(pl.Series(part == code))
+            manifest.rows[name] = write_table(chosen.to_arrow().cast(SPLIT), folder / name)
+            manifest.facts["parts"][name] = {
+                "rows": chosen.height,
+                "users": chosen["user_id"].n_unique(),
+                "items": chosen["item_id"].n_unique(),
+                "positives": int(chosen["label"].sum()),
+            }
+    return manifest
+
+
+def assign_parts(
+    user: np.ndarray,
+    item: np.ndarray,
+    *,
+    method: str,
+    strict: bool,
+    timestamp: np.ndarray | None = None,
+    published_test: np.ndarray | None = None,
+    min_reviews: int = 2,
+    test_share: float = 0.25,
+    val_share: float = 0.1,
+    folds: int = 5,
+    fold: int = 0,
+    seed: int = 0,
+) -> tuple[np.ndarray, dict]:
+    """The part of every row, int8 [N] out of TRAIN, VAL, TEST and DROPPED, and what happened on the way.
+
+    Args:
+        user, item: [N] integer codes in canonical row order.
+        timestamp: [N] seconds, for method `last`.
+        published_test: [N] bool, for method `published`.
+
+    Raises DataError where training, test or an asked-for validation part ends up empty.
+    """
+    rng = np.random.default_rng(seed)
+    part = np.full(len(user), TRAIN, np.int8)
+    dropped = {}
+    if not strict and method != "published":
+        part[~active_rows(user, item, min_reviews)] = DROPPED
+        dropped["min_reviews"] = int((part == DROPPED).sum())
+        if dropped["min_reviews"] == len(part):
+            raise _nothing_left("the filter", len(part), min_reviews)
+    rows = np.flatnonzero(part == TRAIN)
+
+    # The rows to test, in the order in which they are taken.
+    if method == "random":
+        wanted = rng.permutation(rows)
+        limit = round(test_share * len(rows))
+    else:
+        if method == "last":
+            tested = _last_rows(user[rows], timestamp[rows])
+        elif method == "folds":
+            tested = rng.permutation(len(rows)) % folds == fold
+        else:
+            tested = published_test[rows]
+        wanted = rng.permutation(rows[tested])
+        limit = len(wanted)
+    if strict or method == "published":
+        test = wanted[:limit]
+    else:
+        test = known_test_rows(user, item, rows, wanted, limit, exact=method == "random")
+    part[test] = TEST
+    facts = {"test_wanted": limit, "kept_for_training": limit - len(test), "dropped": dropped}
+
+    if strict:
+        rest = rng.permutation(np.flatnonzero(part == TRAIN))
+        part[rest[: round(val_share * len(rest))]] = VAL
+    if strict or method == "published":
+        train = np.flatnonzero(part == TRAIN)
+        active = active_rows(user[train], item[train], min_reviews)
+        part[train[~active]] = DROPPED
+        dropped["min_reviews"] = int((~active).sum())
+        if not active.any():
+            raise _nothing_left("training", len(train), min_reviews)
+        for code, name in ((VAL, "val"), (TEST, "test")):
+            dropped |= _drop_unknown(part, user, item, code, name)
+    _check_parts(part, dropped, strict and val_share > 0)
+    return part, facts
+
+
+def active_rows(user: np.ndarray, item: np.ndarray, min_reviews: int) -> np.ndarray:
+    """Which rows [N] stay when ids with fewer than `min_reviews` rows are dropped until none is left."""
+    kept = np.ones(len(user), bool)
+    while True:
+        stays = kept.copy()
+        for ids in (user, item):
+            count = np.bincount(ids[kept], minlength=ids.max(initial=0) + 1)
+            stays &= count[ids] >= min_reviews
+        if (stays == kept).all():
+            return kept
+        kept = stays
+
+
+def known_test_rows(
+    user: np.ndarray, item: np.ndarray, rows: np.ndarray, wanted: np.ndarray, limit: int, exact: bool
+) -> np.ndarray:
+    """At most `limit` of the rows `wanted`, first come first served, such that the others of `rows` still
+    hold every user and every item of `rows`.
+
+    Serving in turn can end short of the limit although another choice would reach it. With `exact`, the rows
+    of a minimum edge cover are then kept for training and the test rows drawn from all others: the largest
+    test part there is (Gallai: vertices = maximum matching + minimum edge cover).
+    """
+    users_left = np.bincount(user[rows]).tolist()
+    items_left = np.bincount(item[rows]).tolist()
+    taken = []
+    for row, u, i in zip(wanted.tolist(), user[wanted].tolist(), item[wanted].tolist(), strict=True):
+        if len(taken) == limit:
+            break
+        if users_left[u] > 1 and items_left[i] > 1:
+            users_left[u] -= 1
+            items_left[i] -= 1
+            taken.append(row)
+    if exact and len(taken) < limit:
+        covering = _edge_cover(user[wanted], item[wanted])
+        taken = wanted[~covering][:limit]
+    return np.asarray(taken, np.int64)
+
+
+def _edge_cover(user: np.ndarray, item: np.ndarray) -> np.ndarray:
+    """Which rows [N] form a minimum edge cover of the users and items: a maximum matching, and one row for
+    each id that it leaves out."""
+    users, user = np.unique(user, return_inverse=True)
+    items, item = np.unique(item, return_inverse=True)
+    graph = csr_matrix((np.ones(len(user), np.int8), (user, item)), shape=(len(users), len(items)))
+    partner = maximum_bipartite_matching(graph, perm_type="column")
+    covering = partner[user] == item
+    for ids in (user, item):
+        first = np.unique(ids, return_index=True)[1]
+        covering[first[~np.isin(ids[first], ids[covering])]] = True
+    return covering
+
+
+def _last_rows(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
+    """The last row of every user with two rows or more, bool [N]; of equal times the last in order."""
+    order = np.lexsort((timestamp, user))
+    ends = np.append(user[order][1:] != user[order][:-1], True)
+    last = np.zeros(len(user), bool)
+    last[order[ends]] = True
+    return last & (np.bincount(user)[user] > 1)
+
+
+def _drop_unknown(
+    part: np.ndarray, user: np.ndarray, item: np.ndarray, code: int, name: str
+) -> dict[str, int]:
+    """Drop rows of part `code` whose user or item training lacks; the counts by reason."""
+    train = part == TRAIN
+    known_user, known_item = np.isin(user, user[train]), np.isin(item, item[train])
+    reasons = {
+        f"{name}_unknown_user": (part == code) & ~known_user & known_item,
+        f"{name}_unknown_item": (part == code) & known_user & ~known_item,
+        f"{name}_unknown_both": (part == code) & ~known_user & ~known_item,
+    }
+    for rows in reasons.values():
+        part[rows] = DROPPED
+    return {reason: int(rows.sum()) for reason, rows in reasons.items()}
+
+
+def _canonical(reviews_dir: str | Path) -> pl.DataFrame:
+    rows = pl.from_arrow(read_table(reviews_dir, REVIEWS)).sort("user_id", "item_id")
+    twice = rows.filter(pl.struct("user_id", "item_id").is_duplicated())
+    if twice.height:
+        raise DataError(
+            f"{reviews_dir}: columns 'user_id', 'item_id': the pair ({twice['user_id'][0]}, "
+            f"{twice['item_id'][0]}) occurs more than once; ingest the source again, which drops repeats"
+        )
+    if not rows.height:
+        raise DataError(f"{reviews_dir}: no reviews; check the source that was ingested")
+    return rows
+
+
+def _codes(ids: pl.Series) -> np.ndarray:
+    return ids.rank("dense").cast(pl.Int64).to_numpy() - 1
+
+
+def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
+    missing = rows["timestamp"].null_count()
+    if missing:
+        raise DataError(
+            f"{reviews_dir}: column 'timestamp' is missing in {missing} of {rows.height} reviews, and "
+            "--method last needs it; name the source's time column at ingest, or use --method random"
+        )
+    return rows["timestamp"].to_numpy()
+
+
+def _published(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
+    found = rows["split"]
+    if found.null_count() == rows.height:
+        raise DataError(
+            f"{reviews_dir}: column 'split' is null everywhere: this source publishes no split; give its "
+            "test file at ingest (--test), or use another --method"
+        )
+    strange = rows.filter(~found.is_in(["train", "test"]).fill_null(False))
+    if strange.height:
+        raise DataError(
+            f"{reviews_dir}: column 'split' must be 'train' or 'test', but {strange.height} reviews differ "
+            f"(first: {strange['split'][0]!r} of user {strange['user_id'][0]}, item {strange['item_id'][0]})"
+        )
+    return (found == "test").to_numpy()
+
+
+def _check(config: SplitConfig, protocol: str) -> None:
+    problems = {
+        f"--protocol: {protocol!r} is not one of strict, paper": protocol not in ("strict", "paper"),
+        f"--method: {config.method!r} is not one of random, last, folds, published": config.method
+        not in ("random", "last", "folds", "published"),
+        f"--test-share: {config.test_share} must lie between 0 and 1": not 0 < config.test_share < 1,
+        f"--val-share: {config.val_share} must be at least 0 and below 1": not 0 <= config.val_share < 1,
+        f"--min-reviews: {config.min_reviews} must be at least 1": config.min_reviews < 1,
+        f"--folds: {config.folds} must be at least 2": config.folds < 2,
+        f"--fold: {config.fold} must be at least 0 and below --folds ({config.folds})": not 0
+        <= config.fold
+        < config.folds,
+    }
+    for message, wrong in problems.items():
+        if wrong:
+            raise DataError(message)
+
+
+def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
+    return DataError(
+        f"--min-reviews {min_reviews}: nothing is left of {where}'s {rows} reviews once users and items with "
+        "fewer reviews are dropped; lower --min-reviews, or bring more reviews"
+    )
+
+
+def _check_parts(part: np.ndarray, dropped: dict[str, int], wants_val: bool) -> None:
+    for code, name, needed in ((TEST, "test", True), (VAL, "val", wants_val)):
+        if needed and not (part == code).any():
+            lost = sum(n for reason, n in dropped.items() if reason.startswith(name))
+            raise DataError(
+                f"--{name}-share, --min-reviews: no {name} row is left ({lost} of them have a user or item "
+                f"that training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews or "
+                f"raise --{name}-share" + (" (0: no validation part)" if code == VAL else "")
+            )
