@@ -17,11 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from rich.console import Console
 from rich.progress import track
 
 from dlrrec_torchrec import schema
 from dlrrec_torchrec.baselines import Prediction, Rows, baseline_predictions, read_rows
+from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import (
     average_precision,
     binary_metrics,
@@ -31,6 +33,7 @@ from dlrrec_torchrec.metrics import (
     user_auc,
 )
 from dlrrec_torchrec.schema import DataError, Manifest
+from dlrrec_torchrec.train import load_trained
 
 PREDICTIONS = pa.schema(
     [
@@ -126,11 +129,6 @@ def score_rows(
 
     Raises DataError if the loader's rows are not `rows`, or a logit is not a number.
     """
-    import torch
-
-    from dlrrec_torchrec.data.loader import make_loader
-    from dlrrec_torchrec.train import load_trained
-
     settings = Manifest.read(train_dir).config["model"]
     model = load_trained(train_dir, shards_dir, device)
     loader = make_loader(
