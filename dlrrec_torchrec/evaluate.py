@@ -23,6 +23,7 @@ from rich.progress import track
 
 from dlrrec_torchrec import schema
 from dlrrec_torchrec.baselines import Prediction, Rows, baseline_predictions, read_rows
+from dlrrec_torchrec.config import ModelConfig
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import (
     average_precision,
@@ -32,6 +33,7 @@ from dlrrec_torchrec.metrics import (
     roc_auc,
     user_auc,
 )
+from dlrrec_torchrec.models.build import sparse_keys
 from dlrrec_torchrec.schema import DataError, Manifest
 from dlrrec_torchrec.train import load_trained
 
@@ -129,13 +131,13 @@ def score_rows(
 
     Raises DataError if the loader's rows are not `rows`, or a logit is not a number.
     """
-    settings = Manifest.read(train_dir).config["model"]
+    settings = ModelConfig(**Manifest.read(train_dir).config["model"])
     model = load_trained(train_dir, shards_dir, device)
     loader = make_loader(
         shards_dir,
         "test",
         batch_size,
-        modalities=settings["modalities"],
+        modalities=settings.modalities,
         positives=0,
         sparse_keys=sparse_keys(settings),
     )
@@ -153,12 +155,6 @@ def score_rows(
         bad = int((~np.isfinite(logit)).sum())
         raise DataError(f"{train_dir}: {bad} of {len(logit)} predictions are not numbers; lower train.lr")
     return logit
-
-
-def sparse_keys(model: Mapping[str, Any]) -> tuple[str, ...]:
-    """The sparse features that a model with these settings reads."""
-    wanted = (("category", "category"), ("user", "user_id"), ("item", "item_id"))
-    return tuple(key for key, flag in wanted if model[flag])
 
 
 def true_probabilities(truth: str | os.PathLike, shards_dir: str | os.PathLike, rows: Rows) -> np.ndarray:

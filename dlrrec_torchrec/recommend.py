@@ -17,9 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlrrec_torchrec import schema
+from dlrrec_torchrec.config import ModelConfig
 from dlrrec_torchrec.data.entities import Entities, Items, load_entities, pair_batch
-from dlrrec_torchrec.evaluate import sparse_keys
 from dlrrec_torchrec.metrics import json_safe
+from dlrrec_torchrec.models.build import sparse_keys
 from dlrrec_torchrec.schema import PAD_CATEGORY, DataError, Manifest
 from dlrrec_torchrec.train import load_trained
 
@@ -148,7 +149,8 @@ def score_items(
     device: str,
 ) -> np.ndarray:
     """Logits f64 [N] of the item codes `items` [N] for one user, by the best checkpoint in `train_dir`."""
-    facts, settings = Manifest.read(shards_dir).facts, Manifest.read(train_dir).config["model"]
+    facts = Manifest.read(shards_dir).facts
+    settings = ModelConfig(**Manifest.read(train_dir).config["model"])
     model = load_trained(train_dir, shards_dir, device)
     logits = [np.zeros(0)]
     with torch.no_grad():
@@ -160,7 +162,7 @@ def score_items(
                 codes,
                 facts["dense"],
                 facts["rating_range"],
-                settings["modalities"],
+                settings.modalities,
                 sparse_keys(settings),
             ).to(torch.device(device))
             logits.append(model(batch.dense, batch.sparse, batch.vectors).double().cpu().numpy())

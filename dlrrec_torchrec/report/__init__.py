@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from dlrrec_torchrec import report_figures, report_page, schema
+from dlrrec_torchrec import schema
 from dlrrec_torchrec.metrics import json_safe
 from dlrrec_torchrec.paths import RunPaths
+from dlrrec_torchrec.report import figures, page
 from dlrrec_torchrec.schema import DataError, Manifest
 
 FIGURES = {
@@ -48,11 +49,9 @@ def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.
         summary = summarize(evaluations, variants)
         _draw(runs, summary, folder)
         (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
-        (folder / "table.md").write_text(report_page.markdown_table(summary), encoding="utf-8")
-        page = report_page.html_page(
-            summary, stages, {folder / name: caption for name, caption in FIGURES.items()}
-        )
-        (folder / "index.html").write_text(page, encoding="utf-8")
+        (folder / "table.md").write_text(page.markdown_table(summary), encoding="utf-8")
+        html = page.html_page(summary, stages, {folder / name: caption for name, caption in FIGURES.items()})
+        (folder / "index.html").write_text(html, encoding="utf-8")
         manifest.rows = {"seeds": len(runs), "test": summary["rows"][0]}
         manifest.facts = {
             f"auc/{name}": metrics["auc"]["mean"]
@@ -108,10 +107,10 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
 def format_table(report: str | os.PathLike | Mapping[str, Any]) -> str:
     """The table of results for a terminal: `report` is a report's folder or its summary."""
     if isinstance(report, Mapping):
-        return report_page.text_table(report)
+        return page.text_table(report)
     path = Path(report) / "metrics.json"
     try:
-        return report_page.text_table(json.loads(path.read_text(encoding="utf-8")))
+        return page.text_table(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise DataError(f"{path}: not there; run the stage 'report' first") from None
 
@@ -167,7 +166,7 @@ def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> No
     best = {name: [_best_epoch(run.train(name)) for run in runs] for name in models}
     absent = [name for name, seeds in histories.items() if not any(seeds)]
     summary["notes"] += [f"no metrics.jsonl of '{name}': no learning curve" for name in absent]
-    report_figures.learning_curves(histories, best, folder / "learning_curves.png")
+    figures.learning_curves(histories, best, folder / "learning_curves.png")
 
     tables = {name: [_prediction(run.evaluation / "predictions" / f"{name}.parquet") for run in runs]
               for name in models}  # fmt: skip
@@ -178,8 +177,8 @@ def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> No
         for name in baselines
     }
     metrics = summary["models"] | summary["baselines"]
-    legends = {name: f"{name}, AUC {report_page.cell(m['auc'])}" for name, m in metrics.items()}
-    report_figures.roc_curves(
+    legends = {name: f"{name}, AUC {page.cell(m['auc'])}" for name, m in metrics.items()}
+    figures.roc_curves(
         {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in tables.items()},
         {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in plain.items()},
         legends,
@@ -188,14 +187,14 @@ def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> No
     probabilities = {
         name: [(t["label"], t["probability"]) for t in seeds] for name, seeds in (tables | plain).items()
     }
-    report_figures.calibration_curves(probabilities, models, folder / "calibration.png")
+    figures.calibration_curves(probabilities, models, folder / "calibration.png")
     counts = {name: {k: sum(m[k]["seeds"]) for k in ("tp", "fp", "tn", "fn")} for name, m in metrics.items()}
-    report_figures.confusion_matrices(counts, folder / "confusion.png")
+    figures.confusion_matrices(counts, folder / "confusion.png")
 
     scores, coverage = _swing(runs)
     if not any(scores.values()):
         summary["notes"].append("no SWING neighbours: their scores are not drawn")
-    report_figures.swing_scores(scores, coverage, folder / "swing_scores.png")
+    figures.swing_scores(scores, coverage, folder / "swing_scores.png")
 
 
 def _swing(runs: Sequence[RunPaths]) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
