@@ -25,7 +25,7 @@ from dlrrec_torchrec.schema import (
     VECTOR_DIM,
     Manifest,
     category_types,
-    digest,
+    file_digest,
     write_table,
 )
 
@@ -123,13 +123,13 @@ def write_split(world: World, folder: Path) -> None:
                 "user_id": r.user,
                 "item_id": r.item,
                 "rating": r.rating,
-                "text": None if r.text is None else digest(r.text.tolist()),
+                "text": None if r.text is None else r.text.tobytes().hex()[:40],
                 "label": label(r),
             }
             for r in getattr(world, name)
         ]
         write_table(_table(rows, SPLIT), folder / name)
-    _manifest("split", [dataclasses.asdict(r) for r in world.train + world.val + world.test], folder)
+    _manifest("split", folder)
 
 
 def write_content(world: World, folder: Path) -> None:
@@ -156,7 +156,7 @@ def write_content(world: World, folder: Path) -> None:
                 seen = [r for r in own if getattr(r, f"{side}_fold") != fold]
                 found.append({"id": name, "fold": fold} | content(seen, world.category_names))
         write_table(_table(found, schema), folder / f"{side}s", 7)
-    _manifest("extract", [dataclasses.asdict(r) for r in world.train] + world.category_names, folder)
+    _manifest("extract", folder)
 
 
 def content(seen: list[Review], names: list[str]) -> dict:
@@ -179,12 +179,12 @@ def write_swing(world: World, folder: Path) -> None:
             for k, found in neighbours.items()
         ]
         write_table(_table(rows, NEIGHBORS), folder / name)
-    _manifest("swing", [world.user_neighbours, world.item_neighbours], folder)
+    _manifest("swing", folder)
 
 
 def write_items(titles: dict[str, str], folder: Path) -> None:
     write_table(_table([{"item_id": k, "title": t} for k, t in titles.items()], ITEMS), folder)
-    _manifest("ingest", titles, folder)
+    _manifest("ingest", folder)
 
 
 def _mean(vectors: list[np.ndarray]) -> np.ndarray | None:
@@ -208,5 +208,5 @@ def _table(rows: list[dict], schema: pa.Schema) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def _manifest(stage: str, body: object, folder: Path) -> None:
-    Manifest(stage, {}, {"rows": digest(body)}).write(folder)
+def _manifest(stage: str, folder: Path) -> None:
+    Manifest(stage, {}, {"rows": file_digest(folder.rglob("part-*.parquet"))}).write(folder)
