@@ -1,0 +1,1 @@
+"""DLRREC: projection towers inside a TorchRec DLRM, and the losses it trains with."""

@@ -1,0 +1,104 @@
+"""From a configuration to the model and its training wrapper."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+
+from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
+from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.wrapper import TrainWrapper
+from dlrrec_torchrec.schema import NUM_CATEGORIES, DataError
+
+
+def sparse_keys(model: ModelConfig) -> tuple[str, ...]:
+    """The sparse features the model reads, out of "category", "user", "item": one table `t_KEY` each."""
+    on = {"category": model.category, "user": model.user_id, "item": model.item_id}
+    return tuple(key for key, wanted in on.items() if wanted)
+
+
+def build_model(
+    model: ModelConfig,
+    *,
+    dense_width: int,
+    num_users: int,
+    num_items: int,
+    device: torch.device | str | None = None,
+) -> DLRREC:
+    """The model with embedding tables t_category (180 rows), t_user and t_item, as far as they are on.
+
+    Args:
+        dense_width: columns of the dense features.
+        num_users, num_items: rows of the id tables.
+        device: of the tables. With "meta" (sharded training: no table is ever whole on one host) the dense
+            part is on the CPU, else where the tables are. Its weights are drawn on the CPU, so that they
+            follow from the seed alone.
+
+    Raises:
+        DataError: settings that do not fit together, naming the flags.
+    """
+    rows = {"category": NUM_CATEGORIES + 1, "user": num_users, "item": num_items}
+    keys = sparse_keys(model)
+    if not keys:
+        raise DataError(
+            "model.category, model.user_id, model.item_id: all are off; a DLRM needs at least one table"
+        )
+    if model.embedding_dim < 1:
+        raise DataError(f"model.embedding_dim: {model.embedding_dim} must be at least 1")
+    device = torch.device(device or "cpu")
+    meta = device.type == "meta"
+    tables = EmbeddingBagCollection(
+        tables=[
+            EmbeddingBagConfig(
+                name=f"t_{key}",
+                embedding_dim=model.embedding_dim,
+                num_embeddings=rows[key],
+                feature_names=[key],
+            )
+            for key in keys
+        ],
+        device=torch.device("meta" if meta else "cpu"),
+    )
+    built = DLRREC(
+        tables,
+        dense_width,
+        model.dense_arch,
+        model.over_arch,
+        model.modalities,
+        model.text_tower,
+        model.image_tower,
+        tower_norm=model.tower_norm,
+        tower_dropout=model.tower_dropout,
+        interaction=model.interaction,
+        dropout=model.dropout,
+    )
+    return built if meta else built.to(device)
+
+
+def build_wrapper(
+    model: DLRREC,
+    contrastive: ContrastiveConfig,
+    *,
+    corpus: Mapping[str, Tensor],
+    class_weights: Sequence[float] = (1.0, 1.0),
+    seed: int = 0,
+) -> TrainWrapper:
+    """The training wrapper of `model`; `corpus`, `class_weights` and `seed` as in TrainWrapper."""
+    return TrainWrapper(
+        model,
+        corpus,
+        class_weights,
+        item_weight=contrastive.item_weight,
+        user_weight=contrastive.user_weight,
+        learnable=contrastive.learnable,
+        temperature=contrastive.temperature,
+        normalize=contrastive.normalize,
+        negatives=contrastive.negatives,
+        num_negatives=contrastive.num_negatives,
+        positive=contrastive.positive,
+        seed=seed,
+    )

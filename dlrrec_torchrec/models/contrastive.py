@@ -1,0 +1,125 @@
+"""InfoNCE on the reduced vectors of users and of items (DLRREC section 3.3)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dlrrec_torchrec.models.collectives import gather_rows
+from dlrrec_torchrec.models.sampling import first_occurrences, negative_mask
+from dlrrec_torchrec.schema import DataError
+
+_NOTHING = -1e30  # a masked logit: finite, so that a row without negatives has finite gradients
+
+
+def info_nce(
+    anchors: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    valid: Tensor,
+    negative_mask: Tensor,
+    temperature: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """InfoNCE of DLRREC equation 1, summed over the valid anchors.
+
+    For anchor j: -log(exp(u_j . p_j / tau) / (exp(u_j . p_j / tau) + sum_k exp(u_j . n_k / tau))), where k
+    runs over the negatives allowed for j. Without an allowed negative the loss of an anchor is 0.
+
+    Args:
+        anchors, positives: float [B, D], row by row.
+        negatives: float [N, D], shared by the anchors; N may be 0.
+        valid: bool [B], the anchors that count.
+        negative_mask: bool [B, N], True = allowed.
+        temperature: tau.
+        normalize: cosine instead of dot product.
+
+    Returns:
+        (sum of the losses, number of valid anchors i64): scalars. None valid: 0 with zero gradients.
+    """
+    if normalize:
+        anchors, positives, negatives = (F.normalize(x, dim=1) for x in (anchors, positives, negatives))
+    anchors = anchors / temperature
+    near = (anchors * positives).sum(1)
+    if len(negatives):
+        far = torch.where(negative_mask, anchors @ negatives.T, _NOTHING).logsumexp(1)
+    else:
+        far = torch.full_like(near, _NOTHING)
+    # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is the identity
+    losses = F.softplus(far - near, threshold=40)
+    return torch.where(valid, losses, 0.0).sum(), valid.sum()
+
+
+def corpus_loss(
+    anchors: Tensor,
+    anchor_codes: Tensor,
+    neighbours: Tensor,
+    positives: Tensor,
+    negatives: Tensor,
+    negative_codes: Tensor,
+    temperature: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """`info_nce` against negatives drawn from the corpus.
+
+    Anchors and positives whose vector is zero (missing) do not count; negatives that are missing, the anchor
+    itself or one of its neighbours are masked.
+
+    Args:
+        anchors, positives: [B, D]; negatives: [N, D].
+        anchor_codes: i64 [B]; neighbours: i64 [B, P], padded with -1; negative_codes: i64 [N].
+    """
+    valid = present_rows(anchors) & present_rows(positives)
+    allowed = negative_mask(anchor_codes, neighbours, negative_codes) & present_rows(negatives)
+    return info_nce(anchors, positives, negatives, valid, allowed, temperature, normalize)
+
+
+def batch_loss(
+    anchors: Tensor,
+    anchor_codes: Tensor,
+    neighbours: Tensor,
+    positives: Tensor,
+    temperature: float,
+    normalize: bool,
+) -> tuple[Tensor, Tensor]:
+    """`info_nce` against the other anchors of the batch, over all ranks; arguments as in `corpus_loss`.
+
+    An entity that occurs in several rows is one negative, with the vector of its first row that has one.
+    """
+    negatives = gather_rows(anchors)
+    codes = torch.where(present_rows(anchors), anchor_codes, -1)
+    codes = gather_rows(codes)
+    valid = present_rows(anchors) & present_rows(positives)
+    allowed = negative_mask(anchor_codes, neighbours, codes) & first_occurrences(codes)
+    return info_nce(anchors, positives, negatives, valid, allowed, temperature, normalize)
+
+
+def present_rows(vectors: Tensor) -> Tensor:
+    """Rows that are not all zero, bool [B]: a tower gives zeros for a missing vector."""
+    return vectors.detach().ne(0).any(1)
+
+
+class TermWeight(nn.Module):
+    """The weight w of a contrastive term: w L, or learnable e^-s L + s with s = -log(w) at the start.
+
+    The learnable form is the weighting by homoscedastic uncertainty of Kendall, Gal and Cipolla (2018), with
+    the recommendation loss kept at weight 1. It is not the papers': their weights are fixed (equation 2).
+
+    Raises:
+        DataError: a negative weight.
+    """
+
+    def __init__(self, weight: float, learnable: bool = False, name: str = "weight") -> None:
+        super().__init__()
+        if not weight >= 0 or math.isinf(weight):
+            raise DataError(f"contrastive.{name}: {weight} is not a weight; give a number >= 0 (0: off)")
+        self.weight = weight
+        self.s = nn.Parameter(torch.tensor(-math.log(weight))) if learnable and weight else None
+
+    def forward(self, loss: Tensor) -> Tensor:
+        if self.s is None:
+            return self.weight * loss
+        return torch.exp(-self.s) * loss + self.s

@@ -1,0 +1,152 @@
+"""DLRREC: a TorchRec DLRM whose dense arch hosts projection towers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torchrec.models.dlrm import DLRM, InteractionArch
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
+from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
+from dlrrec_torchrec.schema import MODALITIES, VECTOR_DIM, DataError
+
+INTERACTIONS = ("dot", "pairwise", "dcn")
+
+
+class DLRREC(DLRM):
+    """Dense MLP, pooled embeddings and one reduced vector per modality, an interaction, and a top MLP.
+
+    Args:
+        embedding_bag_collection: tables of one dimension E; T features in all.
+        dense_in_features: width of the dense features.
+        dense_arch_layer_sizes: of the dense MLP; the last is E for `dot`.
+        over_arch_layer_sizes: of the top MLP; the last is 1.
+        modalities: out of schema.MODALITIES, in order; may be empty.
+        text_tower, image_tower: layer sizes of the towers; the last is E for `dot`.
+        tower_norm: "batch", "layer" or "none"; tower_dropout: on the towers' input.
+        vector_dim: size of the content vectors.
+        interaction: "dot" (DLRM: all dot products of vectors), "pairwise" (all products of scalars) or "dcn".
+        dropout: between the layers of the top MLP.
+        dense_device: where the dense part is built.
+
+    Raises:
+        DataError: sizes or names that do not fit, naming the flags.
+    """
+
+    def __init__(
+        self,
+        embedding_bag_collection: EmbeddingBagCollection,
+        dense_in_features: int,
+        dense_arch_layer_sizes: list[int],
+        over_arch_layer_sizes: list[int],
+        modalities: Sequence[str],
+        text_tower: Sequence[int],
+        image_tower: Sequence[int],
+        tower_norm: str = "batch",
+        tower_dropout: float = 0.0,
+        vector_dim: int = VECTOR_DIM,
+        interaction: str = "dot",
+        dropout: float = 0.1,
+        dense_device: torch.device | None = None,
+    ) -> None:
+        tables = embedding_bag_collection.embedding_bag_configs()
+        embedding_dim = tables[0].embedding_dim
+        sizes = {"dense_arch": dense_arch_layer_sizes, "over_arch": over_arch_layer_sizes}
+        sizes |= {"text_tower": text_tower, "image_tower": image_tower}
+        _check(sizes, modalities, embedding_dim, interaction, tower_norm, tower_dropout, dropout)
+
+        # The parent makes the sparse arch; the three others are our own, as in TorchRec's DLRM_DCN.
+        super().__init__(embedding_bag_collection, dense_in_features, [embedding_dim], [1, 1], dense_device)
+        self.modalities = list(modalities)
+        self.interaction = interaction
+        self.dense_arch = MultiModalDenseArch(
+            dense_in_features,
+            list(dense_arch_layer_sizes),
+            self.modalities,
+            text_tower,
+            image_tower,
+            vector_dim,
+            tower_norm,
+            tower_dropout,
+            dense_device,
+        )
+        vectors = self.sparse_arch.F + len(self.modalities)
+        reduced = sum(_tower_size(m, text_tower, image_tower) for m in self.modalities)
+        width = dense_arch_layer_sizes[-1] + self.sparse_arch.F * embedding_dim + reduced
+        if interaction == "dot":
+            self.inter_arch = InteractionArch(vectors).to(dense_device)
+            over_in_features = embedding_dim + vectors * (vectors + 1) // 2
+        else:
+            kind = PairwiseInteraction if interaction == "pairwise" else CrossInteraction
+            self.inter_arch = kind(width).to(dense_device)
+            over_in_features = self.inter_arch.out_features
+        self.over_arch = OverArch(over_in_features, over_arch_layer_sizes, dropout, dense_device)
+
+    def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Content vectors (modality -> f16 or f32 [B, vector_dim]) to reduced ones (modality -> [B, R])."""
+        return self.dense_arch.reduce(vectors)
+
+    def predict(self, dense: Tensor, sparse: KeyedJaggedTensor, reduced: dict[str, Tensor]) -> Tensor:
+        """Logits f32 [B] of rows with dense features f32 [B, D], jagged ids and reduced vectors."""
+        embedded_dense = self.dense_arch(dense)
+        embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
+        content = [reduced[name] for name in self.modalities]
+        if self.interaction == "dot":
+            vectors = torch.cat([embedded_sparse, *(v.unsqueeze(1) for v in content)], dim=1)
+            crossed = self.inter_arch(embedded_dense, vectors)
+        else:
+            crossed = self.inter_arch(
+                torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
+            )
+        return self.over_arch(crossed).squeeze(1)
+
+    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor, vectors: dict[str, Tensor]) -> Tensor:
+        """Logits f32 [B]; a sigmoid makes them probabilities."""
+        return self.predict(dense, sparse, self.reduce(vectors))
+
+
+def _tower_size(modality: str, text_tower: Sequence[int], image_tower: Sequence[int]) -> int:
+    return image_tower[-1] if modality.endswith("_image") else text_tower[-1]
+
+
+def _check(
+    sizes: dict[str, Sequence[int]],
+    modalities: Sequence[str],
+    embedding_dim: int,
+    interaction: str,
+    tower_norm: str,
+    tower_dropout: float,
+    dropout: float,
+) -> None:
+    for flag, choices, value in (
+        ("interaction", INTERACTIONS, interaction),
+        ("tower_norm", NORMS, tower_norm),
+        *(("modalities", MODALITIES, m) for m in modalities),
+    ):
+        if value not in choices:
+            raise DataError(f"model.{flag}: {value!r} is not one of {', '.join(choices)}")
+    if len(set(modalities)) != len(modalities):
+        raise DataError(f"model.modalities: {', '.join(modalities)} names one twice")
+    for flag, share in (("tower_dropout", tower_dropout), ("dropout", dropout)):
+        if not 0 <= share < 1:
+            raise DataError(f"model.{flag}: {share} is not a share; give 0 <= dropout < 1")
+    for flag, layers in sizes.items():
+        if not layers or not all(isinstance(n, int) and n > 0 for n in layers):
+            raise DataError(f"model.{flag}: {list(layers)} must be one or more positive layer sizes")
+    if sizes["over_arch"][-1] != 1:
+        raise DataError(f"model.over_arch: {list(sizes['over_arch'])} must end in 1, the logit")
+    if interaction == "dot":
+        for flag in (
+            "dense_arch",
+            *("image_tower" if m.endswith("_image") else "text_tower" for m in modalities),
+        ):
+            if sizes[flag][-1] != embedding_dim:
+                raise DataError(
+                    f"model.interaction=dot needs vectors of one size: the last of model.{flag} is "
+                    f"{sizes[flag][-1]}, model.embedding_dim is {embedding_dim}; end model.dense_arch, "
+                    "model.text_tower and model.image_tower in model.embedding_dim, or use pairwise or dcn"
+                )

@@ -1,0 +1,98 @@
+"""Projection towers: content vectors of 384 numbers reduced inside the model, trained with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.models.dlrm import DenseArch
+
+from dlrrec_torchrec.models.norm import MaskedBatchNorm
+
+NORMS = ("batch", "layer", "none")
+
+
+class Tower(nn.Module):
+    """Linear layers with ReLU between them and a normalisation at the end (DLRREC sections 3.2 and 4.3).
+
+    A missing vector (all zeros) gives a zero row and changes no other row: the batch statistics leave it out.
+
+    Args:
+        in_features: size of the input vectors.
+        layer_sizes: outputs of the linear layers, as [256, 32]; the last is the reduced size R.
+        norm: "batch" (over all ranks), "layer" or "none".
+        dropout: share of input numbers set to zero in training.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        layer_sizes: Sequence[int],
+        norm: str = "batch",
+        dropout: float = 0.0,
+        device=None,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = [nn.Dropout(dropout)] if dropout else []
+        for before, after in zip([in_features, *layer_sizes], layer_sizes, strict=False):
+            layers += [nn.Linear(before, after, device=device), nn.ReLU()]
+        self.layers = nn.Sequential(*layers[:-1])
+        self.norm = {
+            "batch": lambda: MaskedBatchNorm(layer_sizes[-1], device=device),
+            "layer": lambda: nn.LayerNorm(layer_sizes[-1], device=device),
+            "none": nn.Identity,
+        }[norm]()
+
+    def forward(self, vectors: Tensor, track: bool = True) -> Tensor:
+        """
+        Args:
+            vectors: f16 or f32 [B, in_features]; a row of zeros is a missing vector. B may be 0.
+            track: let batch normalisation update its running statistics (in training).
+
+        Returns:
+            [B, R] in the weights' dtype, zero where the vector is missing.
+        """
+        vectors = vectors.to(self.layers[-1].weight.dtype)
+        present = vectors.abs().amax(1) > 0
+        reduced = self.layers(vectors)
+        if isinstance(self.norm, MaskedBatchNorm):
+            return self.norm(reduced, present, track)
+        return self.norm(reduced) * present.unsqueeze(1)
+
+
+class MultiModalDenseArch(DenseArch):
+    """TorchRec's dense arch, which also hosts one tower for each modality.
+
+    Args:
+        in_features, layer_sizes: of the dense features' MLP.
+        modalities: names; those that end in `_image` get the image tower, the others the text tower.
+        text_tower, image_tower: layer sizes.
+        vector_dim: size of the content vectors.
+        norm, dropout: of the towers.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        layer_sizes: list[int],
+        modalities: Sequence[str],
+        text_tower: Sequence[int],
+        image_tower: Sequence[int],
+        vector_dim: int,
+        norm: str = "batch",
+        dropout: float = 0.0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(in_features, layer_sizes, device=device)
+        self.towers = nn.ModuleDict()
+        for name in modalities:
+            sizes = image_tower if name.endswith("_image") else text_tower
+            self.towers[name] = Tower(vector_dim, sizes, norm, dropout, device)
+
+    def reduce(
+        self, vectors: dict[str, Tensor], modalities: Sequence[str] | None = None, track: bool = True
+    ) -> dict[str, Tensor]:
+        """The reduced vectors [B, R] of `modalities` (default: all); `track` as in Tower."""
+        names = self.towers if modalities is None else modalities
+        return {name: self.towers[name](vectors[name], track) for name in names}
