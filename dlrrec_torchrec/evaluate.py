@@ -142,8 +142,11 @@ def score_rows(
         sparse_keys=sparse_keys(settings),
     )
     logits, users, items = [], [], []
+    console = Console(stderr=True)
     with torch.no_grad():
-        for batch in track(loader, title, len(loader), console=Console(stderr=True), transient=True):
+        for batch in track(
+            loader, title, len(loader), console=console, transient=True, disable=not console.is_terminal
+        ):
             users.append(batch.user.numpy())
             items.append(batch.item.numpy())
             batch = batch.to(torch.device(device))

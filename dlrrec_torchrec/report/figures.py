@@ -81,8 +81,8 @@ def roc_curves(
         legends: name -> text in the legend, with its AUC.
     """
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(figsize=(6.2, 5.6), layout="constrained")
-        axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
+        figure, axes = plt.subplots(figsize=(6.2, 6.2), layout="constrained")
+        axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, label="chance, AUC 0.500")
         drawn = 0
         looks = [(name, rows, colour, "-", 2.0) for (name, rows), colour in _paired(models, MODEL_COLOURS)]
         looks += [
@@ -92,8 +92,8 @@ def roc_curves(
         grid = np.linspace(0, 1, 501)
         for name, seeds, colour, dash, width in looks:
             curves = [roc_points(*rows) for rows in seeds if len(np.unique(rows[0])) == 2]
-            if not curves:
-                continue
+            if not curves or all(len(x) == 2 for x, _ in curves):
+                continue  # undefined, or a constant: the diagonal
             drawn += 1
             if len(curves) == 1:
                 axes.plot(*curves[0], color=colour, ls=dash, lw=width, label=legends[name])
@@ -124,7 +124,7 @@ def roc_points(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nda
 def calibration_curves(predictions: Mapping[str, Sequence[Rows]], models: Sequence[str], path: Path) -> None:
     """Observed share of positives against the mean probability, in ten bins of equal size.
 
-    All seeds together. Bars are 95 % Wilson intervals. Below: how the probabilities are spread.
+    All seeds together. Bars are 95 % Wilson intervals. Below: how the models' probabilities are spread.
     """
     with plt.rc_context(STYLE):
         figure, (above, below) = plt.subplots(
@@ -133,9 +133,9 @@ def calibration_curves(predictions: Mapping[str, Sequence[Rows]], models: Sequen
         above.plot([0, 1], [0, 1], color="#bbbbbb", lw=1)
         model_colours, baseline_colours = _cycle(MODEL_COLOURS), _cycle(BASELINE_COLOURS)
         for name, seeds in predictions.items():
+            if all(len(np.unique(probability)) <= 1 for _, probability in seeds):
+                continue  # a constant has no curve
             label, probability = (np.concatenate(part) for part in zip(*seeds, strict=True))
-            if not len(label):
-                continue
             model = name in models
             colour, dash = (next(model_colours), "-") if model else (next(baseline_colours), DASHES[1])
             x, y, low, high = reliability(label, probability)
@@ -143,8 +143,8 @@ def calibration_curves(predictions: Mapping[str, Sequence[Rows]], models: Sequen
                 x, y, yerr=[y - low, high - y], color=colour, ls=dash, marker="o", ms=4, lw=1.5,
                 elinewidth=0.8, label=name,
             )  # fmt: skip
-            bins = np.linspace(0, 1, 41)
-            below.hist(probability, bins, histtype="step", color=colour, ls=dash, density=True)
+            if model:
+                below.hist(probability, np.linspace(0, 1, 41), histtype="step", color=colour, density=True)
         above.set(
             ylabel="observed share of positives", title="Calibration on the test rows", ylim=(-0.02, 1.02)
         )
@@ -226,7 +226,9 @@ def _line(axes, records: Sequence[Mapping], key: str, colour: str, label: str | 
     points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
     if points:
         marker = "." if len(points) == 1 else None
-        axes.plot(*zip(*points, strict=True), color=colour, ls=dash, lw=1.5, label=label, marker=marker)
+        axes.plot(
+            *zip(*points, strict=True), color=colour, ls=dash, lw=1.4, alpha=0.8, label=label, marker=marker
+        )
 
 
 def _paired(named: Mapping, colours: Sequence[str]) -> list[tuple]:

@@ -25,7 +25,7 @@ COLUMNS = {
     "fpr": ("FPR", ".3f", None),
     "loss": ("loss", ".3f", "low"),
     "ne": ("NE", ".3f", "low"),
-    "calibration": ("calibration", ".3f", "one"),
+    "calibration": ("calibration", ".3f", None),
 }
 DEFINITIONS = {
     "AUC": "Share of (positive, negative) pairs that are ranked rightly; 0.5 is chance.",
@@ -91,7 +91,7 @@ def best_names(summary: Mapping[str, Any], key: str) -> set[str]:
     found = {n: v for n, v in found.items() if v is not None}
     if goal is None or not found:
         return set()
-    worth = {n: {"high": v, "low": -v, "one": -abs(v - 1)}[goal] for n, v in found.items()}
+    worth = {n: v if goal == "high" else -v for n, v in found.items()}
     return {n for n, v in worth.items() if v == max(worth.values())}
 
 
@@ -136,9 +136,12 @@ def text_table(summary: Mapping[str, Any]) -> str:
         if last not in (None, group):
             table.add_section()
         last = group
-        best = {key: name in best_names(summary, key) for key in columns}
-        cells = [cell(metrics[key], COLUMNS[key][1], "\n±") for key in columns]
-        table.add_row(name, *(c + ("*" if best[k] else " ") for k, c in zip(columns, cells, strict=True)))
+        cells = []
+        for key in columns:
+            mean, *deviation = cell(metrics[key], COLUMNS[key][1], "|").split("|")
+            mark = "*" if name in best_names(summary, key) else " "
+            cells.append(mean + mark + "".join(f"\n±{d} " for d in deviation))
+        table.add_row(name, *cells)
     console = Console(file=io.StringIO(), width=40 + 14 * len(columns), color_system=None, markup=False)
     console.print(headline(summary))
     console.print(table)
