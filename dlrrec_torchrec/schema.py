@@ -88,6 +88,14 @@ REVIEW_CONTENT = pa.schema(
         ("image_vector", _vector16),  # mean over its captions; null: no picture
     ]
 )
+# One row per training item whose own metadata has words or captions: what its vectors hold besides its reviews'.
+METADATA_CONTENT = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text_vector", _vector16),  # null: no words
+        ("image_vector", _vector16),  # mean over its captions; null: no picture
+    ]
+)
 NEIGHBORS = pa.schema([("id", pa.string()), ("neighbors", _str_list), ("scores", pa.list_(pa.float32()))])
 
 

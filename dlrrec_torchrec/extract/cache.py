@@ -1,0 +1,142 @@
+"""Vectors of texts on disk, found again by content.
+
+A cache folder holds segments: Parquet files of keys and half-precision vectors, each written under a
+temporary name and renamed, so that an interrupted run leaves whole segments and loses seconds of work. The
+key of a text is a hash of the text and of the encoder's identity: one folder serves several encoders.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+import uuid
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from dlrrec_torchrec.extract.encoder import Encoder
+from dlrrec_torchrec.schema import VECTOR_DIM
+
+_KEY_BYTES = 16
+_ROW_BYTES = 2 * VECTOR_DIM
+_SEGMENT_ROWS = 16384
+_SEGMENT_SECONDS = 15.0  # most work that a killed run loses
+
+
+def embed_cached(
+    texts: list[str], encoder: Encoder, folder: str | os.PathLike, segment_rows: int = _SEGMENT_ROWS
+) -> tuple[np.ndarray, int]:
+    """The unit vectors of distinct `texts`, f16 [N, 384], and how many of them the encoder had to make.
+
+    Known texts are read from `folder`; the others are embedded with a progress bar on stderr and written as
+    they are made. Vectors are rounded to half precision before use, so a second run sees the same numbers.
+    """
+    folder = Path(folder)
+    keys = _text_keys(texts, encoder.identity)
+    vectors, known = _read_known(keys, folder)
+    missing = np.flatnonzero(~known)
+    if len(missing):
+        folder.mkdir(parents=True, exist_ok=True)
+        _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows)
+    return vectors, len(missing)
+
+
+def _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows) -> None:
+    waiting: list[np.ndarray] = []
+    written = started = time.monotonic()
+    done = 0
+
+    def write() -> None:
+        rows = np.concatenate(waiting)
+        _write_segment(folder, keys.take(pa.array(rows)), vectors[rows])
+        waiting.clear()
+
+    with _progress() as progress:
+        bar = progress.add_task("embedding", total=len(missing), rate="")
+        try:
+            for batch, made in encoder.encode_batches([texts[i] for i in missing]):
+                rows = missing[batch]
+                vectors[rows] = made
+                waiting.append(rows)
+                done += len(rows)
+                now = time.monotonic()
+                progress.update(bar, completed=done, rate=f"{done / (now - started + 1e-9):,.0f} texts/s")
+                if sum(map(len, waiting)) >= segment_rows or now - written > _SEGMENT_SECONDS:
+                    write()
+                    written = now
+        finally:  # an interruption keeps what is made
+            if waiting:
+                write()
+
+
+def _text_keys(texts: list[str], identity: str) -> pa.Array:
+    """One key a text, fixed_size_binary[16]."""
+    seed = hashlib.blake2b(identity.encode(), digest_size=32).digest()
+    raw = b"".join(
+        hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES, key=seed).digest()
+        for t in texts
+    )
+    return _binary(raw, _KEY_BYTES)
+
+
+def _binary(raw: bytes | np.ndarray, width: int) -> pa.Array:
+    buffer = pa.py_buffer(raw)
+    return pa.Array.from_buffers(pa.binary(width), buffer.size // width, [None, buffer])
+
+
+def _read_known(keys: pa.Array, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors f16 [N, 384] with those found filled in, and which they are, bool [N]."""
+    vectors = np.zeros((len(keys), VECTOR_DIM), np.float16)
+    known = np.zeros(len(keys), bool)
+    for path in sorted(folder.glob("*.parquet")):
+        try:
+            _read_segment(path, keys, vectors, known)
+        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+            warnings.warn(
+                f"{path}: this part of the cache cannot be read and is ignored; its texts are embedded again "
+                f"(delete the file to lose this warning): {error}",
+                stacklevel=3,
+            )
+    return vectors, known
+
+
+def _read_segment(path: Path, keys: pa.Array, vectors: np.ndarray, known: np.ndarray) -> None:
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        found = pc.index_in(file.read(["key"])["key"].combine_chunks(), value_set=keys)
+        if found.null_count == len(found):
+            return  # nothing wanted here: leave its vectors on disk
+        stored = file.read(["vector"])["vector"].combine_chunks()
+    if stored.type != pa.binary(_ROW_BYTES):
+        raise ValueError(f"vectors have type {stored.type}")
+    here = np.flatnonzero(np.asarray(found.is_valid()))
+    rows = found.take(pa.array(here)).to_numpy()
+    offset = stored.offset * _ROW_BYTES
+    body = np.frombuffer(stored.buffers()[1], np.uint8)[offset : offset + len(stored) * _ROW_BYTES]
+    vectors[rows] = body.view(np.float16).reshape(-1, VECTOR_DIM)[here]
+    known[rows] = True
+
+
+def _write_segment(folder: Path, keys: pa.Array, vectors: np.ndarray) -> None:
+    table = pa.table({"key": keys, "vector": _binary(np.ascontiguousarray(vectors), _ROW_BYTES)})
+    path = folder / f"{uuid.uuid4().hex}.parquet"
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    pq.write_table(table, temporary, compression="none", use_dictionary=False, write_page_checksum=True)
+    os.replace(temporary, path)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,58 @@
+"""The interface of those who write content: an entity's reviews in; summary, price tag and categories out.
+
+A provider sees one `EntityReviews` at a time, already without the reviews that the content must not know (see
+`crossfit`), and answers in order. Its `name`, `model` and `fingerprint` are part of the stage's manifest:
+content is made again when any of them changes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from dlrrec_torchrec.extract.corpus import Corpus
+
+
+@dataclasses.dataclass(frozen=True)
+class EntityReviews:
+    """What a provider may know of one user or item.
+
+    fold is -1 for all training reviews, else the fold that is left out. `documents` are positions in the
+    corpus, i64 [n], the reviews in the table's order and then the item's own metadata text.
+    """
+
+    id: str
+    side: str  # "user" or "item"
+    fold: int
+    documents: np.ndarray
+    corpus: Corpus
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts that have words."""
+        found = (self.corpus.texts[d] for d in self.documents)
+        return [text for text in found if text]
+
+
+@dataclasses.dataclass(frozen=True)
+class Content:
+    """What a provider says. Users have neither price tag nor categories."""
+
+    summary: tuple[str, ...] = ()  # its sentences
+    price_tag: str = "none"  # one of schema.PRICE_TAGS
+    categories: tuple[str, ...] = ()  # best first, at most schema.CATEGORY_SLOTS
+
+
+class Provider(Protocol):
+    """`fingerprint` hashes what shapes the content besides the model: prompts, word lists, limits."""
+
+    name: str
+    model: str
+    fingerprint: str
+
+    def describe(self, entities: Iterable[EntityReviews]) -> Iterator[Content]:
+        """One Content for each of `entities`, in their order. An entity without a text gets Content()."""
+        ...

@@ -1,0 +1,242 @@
+"""The stage: training reviews (and item metadata) in, content tables out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from rich.console import Console
+from rich.progress import track
+
+from dlrrec_torchrec import schema
+from dlrrec_torchrec.config import ExtractConfig
+from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
+from dlrrec_torchrec.extract.cache import embed_cached
+from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
+from dlrrec_torchrec.extract.crossfit import assign_folds, row_hashes, versions
+from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
+from dlrrec_torchrec.extract.offline import OfflineProvider, offline_fingerprint
+from dlrrec_torchrec.extract.provider import Content, EntityReviews, Provider
+from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
+from dlrrec_torchrec.schema import DataError, Manifest
+
+
+def extract(
+    config: ExtractConfig,
+    split_dir: str | os.PathLike,
+    items_dir: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    cache_dir: str | os.PathLike,
+    encoder: Encoder | None = None,
+) -> Manifest:
+    """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir.
+
+    Only training rows are read. Users and items get content of fold -1 and of each of their folds; `reviews`
+    has one row a training review, in the split's order; `metadata` one row for each training item whose
+    metadata has words or captions. The vectors of all sentences and captions are cached in cache_dir/vectors.
+
+    Args:
+        encoder: another source of vectors than `config.encoder`.
+
+    Raises DataError for settings out of range, a missing input, or an encoder that cannot be used.
+    """
+    if config.folds < 2:
+        raise DataError(f"extract.folds: must be at least 2, not {config.folds}")
+    if config.summary_sentences < 1:
+        raise DataError(f"extract.summary_sentences: must be at least 1, not {config.summary_sentences}")
+    encoder = encoder or SentenceEncoder(config.encoder, config.batch_tokens)
+    items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
+    inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
+    if items_dir:
+        inputs["items"] = Manifest.read(items_dir).fingerprint
+    provenance = {
+        "provider": OfflineProvider.name,
+        "model": OfflineProvider.model,
+        "fingerprint": offline_fingerprint(config.summary_sentences),
+    }
+    manifest = Manifest("extract", schema.jsonable(config) | {"provenance": provenance}, inputs)
+    if current := manifest.current(out_dir):
+        return current
+    with schema.stage_output(manifest, out_dir) as folder:
+        _write_content(
+            folder,
+            manifest,
+            Path(split_dir) / "train",
+            items_dir,
+            _CountedEmbedding(encoder, Path(cache_dir) / "vectors"),
+            lambda corpus: OfflineProvider(corpus, config.summary_sentences),
+            config.folds,
+            config.seed,
+            config.categories_from == "items",
+            config.price_from == "items",
+        )
+        manifest.facts |= provenance | {"encoder": config.encoder}
+    return manifest
+
+
+class _CountedEmbedding:
+    """Texts to vectors through the cache, counting what passes."""
+
+    def __init__(self, encoder: Encoder, folder: Path):
+        self.encoder, self.folder = encoder, folder
+        self.texts = self.embedded = 0
+
+    def __call__(self, texts: list[str]) -> np.ndarray:
+        vectors, made = embed_cached(texts, self.encoder, self.folder)
+        self.texts += len(texts)
+        self.embedded += made
+        return vectors
+
+
+def _write_content(
+    folder: Path,
+    manifest: Manifest,
+    train_dir: Path,
+    items_dir: Path | None,
+    embed: _CountedEmbedding,
+    make_provider: Callable[[Corpus], Provider],
+    folds: int,
+    seed: int,
+    categories_from_items: bool,
+    price_from_items: bool,
+) -> None:
+    reviews = schema.read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions"])
+    users, user_code = _codes(reviews["user_id"])
+    items, item_code = _codes(reviews["item_id"])
+    metadata = _metadata(items_dir, items)
+    texts = reviews["text"].to_pylist() + [m.get("text") for m in metadata]
+    captions = reviews["captions"].to_pylist() + [m.get("captions") for m in metadata]
+    words, pictures = build_corpora(
+        [
+            (texts, [split_sentences(text) for text in texts]),
+            (captions, [[c for c in map(clean_caption, given or []) if c] for given in captions]),
+        ],
+        embed,
+    )
+    hashes = row_hashes(reviews["user_id"].to_pylist(), reviews["item_id"].to_pylist(), seed)
+    user_fold, item_fold = (assign_folds(code, hashes, folds) for code in (user_code, item_code))
+    text_vectors, image_vectors = (
+        words.document_means(normalize=True),
+        pictures.document_means(normalize=False),
+    )
+    has_words, has_pictures = (np.diff(c.offsets) > 0 for c in (words, pictures))
+
+    n = reviews.num_rows
+    columns = [reviews["user_id"], reviews["item_id"], user_fold, item_fold]
+    columns += [_vectors(text_vectors[:n], has_words[:n]), _vectors(image_vectors[:n], has_pictures[:n])]
+    manifest.rows["reviews"] = _write(columns, schema.REVIEW_CONTENT, folder / "reviews")
+
+    own = np.flatnonzero(has_words[n:] | has_pictures[n:])
+    columns = [
+        [items[i] for i in own],
+        *(
+            _vectors(v[n:][own], h[n:][own])
+            for v, h in ((text_vectors, has_words), (image_vectors, has_pictures))
+        ),
+    ]
+    manifest.rows["metadata"] = _write(columns, schema.METADATA_CONTENT, folder / "metadata")
+
+    provider = make_provider(words)
+    user_side = [(c, f, rows) for c, f, rows in versions(user_code, user_fold, len(users))]
+    columns, _ = _described(provider, "user", users, user_side, words, embed)
+    manifest.rows["users"] = _write(columns, schema.USER_CONTENT, folder / "users")
+
+    item_side = [(c, f, np.r_[rows, n + c]) for c, f, rows in versions(item_code, item_fold, len(items))]
+    columns, contents = _described(provider, "item", items, item_side, words, embed)
+    seen = _means([pictures.pieces_of(documents) for *_, documents in item_side], pictures, normalize=False)
+    code = [c for c, *_ in item_side]
+    if price_from_items:
+        prices = np.asarray([np.nan if m.get("price") is None else m["price"] for m in metadata], np.float64)
+        by_item = tercile_tags(prices)
+        tags = [by_item[c] for c in code]
+    else:
+        tags = [content.price_tag for content in contents]
+    if categories_from_items:
+        kinds = [(metadata[c].get("categories") or [])[: schema.CATEGORY_SLOTS] for c in code]
+    else:
+        kinds = [content.categories for content in contents]
+    manifest.rows["items"] = _write([*columns, seen, tags, kinds], schema.ITEM_CONTENT, folder / "items")
+
+    manifest.facts |= {
+        "texts": embed.texts,
+        "embedded": embed.embedded,
+        "cached": embed.texts - embed.embedded,
+    }
+    manifest.facts["reviews_with_words"] = int(has_words[:n].sum())
+    manifest.facts["reviews_with_pictures"] = int(has_pictures[:n].sum())
+    parts = [*([] if price_from_items else ["price"]), *([] if categories_from_items else ["categories"])]
+    if items_dir and (found := agreement(folder, items_dir, tuple(parts))):
+        manifest.facts["agreement"] = found
+
+
+def _codes(ids: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
+    """Distinct ids in order of appearance, and each row's position among them, i64 [N]."""
+    encoded = ids.combine_chunks().dictionary_encode()
+    if encoded.null_count:
+        raise DataError("split/train: a user_id or item_id is null; run the stages before this one again")
+    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
+
+
+def _metadata(items_dir: Path | None, items: list[str]) -> list[dict]:
+    """What is known of each of `items`, {} where nothing is."""
+    if items_dir is None:
+        return [{} for _ in items]
+    names = ["item_id", "text", "categories", "price", "captions"]
+    table = schema.read_table(items_dir, schema.ITEMS, names)
+    wanted = table.filter(pa.compute.is_in(table["item_id"], value_set=pa.array(items, pa.string())))
+    known = {row["item_id"]: row for row in wanted.to_pylist()}
+    return [known.get(item, {}) for item in items]
+
+
+def _described(
+    provider: Provider,
+    side: str,
+    ids: list[str],
+    entities: list[tuple[int, int, np.ndarray]],
+    corpus: Corpus,
+    embed: Callable[[list[str]], np.ndarray],
+) -> tuple[list, list[Content]]:
+    """The columns id, fold, summary and text_vector, and all that the provider said."""
+
+    def asked() -> Iterator[EntityReviews]:
+        console = Console(stderr=True)
+        for code, fold, documents in track(entities, f"describing {side}s", console=console):
+            yield EntityReviews(ids[code], side, fold, documents, corpus)
+
+    contents = list(provider.describe(asked()))
+    distinct: dict[str, int] = {}
+    said = [
+        np.fromiter((distinct.setdefault(s, len(distinct)) for s in content.summary), np.int64)
+        for content in contents
+    ]
+    sentences = Corpus(
+        [], np.zeros(1, np.int64), np.zeros(0, np.int64), list(distinct), embed(list(distinct))
+    )
+    summaries = [" ".join(content.summary) or None for content in contents]
+    vectors = _means(said, sentences, normalize=True)
+    return [[ids[c] for c, *_ in entities], [f for _, f, _ in entities], summaries, vectors], contents
+
+
+def _means(groups: list[np.ndarray], corpus: Corpus, normalize: bool) -> pa.Array:
+    """The mean vector of each group of the corpus's pieces, null where a group is empty."""
+    offsets = offsets_of(map(len, groups))
+    piece = np.concatenate([np.zeros(0, np.int64), *groups])
+    grouped = Corpus([None] * len(groups), offsets, piece, corpus.pieces, corpus.vectors)
+    return _vectors(grouped.document_means(normalize), np.diff(offsets) > 0)
+
+
+def _vectors(vectors: np.ndarray, present: np.ndarray) -> pa.Array:
+    """f32 [N, 384] as the tables hold it; null where not present."""
+    flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, schema.VECTOR_DIM, mask=pa.array(~present))
+
+
+def _write(columns: list, kind: pa.Schema, folder: Path) -> int:
+    arrays = [
+        column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, field.type)
+        for column, field in zip(columns, kind, strict=True)
+    ]
+    return schema.write_table(pa.Table.from_arrays(arrays, names=kind.names).cast(kind), folder)
