@@ -23,7 +23,7 @@ FIGURES = {
     "calibration.png": "Calibration",
     "learning_curves.png": "Learning curves",
     "confusion.png": "Confusion matrices at a threshold of 0.5, counts of all seeds",
-    "swing_scores.png": "Scores of the SWING neighbours that are kept as positives' candidates",
+    "swing_scores.png": "Scores of the SWING neighbours",
 }
 
 
