@@ -84,7 +84,7 @@ def write_rest(run, seed):
 
 @pytest.fixture(scope="module")
 def reported(tmp_path_factory):
-    """Two seeds of a whole run with their report: folders, the evaluations' metrics, the report's manifest."""
+    """Two seeds of a whole run with their report: folders, metrics of the evaluations, manifest."""
     made = run_paths(tmp_path_factory.mktemp("report"), 2)
     for seed, run in enumerate(made):
         write_rest(run, seed)
