@@ -1,0 +1,257 @@
+"""The compiled scorer: exact SWING for a range of anchors over CSR, in one thread, without the GIL.
+
+For an anchor i (an item; the roles swap for users) with users U_i numbered 0..d-1:
+
+1. Walk I_u for every u in U_i and find the items met more than once: those with |U_i ∩ U_j| >= 2. All
+   others share no pair of users with i; in a sparse graph they are the great majority and cost no more.
+2. Take the users a = 0..d-1 in turn, keeping for each such j the list C_j of the earlier users b < a that
+   hold both i and j. One pass over the C_j of a's items counts row[b] = |I_a ∩ I_b| - 1 for every b at once;
+   a second adds w_a Σ_{b ∈ C_j} w_b / (alpha + |I_a ∩ I_b|) to the score of j.
+
+Users are only paired over items that they share besides i, so two whole histories are never intersected, and
+one row of counters, not a matrix, serves anchors of any popularity. Every sum runs in an order that the graph
+alone decides: the result is the same, bit for bit, for any partition.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+SLOTS = 1 << 30  # `Scratch.last` holds a time below this, or this plus a slot
+
+
+def compiled(function):
+    """`numba.njit`, with the disk cache unless no folder for it can be written (a read-only install)."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # numba found no folder it may write to
+        return numba.njit(function, **options)
+
+
+@intrinsic
+def prefetch(typing_context, array, index):
+    """Ask for the cache line of array[index] ahead of its use."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        line = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [line, flag(0), flag(3), flag(1)])  # for reading, keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+class Scratch(NamedTuple):
+    """Working memory of one thread, allocated once; `score_range` leaves it ready for its next call.
+
+    A hit is a step of the walk to an item met before on the same walk; a slot stands for an item with a hit.
+    """
+
+    clock: np.ndarray  # i64[1]: time of the next walk's first user; each user takes one tick
+    last: np.ndarray  # i32[anchors]: when the item was first met on a walk, or SLOTS + its slot
+    hit: np.ndarray  # i32[steps]: slot of the hit
+    owner: np.ndarray  # i32[steps]: position of the hit's user
+    members: np.ndarray  # i32[2 * steps]: the lists C_j one after the other
+    code: np.ndarray  # i32[slots]: the item
+    first: np.ndarray  # i32[slots]: position of the user who met it first
+    start: np.ndarray  # i32[slots]: where its list begins
+    end: np.ndarray  # i32[slots]: length of the list in step 1, where it ends so far in step 2
+    score: np.ndarray  # f64[slots]
+    row: np.ndarray  # i32[degree], all 0: |I_a ∩ I_b| - 1 for the current user a
+    weight: np.ndarray  # f64[degree]: weights of the anchor's users
+
+
+def make_scratch(anchors: int, steps: int, degree: int) -> Scratch:
+    """Scratch for `anchors` anchors, walks of at most `steps` edges and `degree` users of an anchor."""
+    slots = min(anchors, steps)
+    return Scratch(
+        np.zeros(1, np.int64),
+        np.full(anchors, -1, np.int32),
+        *[np.empty(size, np.int32) for size in (steps, steps, 2 * steps, slots, slots, slots, slots)],
+        score=np.empty(slots, np.float64),
+        row=np.zeros(degree, np.int32),
+        weight=np.empty(degree, np.float64),
+    )
+
+
+@compiled
+def _walk(anchor, anchor_ptr, anchor_idx, user_ptr, user_idx, scratch):
+    """Step 1: the hits in order, a slot and an empty list for each of their items. Returns (hits, slots)."""
+    last, hit, owner, members = scratch.last, scratch.hit, scratch.owner, scratch.members
+    code, first, start, end = scratch.code, scratch.first, scratch.start, scratch.end
+    row_begin, row_end, edges = anchor_ptr[anchor], anchor_ptr[anchor + 1], anchor_idx.size
+    begin = scratch.clock[0]
+    if begin + row_end - row_begin >= SLOTS:
+        last[:] = -1
+        begin = 0
+    now, hits, slots = begin, 0, 0
+    for edge in range(row_begin, row_end):
+        # The rows of the users lie anywhere in memory: fetch them some users ahead.
+        prefetch(user_ptr, anchor_idx[min(edge + 12, edges - 1)])
+        prefetch(user_idx, user_ptr[anchor_idx[min(edge + 6, edges - 1)]])
+        user = anchor_idx[edge]
+        for step in range(user_ptr[user], user_ptr[user + 1]):
+            item = user_idx[step]
+            met = last[item]
+            if met < begin:  # never on this walk: nearly always so, which the branch predictor knows
+                last[item] = -1 if item == anchor else now
+                continue
+            slot = met - SLOTS
+            if slot < 0:
+                slot = slots
+                slots += 1
+                last[item] = SLOTS + slot
+                code[slot] = item
+                first[slot] = met - begin
+                end[slot] = 1
+            end[slot] += 1
+            hit[hits] = slot
+            owner[hits] = now - begin
+            hits += 1
+        now += 1
+    scratch.clock[0] = now
+    offset = 0
+    for slot in range(slots):
+        last[code[slot]] = -1
+        members[offset] = first[slot]
+        start[slot] = offset
+        offset += end[slot]
+        end[slot] = start[slot] + 1
+    return hits, slots
+
+
+@compiled
+def _score(hits, inverse, scratch):
+    """Step 2: add up `scratch.score`. Returns the pair updates of one pass."""
+    hit, owner, members = scratch.hit, scratch.owner, scratch.members
+    start, end, score, row, weight = scratch.start, scratch.end, scratch.score, scratch.row, scratch.weight
+    updates, h = 0, 0
+    while h < hits:
+        begin, a, pairs = h, owner[h], 0
+        while h < hits and owner[h] == a:
+            slot = hit[h]
+            tail = end[slot]
+            for y in range(start[slot], tail):
+                row[members[y]] += 1
+            pairs += tail - start[slot]
+            members[tail] = a
+            end[slot] = tail + 1
+            h += 1
+        for g in range(begin, h):
+            slot = hit[g]
+            head, tail = start[slot], end[slot] - 1
+            even, odd = 0.0, 0.0  # two chains of additions hide their latency, in an order that never varies
+            for y in range(head, tail - 1, 2):
+                b, c = members[y], members[y + 1]
+                even += weight[b] * inverse[row[b]]
+                odd += weight[c] * inverse[row[c]]
+            if (tail - head) & 1:
+                b = members[tail - 1]
+                even += weight[b] * inverse[row[b]]
+            score[slot] += weight[a] * (even + odd)
+        if pairs * 8 < a:
+            for g in range(begin, h):
+                for y in range(start[hit[g]], end[hit[g]] - 1):
+                    row[members[y]] = 0
+        else:
+            row[:a] = 0
+        updates += pairs
+    return updates
+
+
+@compiled
+def _better(score, code, than_score, than_code):
+    return score > than_score or (score == than_score and code < than_code)
+
+
+@compiled
+def _sift_down(scores, codes, size):
+    """Put a new root into its place in a heap whose root is the worst."""
+    at = 0
+    while 2 * at + 1 < size:
+        child = 2 * at + 1
+        right = child + 1
+        if right < size and _better(scores[child], codes[child], scores[right], codes[right]):
+            child = right
+        if not _better(scores[at], codes[at], scores[child], codes[child]):
+            return
+        scores[at], scores[child] = scores[child], scores[at]
+        codes[at], codes[child] = codes[child], codes[at]
+        at = child
+
+
+@compiled
+def _top_k(slots, k, scratch, scores, codes):
+    """Write the k best slots (score, then smaller code), best first; returns how many.
+
+    Scores are compared as the float32 that is written, so that sums equal up to rounding count as ties.
+    """
+    size = min(slots, k)
+    for slot in range(slots):
+        score, code = np.float32(scratch.score[slot]), scratch.code[slot]
+        if slot < size:
+            at = slot
+            while at > 0:
+                parent = (at - 1) // 2
+                if not _better(scores[parent], codes[parent], score, code):
+                    break
+                scores[at], codes[at] = scores[parent], codes[parent]
+                at = parent
+            scores[at], codes[at] = score, code
+        elif _better(score, code, scores[0], codes[0]):
+            scores[0], codes[0] = score, code
+            _sift_down(scores, codes, size)
+    for end in range(size - 1, 0, -1):
+        scores[0], scores[end] = scores[end], scores[0]
+        codes[0], codes[end] = codes[end], codes[0]
+        _sift_down(scores, codes, end)
+    return size
+
+
+@compiled
+def score_range(
+    begin,
+    end,
+    k,
+    anchor_ptr,
+    anchor_idx,
+    user_ptr,
+    user_idx,
+    user_weight,
+    inverse,
+    scratch,
+    counts,
+    codes,
+    scores,
+):
+    """Score the anchors begin..end-1 and keep the k best neighbours of each.
+
+    `anchor_ptr` i64[anchors + 1] and `anchor_idx` i32[edges]: the users of each anchor, ascending; `user_ptr`
+    and `user_idx`: the same edges by user; `user_weight` f64[users]; `inverse` f64: inverse[n] is
+    1 / (alpha + overlap) of a pair that shares n items besides the anchor. Filled: `counts` i32[end - begin],
+    and one anchor after the other without gaps `codes` i32 and `scores` f32, best first, ties by code.
+    Returns the pair updates: Σ over anchors i and items j of the pairs of users in U_i ∩ U_j.
+    """
+    updates, filled = 0, 0
+    for anchor in range(begin, end):
+        hits, slots = _walk(anchor, anchor_ptr, anchor_idx, user_ptr, user_idx, scratch)
+        counts[anchor - begin] = min(slots, k)
+        if hits == 0:
+            continue
+        row = anchor_ptr[anchor]
+        for a in range(anchor_ptr[anchor + 1] - row):
+            scratch.weight[a] = user_weight[anchor_idx[row + a]]
+        scratch.score[:slots] = 0.0
+        updates += _score(hits, inverse, scratch)
+        filled += _top_k(slots, k, scratch, scores[filled:], codes[filled:])
+    return updates

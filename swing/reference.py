@@ -1,0 +1,63 @@
+"""SWING in plain Python, straight from the formula: slow, and the oracle of the tests."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from itertools import combinations
+
+from swing.config import SwingConfig
+from swing.interactions import edge_hash
+
+
+def scores(
+    pairs: Iterable[tuple[str, str]], config: SwingConfig, side: str = "items"
+) -> dict[str, dict[str, float]]:
+    """All scores {id: {other id: score}} of distinct (user, item) pairs, before top-k and normalisation.
+
+    Two items, both taken by users a and b, and c takes only the first; |I_a ∩ I_b| = 2, so 1 / (1 + 2):
+
+    >>> scores([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "x")], SwingConfig())
+    {'x': {'y': 0.3333333333333333}, 'y': {'x': 0.3333333333333333}}
+    """
+    edges = {(u, i) if side == "items" else (i, u) for u, i in pairs}  # (linking id, compared id)
+    everyone = sorted({i for _, i in edges})
+    edges = _limited(edges, config)
+    items_of: dict[str, set[str]] = {}
+    users_of: dict[str, set[str]] = {}
+    for u, i in edges:
+        items_of.setdefault(u, set()).add(i)
+        users_of.setdefault(i, set()).add(u)
+    weight = {u: (config.user_alpha + len(items)) ** -config.user_beta for u, items in items_of.items()}
+    result: dict[str, dict[str, float]] = {i: {} for i in everyone}
+    for i, j in combinations(everyone, 2):
+        terms = [
+            weight[u]
+            * weight[v]
+            / (config.alpha + len(items_of[u] & items_of[v]) - (not config.count_anchor))
+            for u, v in combinations(sorted(users_of.get(i, set()) & users_of.get(j, set())), 2)
+        ]
+        if terms:
+            result[i][j] = result[j][i] = math.fsum(terms)
+    return result
+
+
+def _limited(edges: set[tuple[str, str]], config: SwingConfig) -> set[tuple[str, str]]:
+    user_code = {u: code for code, u in enumerate(sorted({u for u, _ in edges}))}
+    item_code = {i: code for code, i in enumerate(sorted({i for _, i in edges}))}
+
+    def rows(position: int) -> dict[str, list[tuple[str, str]]]:
+        grouped: dict[str, list[tuple[str, str]]] = {}
+        for edge in edges:
+            grouped.setdefault(edge[position], []).append(edge)
+        return grouped
+
+    most = config.max_user_items or math.inf
+    edges = {e for row in rows(0).values() if config.min_user_items <= len(row) <= most for e in row}
+    if config.sample_user_items:
+        key = lambda e: int(edge_hash(user_code[e[0]], item_code[e[1]], config.seed))  # noqa: E731
+        edges = {e for row in rows(0).values() for e in sorted(row, key=key)[: config.sample_user_items]}
+    if config.max_item_users:
+        key = lambda e: int(edge_hash(item_code[e[1]], user_code[e[0]], config.seed))  # noqa: E731
+        edges = {e for row in rows(1).values() for e in sorted(row, key=key)[: config.max_item_users]}
+    return edges
