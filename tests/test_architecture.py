@@ -12,8 +12,10 @@ LEVELS = [
     {"schema"},
     {"config", "features", "paths", "doctor"},
     {"ingest", "split", "extract", "prepare", "neighbors", "data", "models", "metrics"},
-    {"parallel", "checkpoint"},
-    {"selection", "train"},
+    {"optimizers", "selection", "steps", "history"},
+    {"parallel"},
+    {"checkpoint", "trainer"},
+    {"train"},
     {"baselines", "figures"},
     {"evaluate", "recommend", "export", "report"},
     {"experiments", "benchmarks"},
@@ -21,7 +23,8 @@ LEVELS = [
     {"cli"},
     {"__main__"},
 ]
-NO_POLARS = {"data", "models", "metrics", "parallel", "checkpoint", "selection", "train"}
+NO_POLARS = {"data", "models", "metrics", "optimizers", "selection", "steps", "history"}
+NO_POLARS |= {"parallel", "checkpoint", "trainer", "train"}
 NO_POLARS |= {"baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
 
 

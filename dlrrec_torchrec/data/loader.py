@@ -54,6 +54,10 @@ class ShardDataset(Dataset):
     def __len__(self) -> int:
         return self.batches
 
+    def check(self) -> None:
+        """Check this rank's share of the files (see `ShardReader.check`)."""
+        self._reader.check(self._rank, self._world)
+
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, number = key
         if self._order is None or self._order[0] != epoch:
@@ -140,6 +144,13 @@ class ShardLoader:
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch, which with the seed decides the order, for the iterations that follow."""
         self._epoch.epoch = epoch
+
+    def check(self) -> None:
+        """Check every value of this rank's share of the files, all but the vectors, before training.
+
+        Raises DataError naming file, column and row (see `ShardReader.check`).
+        """
+        self.dataset.check()
 
     @property
     def rows(self) -> int:

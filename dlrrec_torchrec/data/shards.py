@@ -75,14 +75,16 @@ class ShardReader:
                     self.chunks.append(Chunk(path, group, first, rows))
                 first += rows
 
-    def check(self) -> None:
+    def check(self, rank: int = 0, world_size: int = 1) -> None:
         """Read every column but the vectors and check each value: for use before training.
+
+        Each of `world_size` ranks reads its share of the chunks.
 
         Raises DataError naming file, column and row of the first label that is not 0 or 1, dense value that
         is not finite, or code outside of its table.
         """
         names = [name for name in self.schema.names if name not in schema.MODALITIES]
-        for chunk in self.chunks:
+        for chunk in self.chunks[rank::world_size]:
             self._columns(chunk, names)
 
     def read(self, index: int) -> dict[str, Tensor]:

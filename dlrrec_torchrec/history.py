@@ -1,0 +1,61 @@
+"""What a training writes down as it goes: metrics.jsonl (one line an epoch) and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch.utils.tensorboard import SummaryWriter
+
+from dlrrec_torchrec import schema
+from dlrrec_torchrec.metrics import json_safe
+
+
+class History:
+    """The record of one training, on rank 0; on other ranks nothing is written.
+
+    Args:
+        folder: gets `metrics.jsonl` and `tensorboard/`.
+        epoch, step: where the training goes on; later records, of a run that was killed, are taken away.
+        active: whether this is the rank that writes.
+    """
+
+    def __init__(self, folder: Path, epoch: int, step: int, active: bool) -> None:
+        self._path, self._active = folder / "metrics.jsonl", active
+        if not active:
+            return
+        lines = self._path.read_text(encoding="utf-8").splitlines(True) if self._path.exists() else []
+        # A line without its end was cut short by a kill: its epoch is after the last checkpoint.
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
+        schema.write_text_atomic(self._path, "".join(kept))
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
+
+    def add(self, record: Mapping[str, Any], steps: Mapping[str, np.ndarray]) -> None:
+        """Write an epoch: its record (with "epoch" and "step", the last step) and each step's values.
+
+        Args:
+            record: plain values; NaN becomes null.
+            steps: name -> f32 [steps of the epoch].
+        """
+        if not self._active:
+            return
+        with open(self._path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(json_safe(dict(record))) + "\n")
+        for name, values in steps.items():
+            first = record["step"] - len(values) + 1
+            for number, value in enumerate(values):
+                self._board.add_scalar(f"step/{name}", value, first + number)
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"epoch/{name}", value, record["step"])
+        self._board.flush()
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._active:
+            self._board.close()
