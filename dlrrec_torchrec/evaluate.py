@@ -55,7 +55,7 @@ def evaluate(
     out_dir: str | os.PathLike,
     truth: str | os.PathLike | None = None,
     batch_size: int = 4096,
-    device: str = "cpu",
+    device: str = "auto",
 ) -> Manifest:
     """Score the test rows by each trained variant and write predictions and metrics to `out_dir`.
 
@@ -64,6 +64,7 @@ def evaluate(
         truth: Parquet of `user_id`, `item_id`, `probability`: the true probability of a positive for every
             test row, where a synthetic world knows it. It gives the AUC that is reachable on these rows.
         batch_size: rows scored at once; does not change the result.
+        device: "auto", "cpu" or "cuda".
 
     `metrics.json` holds `protocol`, `rows`, `positives`, `reachable_auc` (or null), `truth` (metrics of the
     true probabilities, or null), `models` and `baselines` (name -> metrics of `binary_metrics`), `notes`.
@@ -133,6 +134,7 @@ def score_rows(
     """
     settings = ModelConfig(**Manifest.read(train_dir).config["model"])
     model = load_trained(train_dir, shards_dir, device)
+    place = next(model.parameters()).device
     loader = make_loader(
         shards_dir,
         "test",
@@ -149,7 +151,7 @@ def score_rows(
         ):
             users.append(batch.user.numpy())
             items.append(batch.item.numpy())
-            batch = batch.to(torch.device(device))
+            batch = batch.to(place)
             logits.append(model(batch.dense, batch.sparse, batch.vectors).double().cpu().numpy())
     if not np.array_equal(_joined(users), rows.user) or not np.array_equal(_joined(items), rows.item):
         raise DataError(f"{shards_dir}: the loader's test rows are not the shards'; run prepare again")

@@ -152,6 +152,7 @@ def score_items(
     facts = Manifest.read(shards_dir).facts
     settings = ModelConfig(**Manifest.read(train_dir).config["model"])
     model = load_trained(train_dir, shards_dir, device)
+    place = next(model.parameters()).device
     logits = [np.zeros(0)]
     with torch.no_grad():
         for start in range(0, len(items), batch_size):
@@ -164,7 +165,7 @@ def score_items(
                 facts["rating_range"],
                 settings.modalities,
                 sparse_keys(settings),
-            ).to(torch.device(device))
+            ).to(place)
             logits.append(model(batch.dense, batch.sparse, batch.vectors).double().cpu().numpy())
     return np.concatenate(logits)
 

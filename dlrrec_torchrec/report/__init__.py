@@ -21,7 +21,7 @@ from dlrrec_torchrec.schema import DataError, Manifest
 FIGURES = {
     "roc.png": "ROC curves",
     "calibration.png": "Calibration",
-    "learning_curves.png": "Learning curves",
+    "learning_curves.png": "Learning curves; a dot marks the selected epoch",
     "confusion.png": "Confusion matrices at a threshold of 0.5, counts of all seeds",
     "swing_scores.png": "Scores of the SWING neighbours",
 }

@@ -36,35 +36,42 @@ Rows = tuple[np.ndarray, np.ndarray]  # label [N], and score or probability [N],
 def learning_curves(
     histories: Mapping[str, Sequence[Sequence[Mapping]]], best: Mapping[str, Sequence[int | None]], path: Path
 ) -> None:
-    """Loss and validation AUC over the epochs: one colour a variant, one line a seed.
+    """Loss, AUC and the contrastive losses over the epochs: one colour a variant, one line a seed.
 
     Args:
-        histories: variant -> for each seed the epochs' records (`epoch`, and those of `train_loss`, `loss`
-            (validation) and `auc` (validation) that exist).
+        histories: variant -> for each seed the epochs' records: `epoch`, `split` (the rows that select the
+            model), and those that exist of `train_loss`, `loss` and `auc` (of `split`), `train_loss_ii` and
+            `train_loss_uu`.
         best: variant -> for each seed the selected epoch, None where unknown.
     """
+    every = [record for seeds in histories.values() for records in seeds for record in records]
+    held_out = "test" if any(record.get("split") == "test" for record in every) else "validation"
+    lines = {
+        "loss": {"train_loss": ("training", DASHES[3]), "loss": (held_out, "-")},
+        "auc": {"auc": ("", "-")},
+        "contrastive": {"train_loss_ii": ("items", "-"), "train_loss_uu": ("users", DASHES[1])},
+    }
+    lines = {k: v for k, v in lines.items() if k != "contrastive" or any(r.get(n) for r in every for n in v)}
     with plt.rc_context(STYLE):
-        figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-        for colour, (name, seeds) in zip(_cycle(MODEL_COLOURS), histories.items(), strict=False):
-            for number, records in enumerate(seeds):
-                label = name if number == 0 else None
-                _line(
-                    left, records, "train_loss", colour, f"{label}, training" if label else None, (0, (2, 1))
-                )
-                _line(left, records, "loss", colour, f"{label}, validation" if label else None)
-                _line(right, records, "auc", colour, label)
-                chosen = [r for r in records if r["epoch"] == best[name][number]]
-                for axes, key in ((left, "loss"), (right, "auc")):
-                    points = [(r["epoch"], r[key]) for r in chosen if r.get(key) is not None]
-                    axes.plot(*zip(*points, strict=True), "o", color=colour, ms=6) if points else None
-        left.set(xlabel="epoch", ylabel="loss (nats)", title="Loss")
-        right.set(xlabel="epoch", ylabel="AUC", title="Validation AUC (dot: the selected epoch)")
-        for axes in (left, right):
+        figure, panels = plt.subplots(
+            1, len(lines), figsize=(1 + 4.5 * len(lines), 3.9), layout="constrained"
+        )
+        for axes, keys in zip(panels, lines.values(), strict=True):
+            for colour, (name, seeds) in zip(_cycle(MODEL_COLOURS), histories.items(), strict=False):
+                for key, (word, dash) in keys.items():
+                    for number, records in enumerate(seeds):
+                        label = (f"{name}, {word}" if word else name) if number == 0 else None
+                        _line(axes, records, key, colour, dash, label, best[name][number])
+            axes.set(xlabel="epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if axes.get_legend_handles_labels()[0]:
                 axes.legend()
             else:
                 _say(axes, "not recorded")
+        panels[0].set(ylabel="loss (nats)", title="Loss")
+        panels[1].set(ylabel="AUC", title=f"AUC on the {held_out} rows")
+        if "contrastive" in lines:
+            panels[2].set(ylabel="InfoNCE (nats)", title="Contrastive losses on the training rows")
         _save(figure, path)
 
 
@@ -222,13 +229,17 @@ def swing_scores(scores: Mapping[str, Sequence[np.ndarray]], coverage: Mapping[s
         _save(figure, path)
 
 
-def _line(axes, records: Sequence[Mapping], key: str, colour: str, label: str | None, dash="-") -> None:
+def _line(
+    axes, records: Sequence[Mapping], key: str, colour: str, dash, label: str | None, best: int | None
+) -> None:
+    """One metric over the epochs, a dot at the selected one; nothing where it is absent or always 0."""
     points = [(r["epoch"], r[key]) for r in records if r.get(key) is not None]
-    if points:
-        marker = "." if len(points) == 1 else None
-        axes.plot(
-            *zip(*points, strict=True), color=colour, ls=dash, lw=1.4, alpha=0.8, label=label, marker=marker
-        )
+    if not any(value for _, value in points):
+        return
+    axes.plot(*zip(*points, strict=True), color=colour, ls=dash, lw=1.4, alpha=0.8, label=label)
+    for epoch, value in points:
+        if epoch == best and not key.startswith("train"):
+            axes.plot(epoch, value, "o", color=colour, ms=5)
 
 
 def _paired(named: Mapping, colours: Sequence[str]) -> list[tuple]:
