@@ -1,7 +1,7 @@
 """Menus, titles and review texts of the synthetic world.
 
 A review's sentences speak of dishes and service in words of its rating, of prices in words of the
-restaurant's level, and of the types that the user likes or avoids; a sixth of them say nothing of these. One
+restaurant's level, and of the types that the user likes or avoids; others say nothing of these. One
 rating and level in four is heard one step off, so no sentence is sure evidence.
 """
 
@@ -16,13 +16,13 @@ SHARE_WITHOUT_TEXT = 0.08
 LENGTHS = (0.2, 0.3, 0.27, 0.15, 0.08)  # shares of texts with 1, 2, ... 5 sentences
 COSTS = (8, 18, 35, 70)  # of a meal, by price level, in currency units
 KINDS = {
-    "dish": 0.27,
-    "kind": 0.1,
-    "taste": 0.13,
-    "place": 0.13,
+    "dish": 0.3,
+    "kind": 0.12,
+    "taste": 0.25,
+    "place": 0.08,
     "price": 0.1,
-    "verdict": 0.11,
-    "noise": 0.16,
+    "verdict": 0.06,
+    "noise": 0.09,
 }
 
 TYPE_NAMES = category_types()
@@ -46,7 +46,7 @@ TYPE_DISHES = _type_dishes()
 
 
 def make_menus(rng: np.random.Generator, types: list[np.ndarray]) -> list[list[int]]:
-    """A few distinct dish codes (into DISH_NAMES) for each item: two draws for each type and one of all dishes."""
+    """Distinct dish codes (into DISH_NAMES) for each item: two draws for each type and one of all dishes."""
     menus = []
     for codes in types:
         draws = rng.random(2 * len(codes) + 1)

@@ -18,11 +18,15 @@ from dlrrec_torchrec.schema import CATEGORY_SLOTS, NUM_CATEGORIES, DataError, ca
 SIZES = {"tiny": (600, 150, 60), "small": (4_000, 700, 250), "paper": (74_407, 28_912, 15_290)}
 TASTE_CLUSTERS = 8
 POSITIVE_RATE = 7 / 8
+FAMILY_SD = 0.2  # of a user's liking of a family around its cluster's
+TYPE_SD = 0.2  # of a cluster's liking of a type around that of its family
+VISIT = 3.0  # log-odds of visiting a family per unit of liking
+EXPLORE = 0.4  # share of visits that ignore taste
 PRICE_SHARES = (0.3, 0.4, 0.2, 0.1)  # of the price levels, cheap to expensive
 EPOCH = 1_514_764_800  # 2018-01-01, seconds
 SPAN = 4 * 365 * 86_400  # seconds from the first review to the last
 # Standard deviation of each part of the log-odds, over the reviews.
-WEIGHTS = {"affinity": 1.3, "quality": 0.8, "leniency": 0.7, "price": 0.6}
+WEIGHTS = {"affinity": 1.4, "quality": 0.8, "leniency": 0.7, "price": 0.6}
 
 
 @dataclasses.dataclass
@@ -55,13 +59,13 @@ def make_world(size: str, seed: int) -> World:
     type_family = _type_families()
 
     cluster, taste, visit = _tastes(rng, users, type_family)
-    family = rng.choice(len(FAMILIES), items, p=visit.mean(0))
+    popularity = rng.permutation(items)  # rank of each item
+    family = _balanced_families(rng, popularity)
     types = _item_types(rng, family, type_family)
     profile = np.zeros((items, NUM_CATEGORIES))
     for row, codes in zip(profile, types, strict=True):
         row[codes] = 1 / len(codes)
     level = rng.choice(len(PRICE_SHARES), items, p=PRICE_SHARES)
-    popularity = rng.permutation(items)  # rank of each item
     quality = rng.standard_normal(items) - 0.4 * _standard(np.log(popularity + 10))
     sensitivity = 0.4 + rng.standard_normal(users)
     leniency = rng.standard_normal(users)
@@ -204,19 +208,27 @@ def _tastes(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cluster [U], liking of types [U, T] and probability of choosing a family [U, F] of every user.
 
-    A taste cluster likes four families and dislikes four, and has its own liking of each type; a user
-    deviates from its cluster by family.
+    Each taste cluster loves four families and has its own liking of each type; a user deviates from its
+    cluster by family. Every family is loved by equally many clusters, so none is good or bad for all.
     """
     families = len(FAMILIES)
-    likes = np.stack(
-        [rng.permutation(np.repeat([1.0, 0.0, -1.0], [4, families - 8, 4])) for _ in range(TASTE_CLUSTERS)]
-    )
-    by_type = 0.6 * rng.standard_normal((TASTE_CLUSTERS, NUM_CATEGORIES))
+    loved = np.zeros((TASTE_CLUSTERS, families))
+    for first in range(0, TASTE_CLUSTERS, families // 4):
+        for n, four in enumerate(rng.permutation(families).reshape(-1, 4)):
+            loved[first + n, four] = 1
+    by_type = TYPE_SD * rng.standard_normal((TASTE_CLUSTERS, NUM_CATEGORIES))
     cluster = rng.integers(TASTE_CLUSTERS, size=users)
-    by_family = likes[cluster] + 0.4 * rng.standard_normal((users, families))
-    visit = np.exp(1.5 * by_family)
-    visit = 0.85 * visit / visit.sum(1, keepdims=True) + 0.15 / families  # now and then, anything
+    by_family = loved[cluster] + FAMILY_SD * rng.standard_normal((users, families))
+    visit = np.exp(VISIT * by_family)
+    visit = (1 - EXPLORE) * visit / visit.sum(1, keepdims=True) + EXPLORE / families  # now and then, anything
     return cluster, by_family[:, type_family] + by_type[cluster], visit
+
+
+def _balanced_families(rng: np.random.Generator, popularity: np.ndarray) -> np.ndarray:
+    """The main family of each item, i64 [I], each family with its fair share of popular items, so that guests
+    find as many places of the families they like as they ask for."""
+    rounds = -(-len(popularity) // len(FAMILIES))
+    return np.concatenate([rng.permutation(len(FAMILIES)) for _ in range(rounds)])[popularity]
 
 
 def _item_types(rng: np.random.Generator, family: np.ndarray, type_family: np.ndarray) -> list[np.ndarray]:
