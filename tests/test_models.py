@@ -83,16 +83,28 @@ def test_batch_norm_in_float32_does_not_cancel():
     assert (out - exact).abs().max() < 2e-3  # E[x^2] - E[x]^2 is off by more than 1 here
 
 
-def test_batch_norm_gradient_with_absent_rows():
+@pytest.mark.parametrize("share", [None, torch.tensor([1, 1, 0.5, 0.5, 1, 0.25])])
+def test_batch_norm_gradient_with_absent_and_shared_rows(share):
     torch.manual_seed(0)
     norm = MaskedBatchNorm(3).double()
     present = torch.tensor([True, False, True, True, False, True])
 
     def function(x, weight, bias):
-        return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x, present, False))
+        return torch.func.functional_call(norm, {"weight": weight, "bias": bias}, (x, present, False, share))
 
     inputs = [torch.randn(6, 3), torch.randn(3), torch.randn(3)]
     assert torch.autograd.gradcheck(function, [x.double().requires_grad_() for x in inputs])
+
+
+def test_two_half_rows_count_as_one():
+    torch.manual_seed(0)
+    once, twice = MaskedBatchNorm(3), MaskedBatchNorm(3)
+    x = torch.randn(5, 3)
+    out = once(x, torch.ones(5, dtype=torch.bool))
+    doubled = torch.cat([x, x[:2]])
+    share = torch.tensor([0.5, 0.5, 1, 1, 1, 0.5, 0.5])
+    torch.testing.assert_close(twice(doubled, torch.ones(7, dtype=torch.bool), True, share)[:5], out)
+    torch.testing.assert_close(twice.running_var, once.running_var)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])

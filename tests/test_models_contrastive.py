@@ -201,7 +201,8 @@ def random_corpus(seed=0):
     return corpus
 
 
-def random_batch(seed=0, rows=ROWS):
+def random_batch(seed=0, rows=ROWS, part=slice(None)):
+    """The rows `part` of a random batch: jagged ids, missing vectors, up to three neighbours."""
     rng = torch.Generator().manual_seed(100 + seed)
 
     def integers(low, high, *shape):
@@ -216,14 +217,14 @@ def random_batch(seed=0, rows=ROWS):
     for side, size in (("user", USERS), ("item", ITEMS)):
         listed = integers(0, size, rows, 3)
         length = integers(0, 4, rows, 1)
-        positives[side] = torch.where(torch.arange(3) < length, listed, -1)
+        positives[side] = torch.where(torch.arange(3) < length, listed, -1)[part]
     return Batch(
-        dense=torch.randn(rows, DENSE, generator=rng),
-        sparse=make_sparse(category, user, item, ["category"]),
-        vectors=vectors,
-        label=integers(0, 2, rows).float(),
-        user=user,
-        item=item,
+        dense=torch.randn(rows, DENSE, generator=rng)[part],
+        sparse=make_sparse(category[part], user[part], item[part], ["category"]),
+        vectors={m: v[part] for m, v in vectors.items()},
+        label=integers(0, 2, rows).float()[part],
+        user=user[part],
+        item=item[part],
         user_positives=positives["user"],
         item_positives=positives["item"],
     )

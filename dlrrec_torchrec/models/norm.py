@@ -36,12 +36,16 @@ class MaskedBatchNorm(nn.Module):
         self.running_mean.zero_()
         self.running_var.fill_(1)
 
-    def forward(self, rows: Tensor, present: Tensor, track: bool = True) -> Tensor:
+    def forward(
+        self, rows: Tensor, present: Tensor, track: bool = True, share: Tensor | None = None
+    ) -> Tensor:
         """
         Args:
             rows: f32 [B, C]; B may be 0.
             present: bool [B]; the others neither count in the statistics nor appear in the result.
             track: update the running statistics (in training).
+            share: f32 [B], how much each present row counts in the statistics, as 1 / ranks for a row that
+                every rank holds; default 1.
 
         Returns:
             f32 [B, C], zero where not present.
@@ -53,6 +57,7 @@ class MaskedBatchNorm(nn.Module):
         return train_batch_norm(
             rows,
             present,
+            present if share is None else present * share,
             self.weight,
             self.bias,
             self.running_mean if track else None,
@@ -75,6 +80,7 @@ def eval_batch_norm(
 def train_batch_norm(
     rows: Tensor,
     present: Tensor,
+    share: Tensor,
     weight: Tensor,
     bias: Tensor,
     running_mean: Tensor | None,
@@ -83,7 +89,7 @@ def train_batch_norm(
     eps: float,
 ) -> Tensor:
     """Normalise by the statistics of the present rows of all ranks; update the running ones in place."""
-    out, mean, squares, count = _TrainBatchNorm.apply(rows, present, weight, bias, eps)
+    out, mean, squares, count = _TrainBatchNorm.apply(rows, present, share, weight, bias, eps)
     if running_mean is not None:
         with torch.no_grad():
             share = momentum * (count > 0)
@@ -96,31 +102,36 @@ class _TrainBatchNorm(torch.autograd.Function):
     """One message forward (count, mean and squares about the mean: no cancellation), one backward."""
 
     @staticmethod
-    def forward(ctx, rows: Tensor, present: Tensor, weight: Tensor, bias: Tensor, eps: float):
+    def forward(ctx, rows: Tensor, present: Tensor, share: Tensor, weight: Tensor, bias: Tensor, eps: float):
         columns = rows.shape[1]
         kept = present.unsqueeze(1).to(rows.dtype)
-        count = kept.sum()
-        mean = (rows * kept).sum(0) / count.clamp(min=1)
-        squares = ((rows - mean) * kept).square().sum(0)
+        share = share.unsqueeze(1).to(rows.dtype)
+        count = share.sum()
+        mean = (rows * share).sum(0) / _divisor(count)
+        squares = ((rows - mean).square() * share).sum(0)
 
         parts = all_stack(torch.cat([count.reshape(1), mean, squares]))  # [ranks, 1 + 2 C]
         counts, means = parts[:, :1], parts[:, 1 : columns + 1]
         count = counts.sum()
-        share = counts / count.clamp(min=1)
-        mean = (share * means).sum(0)
+        mean = (counts * means).sum(0) / _divisor(count)
         squares = (parts[:, columns + 1 :] + counts * (means - mean).square()).sum(0)  # Chan et al. 1979
 
-        scale = torch.rsqrt(squares / count.clamp(min=1) + eps)
+        scale = torch.rsqrt(squares / _divisor(count) + eps)
         normal = (rows - mean) * scale * kept
-        ctx.save_for_backward(normal, kept, weight * scale, count)
+        ctx.save_for_backward(normal, kept, share, weight * scale, count)
         ctx.mark_non_differentiable(mean, squares, count)
         return normal * weight + bias * kept, mean, squares, count
 
     @staticmethod
     def backward(ctx, gradient: Tensor, *_unused):
-        normal, kept, scale, count = ctx.saved_tensors
+        normal, kept, share, scale, count = ctx.saved_tensors
         gradient = gradient * kept
         own = torch.stack([gradient.sum(0), (gradient * normal).sum(0)])
-        over_bias, over_weight = all_sum(own) / count.clamp(min=1)
-        into_rows = (gradient - over_bias * kept - normal * over_weight) * scale
-        return into_rows, None, own[1], own[0], None
+        over_bias, over_weight = all_sum(own) / _divisor(count)
+        into_rows = (gradient - share * (over_bias + normal * over_weight)) * scale
+        return into_rows, None, None, own[1], own[0], None
+
+
+def _divisor(count: Tensor) -> Tensor:
+    """The count, or 1 where nothing counts and the numerator is 0."""
+    return torch.where(count > 0, count, 1)

@@ -44,11 +44,11 @@ class Tower(nn.Module):
             "none": nn.Identity,
         }[norm]()
 
-    def forward(self, vectors: Tensor, track: bool = True) -> Tensor:
+    def forward(self, vectors: Tensor, track: bool = True, share: Tensor | None = None) -> Tensor:
         """
         Args:
             vectors: f16 or f32 [B, in_features]; a row of zeros is a missing vector. B may be 0.
-            track: let batch normalisation update its running statistics (in training).
+            track, share: of batch normalisation, as in MaskedBatchNorm.
 
         Returns:
             [B, R] in the weights' dtype, zero where the vector is missing.
@@ -57,7 +57,7 @@ class Tower(nn.Module):
         present = vectors.abs().amax(1) > 0
         reduced = self.layers(vectors)
         if isinstance(self.norm, MaskedBatchNorm):
-            return self.norm(reduced, present, track)
+            return self.norm(reduced, present, track, share)
         return self.norm(reduced) * present.unsqueeze(1)
 
 
@@ -91,8 +91,12 @@ class MultiModalDenseArch(DenseArch):
             self.towers[name] = Tower(vector_dim, sizes, norm, dropout, device)
 
     def reduce(
-        self, vectors: dict[str, Tensor], modalities: Sequence[str] | None = None, track: bool = True
+        self,
+        vectors: dict[str, Tensor],
+        modalities: Sequence[str] | None = None,
+        track: bool = True,
+        share: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The reduced vectors [B, R] of `modalities` (default: all); `track` as in Tower."""
+        """The reduced vectors [B, R] of `modalities` (default: all); `track` and `share` as in Tower."""
         names = self.towers if modalities is None else modalities
-        return {name: self.towers[name](vectors[name], track) for name in names}
+        return {name: self.towers[name](vectors[name], track, share) for name in names}

@@ -166,12 +166,14 @@ class TrainWrapper(nn.Module):
         entities = self.entities[side]
         wanted = choose_positives(neighbours, codes, self.positive, seed, step)
         batch = codes.shape[0]
+        share = None
         if self.negatives == "corpus":
             drawn = draw_negatives(self.num_negatives, entities, seed, step, step.device)
+            share = shares(wanted, drawn)
             wanted = torch.cat([wanted, drawn])
         rows = wanted.remainder(entities + 1)  # -1 becomes the row of zeros
         vectors = {name: corpus[name].index_select(0, rows) for name in names}
-        others = joined_vectors(self.model.dense_arch.reduce(vectors, names, track=False), names)
+        others = joined_vectors(self.model.dense_arch.reduce(vectors, names, track=False, share=share), names)
         anchors = joined_vectors(reduced, names)
         if self.negatives == "corpus":
             return corpus_loss(
@@ -199,6 +201,14 @@ def next_step(counter: Tensor, step: int | Tensor | None, training: bool) -> Ten
     if training:
         counter.copy_(now + 1)
     return now
+
+
+@torch.fx.wrap
+def shares(own: Tensor, common: Tensor) -> Tensor:
+    """How much rows count in statistics over the ranks: a rank's own 1, those all ranks hold 1 / ranks."""
+    each = torch.ones(len(own) + len(common), device=own.device)
+    each[len(own) :] /= world_size()
+    return each
 
 
 @torch.fx.wrap
