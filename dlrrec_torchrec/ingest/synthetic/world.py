@@ -39,7 +39,6 @@ class World:
     types: list[np.ndarray]  # I arrays of type codes, main type first
     family: np.ndarray  # i64 [I] family of the main type
     price_level: np.ndarray  # i64 [I] 0 (cheap) to 3 (expensive)
-    quality: np.ndarray  # f64 [I]
     user: np.ndarray  # i64 [R]
     item: np.ndarray  # i64 [R]
     probability: np.ndarray  # f64 [R] of a positive review
@@ -96,7 +95,6 @@ def make_world(size: str, seed: int) -> World:
         types=types,
         family=family,
         price_level=level,
-        quality=quality,
         user=user,
         item=item,
         probability=probability,
