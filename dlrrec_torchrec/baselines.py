@@ -57,8 +57,8 @@ def baseline_predictions(
 
     The two means rank by their raw score; their probabilities (for accuracy, loss, calibration) come from a
     logistic regression of the label on that baseline's one or two means. All fits see training rows only,
-    whose features leave their own review out: a mean without the row's own rating is lower for a positive
-    row, so with few reviews a fitted slope can turn negative, which the prediction's note then says.
+    whose features leave their own review out. Where a mean says little, its fitted slope may come out
+    negative by chance; the prediction's note then says so.
     """
     share = float(train.label.mean()) if len(train) else float("nan")
     constant = np.full(len(test), share)
@@ -73,7 +73,7 @@ def baseline_predictions(
         score = test.dense[:, columns].astype(np.float64).sum(axis=1)
         probability, slopes = _logistic(train.dense[:, columns], train.label, test.dense[:, columns])
         turned = [w for w, slope in zip(wanted, slopes, strict=True) if slope < 0]
-        note = f"its probabilities fall as {' and '.join(turned)} rises (leave-one-out fit)" if turned else ""
+        note = f"its probabilities fall as {' and '.join(turned)} rises, by a weak fit" if turned else ""
         made[name] = Prediction(probability, score, note)
     if test.dense.shape[1]:
         probability, _ = _logistic(train.dense, train.label, test.dense)

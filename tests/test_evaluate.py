@@ -248,3 +248,11 @@ def test_logits_that_are_no_numbers_are_refused(shards, tmp_path, monkeypatch):
     bad = int((read_rows(shards, "test").item == 3).sum())
     with pytest.raises(DataError, match=f"{bad} of 300 predictions are not numbers"):
         evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out")
+
+
+def test_no_test_rows_give_undefined_metrics_and_a_note(tmp_path, linear):
+    folder = write_shards(tmp_path / "shards", rows=(200, 20, 0))
+    evaluate({"a": write_training(tmp_path / "a")}, folder, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["rows"] == 0 and found["models"]["a"]["accuracy"] is None
+    assert "there are no test rows: no metric is defined" in found["notes"]

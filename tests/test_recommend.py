@@ -10,11 +10,13 @@ from shards import write_shards
 
 from dlrrec_torchrec import recommend as module
 from dlrrec_torchrec.baselines import read_rows
-from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import load_entities, pair_batch
+from dlrrec_torchrec.evaluate import evaluate
 from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.recommend import example_user, recommend, seen_items, similar_ids
 from dlrrec_torchrec.schema import DataError, Manifest, category_types, jsonable
+from dlrrec_torchrec.train import train
 
 SETTINGS = ModelConfig(user_id=True, item_id=True)
 KEYS = ("category", "user", "item")
@@ -70,6 +72,23 @@ def test_order_is_that_of_scoring_every_unseen_pair_alone(shards, trained, model
     assert [r.rank for r in found.items] == list(range(1, len(best) + 1))
     assert found.known_user and found.seen == len(seen)
     assert max(wanted.values()) - min(wanted.values()) > 0.01  # the order is worth something
+
+
+def test_serving_agrees_with_the_evaluation_of_a_trained_model(tmp_path):
+    """The same pair has the same probability as a test row and as a recommendation."""
+    folder = write_shards(tmp_path / "shards", rows=(256, 64, 128), users=20, items=30)
+    settings = TrainConfig(epochs=1, batch_size=64, device="cpu")
+    train(SETTINGS, ContrastiveConfig(), settings, "strict", folder, tmp_path / "train")
+    evaluate({"a": tmp_path / "train"}, folder, tmp_path / "evaluation", device="cpu")
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["protocol"] == "strict"
+    rows = pq.read_table(tmp_path / "evaluation" / "predictions" / "a.parquet").to_pylist()
+    for user in (2, 11):
+        found = recommend(folder, tmp_path / "train", f"user-{user}", n=30, include_seen=True).items
+        served = {item.item_id: item.probability for item in found}
+        mine = [row for row in rows if row["user"] == user]
+        assert mine and len(served) == 30
+        for row in mine:
+            assert served[f"item-{row['item']}"] == pytest.approx(row["probability"], abs=1e-5)
 
 
 def test_include_seen_ranks_everything_and_n_cuts(shards, trained):

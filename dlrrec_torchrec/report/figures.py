@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 MODEL_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 BASELINE_COLOURS = ("#999999", "#777777", "#555555", "#333333")
@@ -129,9 +129,10 @@ def roc_points(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def calibration_curves(predictions: Mapping[str, Sequence[Rows]], models: Sequence[str], path: Path) -> None:
-    """Observed share of positives against the mean probability, in ten bins of equal size.
+    """Observed share of positives against the mean probability, in up to ten bins of equal size.
 
-    All seeds together. Bars are 95 % Wilson intervals. Below: how the models' probabilities are spread.
+    All seeds together, at least 40 rows in a bin. Bars are 95 % Wilson intervals. Below: how the models'
+    probabilities are spread.
     """
     with plt.rc_context(STYLE):
         figure, (above, below) = plt.subplots(
@@ -145,7 +146,7 @@ def calibration_curves(predictions: Mapping[str, Sequence[Rows]], models: Sequen
             label, probability = (np.concatenate(part) for part in zip(*seeds, strict=True))
             model = name in models
             colour, dash = (next(model_colours), "-") if model else (next(baseline_colours), DASHES[1])
-            x, y, low, high = reliability(label, probability)
+            x, y, low, high = reliability(label, probability, min(10, max(2, len(label) // 40)))
             above.errorbar(
                 x, y, yerr=[y - low, high - y], color=colour, ls=dash, marker="o", ms=4, lw=1.5,
                 elinewidth=0.8, label=name,
@@ -226,6 +227,8 @@ def swing_scores(scores: Mapping[str, Sequence[np.ndarray]], coverage: Mapping[s
             pad = 0.05 * (high - low) or 0.5
             axes.hist(values, np.logspace(low - pad, high + pad, 41), color=colour, alpha=0.85)
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.xaxis.set_minor_formatter("{x:g}" if high - low < 1 else NullFormatter())
         _save(figure, path)
 
 

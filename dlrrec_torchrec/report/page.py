@@ -66,7 +66,12 @@ figure.wide { grid-column:1/-1 }
 img { width:100%; height:auto; background:#fff; border-radius:6px; display:block }
 figcaption { font-size:.87rem; padding-top:.5rem } ul { padding-left:1.2rem; margin:.4rem 0 }
 dl { display:grid; grid-template-columns:max-content 1fr; gap:.3rem 1.2rem; margin:.6rem 0 }
-dt { font-weight:600 } dd { margin:0; color:var(--soft) } code { font-size:.92em }
+dt { font-weight:600 } dd { margin:0; color:var(--soft) }
+h3 { font-size:.87rem; color:var(--soft); margin:.9rem 0 .2rem }
+dl.facts { display:block; columns:17rem; column-gap:2.5rem; margin:.4rem 0 }
+dl.facts div { display:flex; justify-content:space-between; gap:1rem; break-inside:avoid;
+  border-bottom:1px solid var(--line); padding:.15rem 0 }
+dl.facts dt { font-weight:400; color:var(--soft) } dl.facts dd { color:var(--ink); text-align:right }
 """
 
 
@@ -198,25 +203,43 @@ def html_page(
     )
 
 
-def fact_rows(facts: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
-    """A stage's facts as (name, text), nested names joined; long lists by their length."""
+def facts_html(facts: Mapping[str, Any], title: str = "") -> str:
+    """A stage's facts: plain values as a list, mappings of like mappings as a table, others by their name."""
+    plain = {k: v for k, v in facts.items() if not isinstance(v, Mapping)}
+    lines = "".join(f"<div><dt>{_words(k)}</dt><dd>{_fact(v)}</dd></div>" for k, v in plain.items())
+    head = f"<h3>{title}</h3>" if title else ""
+    parts = [f'{head}<dl class="facts">{lines}</dl>'] if plain else []
     for key, value in facts.items():
-        name = f"{above}{str(key).replace('_', ' ')}"
-        if isinstance(value, Mapping):
-            yield from fact_rows(value, f"{name} · ")
-        elif isinstance(value, (list, tuple)):
-            short = len(value) <= 12 and not any(isinstance(v, (Mapping, list, tuple)) for v in value)
-            yield name, ", ".join(map(_fact, value)) if short else f"{len(value):,} values"
+        if not isinstance(value, Mapping) or not value:
+            continue
+        name = f"{title} · {_words(key)}" if title else _words(key)
+        inner = list(value.values())
+        alike = all(isinstance(v, Mapping) and list(v) == list(inner[0]) for v in inner)
+        if alike and not any(isinstance(x, Mapping) for v in inner for x in v.values()):
+            columns = "".join(f"<th>{_words(k)}</th>" for k in inner[0])
+            rows = "".join(
+                f"<tr><td>{_words(k)}</td>{''.join(f'<td>{_fact(x)}</td>' for x in v.values())}</tr>"
+                for k, v in value.items()
+            )
+            parts.append(f"<h3>{name}</h3><table><tr><th></th>{columns}</tr>{rows}</table>")
         else:
-            yield name, _fact(value)
+            parts.append(facts_html(value, name))
+    return "".join(parts)
+
+
+def _words(key: Any) -> str:
+    return escape(str(key).replace("_", " "))
 
 
 def _fact(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        short = len(value) <= 12 and not any(isinstance(v, (Mapping, list, tuple)) for v in value)
+        return ", ".join(map(_fact, value)) if short else f"{len(value):,} values"
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "–"}[value]
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
 def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -253,11 +276,12 @@ def _data(stages: Mapping[str, Sequence[Manifest]]) -> str:
         if name not in stages:
             continue
         manifest = stages[name][0]
-        rows = [*((f"{k} rows", f"{v:,}") for k, v in manifest.rows.items()), *fact_rows(manifest.facts)]
-        lines = "".join(f'<tr><td>{escape(k)}</td><td class="text">{escape(v)}</td></tr>' for k, v in rows)
+        rows = facts_html({"rows": manifest.rows}) if manifest.rows else ""
         seed = " <small>(first seed)</small>" if len(stages[name]) > 1 else ""
-        parts.append(f'<details open><summary><b>{escape(name)}</b>{seed}</summary><div class="card"><table>'
-                     f"{lines}</table></div></details>")  # fmt: skip
+        parts.append(
+            f"<details open><summary><b>{escape(name)}</b>{seed}</summary>"
+            f'<div class="card">{rows}{facts_html(manifest.facts)}</div></details>'
+        )
     return "".join(parts) or '<p class="soft">No manifest of an earlier stage was found.</p>'
 
 
