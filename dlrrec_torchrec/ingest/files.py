@@ -44,7 +44,7 @@ class Stream:
 
     name: str
     records: Iterator[Record]
-    unit: str = "line"  # what `Record.number` counts: line, row or record
+    unit: str = "line"  # what `Record.number` counts: line or record
     split: str | None = None
 
 

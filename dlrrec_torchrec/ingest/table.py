@@ -35,7 +35,7 @@ _KINDS = {
     "json": (".jsonl", ".ndjson", ".json"),
 }
 _PATTERNS = tuple(tuple(f"*{s}{z}" for s in suffixes for z in ("", ".gz")) for suffixes in _KINDS.values())
-_FIELD_LIMIT = 1 << 24  # characters; the csv module's own 131,072 is less than a long review page
+_FIELD_LIMIT = 1 << 20  # characters of one field
 _BATCH = 1 << 14
 
 
@@ -99,7 +99,7 @@ def _stream(
     kind = next((kind for kind, suffixes in _KINDS.items() if suffix in suffixes), None)
     advice = f"The columns are named by {flag}."
     if kind == "parquet":
-        return Stream(path.name, _parquet_records(path, progress, columns, advice), "row", split)
+        return Stream(path.name, _parquet_records(path, progress, columns, advice), "record", split)
     if kind == "json":
 
         def fields(row: dict[str, Any]) -> dict[str, Any]:
@@ -127,7 +127,15 @@ def _csv_records(
     goes on after a malformed row. Undecodable bytes become surrogates, which the check of the values refuses.
     """
     csv.field_size_limit(_FIELD_LIMIT)
-    lines = (line.decode("utf-8", "surrogateescape") for line in read_lines(path, progress))
+    ended = False
+
+    def decoded() -> Iterator[str]:
+        nonlocal ended
+        for line in read_lines(path, progress):
+            yield line.decode("utf-8", "surrogateescape")
+        ended = True
+
+    lines = decoded()
     head = next(lines, "")
     if not head.strip():
         raise DataError(f"{path}: the file is empty or has no header line")
@@ -142,6 +150,8 @@ def _csv_records(
         places = {name: header.index(column) for name, column in columns.items()}
         start = reader.line_num + 1
         for row in reader:
+            if ended:  # the reader asked for more lines within this row
+                raise csv.Error("it does not end before the file does")
             number, start = start, reader.line_num + 1
             if not any(cell.strip() for cell in row):
                 yield Record(number, None, None, BLANK)

@@ -127,7 +127,10 @@ class ItemCheck:
 
 
 def _pictures(fields: dict[str, Any]) -> tuple[list[str] | None, list[str] | None]:
-    images, captions = as_links(fields.get("images")), as_captions(fields.get("captions"))
+    images, captions = fields.get("images"), fields.get("captions")
+    if not images and not captions:
+        return None, None  # most rows
+    images, captions = as_links(images), as_captions(captions)
     if images and captions and len(images) != len(captions):
         raise BadRow("images and captions differ in number")
     return images, captions

@@ -29,39 +29,37 @@ class BadRow(Exception):
 
 def as_id(value: Any, name: str) -> str:
     """A user or item id as a string. `name` is "user" or "item"."""
+    if isinstance(value, str):
+        if value := value.strip():
+            return encodable(value)
+        raise BadRow(f"{name} is missing")
+    if value is None or value != value:  # NaN
+        raise BadRow(f"{name} is missing")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # a column of integers with gaps is read as floats
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        raise BadRow(f"{name} is missing")
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is of the wrong type")
-    value = value.strip()
-    if not value:
-        raise BadRow(f"{name} is missing")
-    return encodable(value)
+    raise BadRow(f"{name} is of the wrong type")
 
 
 def as_rating(value: Any) -> float:
     """A finite number, also from a string."""
-    if isinstance(value, str):
-        value = value.strip()
-    if value is None or value == "":
-        raise BadRow("rating is missing")
-    if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
-        raise BadRow("rating is not a number")
-    try:
-        number = float(value)
-    except OverflowError:
-        raise BadRow("rating is not finite") from None
-    except ValueError:
-        raise BadRow("rating is not a number") from None
-    if isinstance(value, str) and "_" in value:  # Python reads 1_0 as 10
-        raise BadRow("rating is not a number")
-    if not abs(number) <= FLOAT32_MAX:
+    if type(value) is not float:
+        if value is None or (isinstance(value, str) and not value.strip()):
+            raise BadRow("rating is missing")
+        if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
+            raise BadRow("rating is not a number")
+        try:
+            if "_" in str(value):  # Python reads 1_0 as 10
+                raise ValueError
+            value = float(value)
+        except OverflowError:
+            raise BadRow("rating is not finite") from None
+        except ValueError:
+            raise BadRow("rating is not a number") from None
+    if not abs(value) <= FLOAT32_MAX:
         raise BadRow("rating is not finite")
-    return number
+    return value
 
 
 def as_text(value: Any, name: str = "text") -> str | None:
