@@ -7,9 +7,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 import swing
 from dlrrec_torchrec.config import SwingStageConfig
-from dlrrec_torchrec.schema import DataError, Manifest, jsonable, part_files, stage_output
+from dlrrec_torchrec.schema import (
+    SPLIT,
+    DataError,
+    Manifest,
+    check_schema,
+    jsonable,
+    part_files,
+    stage_output,
+)
 
 
 def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Path) -> Manifest:
@@ -27,7 +37,8 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     if (done := manifest.current(out_dir)) is not None:
         return done
     folder = Path(split_dir) / "train"
-    part_files(folder)
+    for part in part_files(folder):
+        check_schema(pq.read_schema(part), SPLIT, part)
     try:
         parameters = swing.preset(
             config.preset,

@@ -117,7 +117,7 @@ def _write_parts(scorer: Scorer, folder: Path, progress: Progress | None) -> dic
     """Write every part that is not there yet. Returns counts over all parts."""
     graph = scorer.graph
     totals = {"total_edges": len(graph.anchor_idx), "total_steps": int(scorer.steps.sum())}
-    updates = 0
+    updates = resumed = 0
     report = progress and (lambda edges, steps: progress({"edges": edges, "steps": steps, **totals}))
     parts = [
         (a, min(a + PART_IDS, end))
@@ -129,6 +129,7 @@ def _write_parts(scorer: Scorer, folder: Path, progress: Progress | None) -> dic
         path = folder / f"part-{number:05d}.parquet"
         if path.exists():
             counts = _list_lengths(path)
+            resumed += 1
             if report:
                 ptr = graph.anchor_ptr
                 report(int(ptr[end] - ptr[begin]), int(scorer.steps[begin:end].sum()))
@@ -145,8 +146,9 @@ def _write_parts(scorer: Scorer, folder: Path, progress: Progress | None) -> dic
         "covered": covered,
         "coverage": round(covered / len(graph.anchor_ids), 6),
         "neighbors": pairs,
-        "pair_updates": updates,
+        "pair_updates": updates,  # of this process: those of resumed parts are not known
         "parts": len(parts),
+        "parts_resumed": resumed,
     }
 
 
