@@ -373,6 +373,23 @@ def test_content_of_no_review_may_be_left_out(tmp_path):
     assert not any(row["item_text"])
 
 
+def test_metadata_of_an_item_counts_as_one_more_review(tmp_path):
+    world = small_world(metadata={"y": (OTHER, None), "x": (None, OTHER)})
+    paths = world.write(tmp_path)
+    run(paths)
+    items = read_table(paths.shards / "entities/items", ITEM_ENTITY)
+    np.testing.assert_allclose(vectors(items, "item_text")[1], OTHER, atol=6e-4)
+    both = VECTOR.astype(float) + OTHER
+    np.testing.assert_allclose(vectors(items, "item_image")[0], both / np.linalg.norm(both), atol=6e-4)
+    rows = {(r["user"], r["item"]): r for r in rows_of(paths, "train").to_pylist()}
+    np.testing.assert_allclose(rows[0, 1]["item_text"], OTHER, atol=6e-4)
+    np.testing.assert_allclose(rows[0, 0]["item_image"], OTHER, atol=6e-4)
+    world.metadata = {"stranger": (OTHER, None)}
+    write_content(world, paths.content)
+    with pytest.raises(DataError, match="content/metadata: row 0 is of no training item; run extract again"):
+        run(paths)
+
+
 def test_neighbours_and_scores_of_different_length_are_refused(tmp_path):
     paths = small_world().write(tmp_path)
     table = pa.table([["a"], [["b"]], [[0.5, 0.4]]], schema=NEIGHBORS)

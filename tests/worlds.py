@@ -17,6 +17,7 @@ from dlrrec_torchrec.paths import RunPaths
 from dlrrec_torchrec.schema import (
     ITEM_CONTENT,
     ITEMS,
+    METADATA_CONTENT,
     NEIGHBORS,
     PRICE_TAGS,
     REVIEW_CONTENT,
@@ -59,6 +60,8 @@ class World:
     item_neighbours: Neighbours = dataclasses.field(default_factory=dict)
     category_names: list[str] = dataclasses.field(default_factory=category_types)
     titles: dict[str, str] | None = None  # None: the source has no metadata
+    # item -> what its metadata says and shows; a training item's only
+    metadata: dict[str, tuple[np.ndarray | None, np.ndarray | None]] = dataclasses.field(default_factory=dict)
 
     def write(self, root: str | Path) -> RunPaths:
         """Write split/, content/, swing/ and, with titles, items/ under `root`."""
@@ -80,7 +83,8 @@ def random_vector(rng: np.random.Generator) -> np.ndarray:
 def random_world(
     seed: int, users: int = 5, items: int = 4, rows: int = 14, val: int = 3, test: int = 3, folds: int = FOLDS
 ) -> World:
-    """Random pairs with random ratings of 1 to 5 in steps of 0.1; some reviews lack words, some pictures.
+    """Random pairs with random ratings of 1 to 5 in steps of 0.1; some reviews lack words, some pictures,
+    some items have metadata.
 
     Validation and test rows are pairs of training ids. Needs `rows` + `val` + `test` <= `users` x `items`.
     """
@@ -109,7 +113,12 @@ def random_world(
             found[name] = list(zip(others, np.sort(rng.uniform(0.1, 1, len(others)))[::-1], strict=True))
         return found
 
-    return World(train, rest[:val], rest[val:], neighbours(known[0]), neighbours(known[1]))
+    world = World(train, rest[:val], rest[val:], neighbours(known[0]), neighbours(known[1]))
+    for name in sorted(known[1]):
+        vectors = [random_vector(rng) if rng.random() < 0.5 else None for _ in range(2)]
+        if rng.random() < 0.5 and any(v is not None for v in vectors):
+            world.metadata[name] = tuple(vectors)
+    return world
 
 
 def label(review: Review) -> float:
@@ -156,6 +165,8 @@ def write_content(world: World, folder: Path) -> None:
                 seen = [r for r in own if getattr(r, f"{side}_fold") != fold]
                 found.append({"id": name, "fold": fold} | content(seen, world.category_names))
         write_table(_table(found, schema), folder / f"{side}s", 7)
+    described = [{"id": k, "text_vector": t, "image_vector": i} for k, (t, i) in world.metadata.items()]
+    write_table(_table(described, METADATA_CONTENT), folder / "metadata")
     _manifest("extract", folder)
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrrec_torchrec.prepare.inputs import FoldIndex, SplitRows, index_reviews, map_vectors, read_positives
+from dlrrec_torchrec.prepare.inputs import (
+    FoldIndex,
+    SplitRows,
+    index_reviews,
+    map_metadata,
+    map_vectors,
+    read_positives,
+)
 from dlrrec_torchrec.prepare.leave_one_out import (
     PooledVectors,
     StoredVectors,
@@ -54,7 +61,12 @@ def assemble(
 
     def review_vectors(column: str) -> np.ndarray:
         path = scratch / f"reviews-{column}"
-        return map_vectors(content_dir / "reviews", REVIEW_CONTENT, column, path, reviews.row)
+        return map_vectors(
+            content_dir / "reviews", REVIEW_CONTENT, column, path, reviews.row, len(train.user)
+        )
+
+    def metadata_vectors(column: str) -> np.ndarray:
+        return map_metadata(content_dir / "metadata", item_ids, column, scratch / f"metadata-{column}")
 
     review_text = review_vectors("text_vector") if text == "mean" else None
     made = {}
@@ -67,13 +79,20 @@ def assemble(
         by_row, by_entity = _find_content(folder, content, ids, entity, fold)
         left_out = fold_groups(entity, fold) if by_fold else None
         if text == "mean":
-            text_vectors = PooledVectors(review_text, entity, len(ids), left_out)
+            metadata = metadata_vectors("text_vector") if name == "items" else None
+            text_vectors = PooledVectors(review_text, entity, len(ids), left_out, metadata)
         else:
             stored = map_vectors(folder, schema, "text_vector", scratch / f"{name}-text")
             text_vectors = StoredVectors(stored, by_row, by_entity)
         vectors, labels = {f"{name[:-1]}_text": text_vectors}, None
         if name == "items":
-            vectors["item_image"] = PooledVectors(review_vectors("image_vector"), entity, len(ids), left_out)
+            vectors["item_image"] = PooledVectors(
+                review_vectors("image_vector"),
+                entity,
+                len(ids),
+                left_out,
+                metadata_vectors("image_vector"),
+            )
             vocabulary = category_vocabulary(content["categories"], content["fold"].to_numpy() == -1)
             labels = ItemLabels(
                 _price_codes(folder, content["price_tag"]),

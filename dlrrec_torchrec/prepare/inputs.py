@@ -14,6 +14,7 @@ from dlrrec_torchrec.prepare.leave_one_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.vocabulary import encode, encode_lists, sorted_names
 from dlrrec_torchrec.schema import (
     ITEMS,
+    METADATA_CONTENT,
     NEIGHBORS,
     REVIEW_CONTENT,
     SPLIT,
@@ -127,16 +128,17 @@ class FoldIndex:
 
 
 def map_vectors(
-    folder: Path, schema: pa.Schema, column: str, scratch: Path, row: np.ndarray | None = None
+    folder: Path, schema: pa.Schema, column: str, scratch: Path, row: np.ndarray | None = None, size: int = 0
 ) -> np.ndarray:
     """Copy a vector column to the file `scratch` and map it: float16 [M, 384], zeros for null.
 
     On disk, not in memory, so that rows can be gathered in any order at any size. `row` gives each table row
-    its place (default: its own number). Raises DataError for a value that is not finite.
+    its place among `size` (default: its own number among all). Raises DataError for a value that is not
+    finite.
     """
     parts = part_files(folder)
-    total = sum(pq.read_metadata(part).num_rows for part in parts)
-    vectors = np.memmap(scratch, np.float16, "w+", shape=(max(total, 1), VECTOR_DIM))
+    size = size or sum(pq.read_metadata(part).num_rows for part in parts)
+    vectors = np.memmap(scratch, np.float16, "w+", shape=(max(size, 1), VECTOR_DIM))
     start = 0
     for part in parts:
         check_schema(pq.read_schema(part), pa.schema([schema.field(column)]), part)
@@ -152,6 +154,14 @@ def map_vectors(
             vectors[place[present]] = values
             start += len(chunk)
     return vectors
+
+
+def map_metadata(folder: Path, ids: pa.Array, column: str, scratch: Path) -> np.ndarray:
+    """The vectors of the items' own metadata in code order, mapped as by `map_vectors`: float16 [E, 384]."""
+    code = encode(read_table(folder, METADATA_CONTENT, ["id"])["id"], ids)
+    if (code < 0).any():
+        raise DataError(f"{folder}: row {int(np.argmin(code))} is of no training item; run extract again")
+    return map_vectors(folder, METADATA_CONTENT, column, scratch, code, len(ids))
 
 
 def read_positives(folder: Path, ids: pa.Array, limit: int) -> pa.ListArray:

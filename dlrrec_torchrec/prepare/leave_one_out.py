@@ -99,17 +99,39 @@ class Vectors(Protocol):
 class PooledVectors:
     """Mean-pooled review vectors of unit length: the direction of the sum, zeros where nothing remains.
 
+    What an entity's metadata says counts as one more review that no row leaves out.
+
     Holds 3 KiB for each entity, and as much for each group of `left_out`; the reviews' vectors stay on disk.
     """
 
     def __init__(
-        self, reviews: np.ndarray, entity: np.ndarray, num_entities: int, left_out: np.ndarray | None
+        self,
+        reviews: np.ndarray,
+        entity: np.ndarray,
+        num_entities: int,
+        left_out: np.ndarray | None,
+        metadata: np.ndarray | None = None,
     ):
-        """`reviews`: float16 [N, 384], the training rows' own vectors (a memory map), zeros for none."""
+        """Sum up the vectors of each entity.
+
+        Args:
+            reviews: float16 [N, 384], the training rows' own vectors (a memory map), zeros for none.
+            entity: int [N], codes of the rows' entities, below `num_entities`.
+            left_out: int [N] or None, see the module.
+            metadata: float16 [E, 384], the entities' own vectors, zeros for none.
+
+        Raises DataError where vectors are too large to be summed exactly.
+        """
         self._reviews, self._entity, self._left_out = reviews, entity, left_out
-        self._sums = _group_sums(reviews, entity, num_entities)
+        self._sums = np.zeros((num_entities, VECTOR_DIM))
+        bound = _add_by_group(self._sums, reviews, entity)
+        if metadata is not None:
+            bound += _add_by_group(self._sums, metadata, np.arange(num_entities))
+        if bound >= EXACT_STEPS * VECTOR_STEP:
+            raise DataError(f"content: vectors whose sums may reach {bound:g} are too large to sum exactly")
         if left_out is not None:
-            self._left_out_sums = _group_sums(reviews, left_out, int(left_out.max()) + 1)
+            self._left_out_sums = np.zeros((int(left_out.max()) + 1, VECTOR_DIM))
+            _add_by_group(self._left_out_sums, reviews, left_out)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         total = self._sums[self._entity[rows]]
@@ -139,9 +161,8 @@ class StoredVectors:
         return vectors
 
 
-def _group_sums(vectors: np.ndarray, group: np.ndarray, num_groups: int) -> np.ndarray:
-    """Exact sums of float16 `vectors` by group, float64 [num_groups, 384]."""
-    sums = np.zeros((num_groups, VECTOR_DIM))
+def _add_by_group(sums: np.ndarray, vectors: np.ndarray, group: np.ndarray) -> float:
+    """Add float16 `vectors` to float64 `sums` [groups, 384]; return what no sum can have exceeded."""
     largest = 0.0
     for start in range(0, len(group), CHUNK_ROWS):
         numbers = group[start : start + CHUNK_ROWS]
@@ -150,11 +171,7 @@ def _group_sums(vectors: np.ndarray, group: np.ndarray, num_groups: int) -> np.n
         found, first = np.unique(numbers[order], return_index=True)
         sums[found] += np.add.reduceat(chunk, first, axis=0)
         largest = max(largest, float(np.abs(chunk).max()))
-    if largest * np.bincount(group).max(initial=0) >= EXACT_STEPS * VECTOR_STEP:
-        raise DataError(
-            f"content/reviews: vectors with values up to {largest:g} are too large to sum exactly"
-        )
-    return sums
+    return largest * int(np.bincount(group).max(initial=0))
 
 
 def _unit(total: np.ndarray) -> np.ndarray:
