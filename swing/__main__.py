@@ -34,7 +34,8 @@ output: part-*.parquet with id, neighbors (best first, ties by id), scores; mani
 counts, coverage, seconds and peak memory. The result is the same for any number of threads. A killed run,
 started again, goes on where it stopped.
 """
-ROLES = "for 'users', read items for users and users for items"
+ROLES = """\
+Where not given, the preset's; a limit of 0 lifts it. For 'users', read items for users and users for items."""
 FLAGS = {
     "alpha": (float, "smoothing of the overlap"),
     "user_alpha": (float, "smoothing of a user's activity in the weight"),
@@ -61,9 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--item-column", default="item_id", metavar="NAME", help="default: item_id")
     parser.add_argument("--threads", type=int, default=0, metavar="N", help="default: all cores")
     parser.add_argument("--overwrite", action="store_true", help="replace another run's output")
-    group = parser.add_argument_group(
-        "parameters", f"where not given, the preset's ({ROLES}); " + _preset_table()
-    )
+    group = parser.add_argument_group("parameters", f"{ROLES}\n\n{_preset_table()}")
     group.add_argument("--preset", default="dlrrec", help="published variant, default: dlrrec")
     for name, (kind, text) in FLAGS.items():
         group.add_argument("--" + name.replace("_", "-"), type=kind, metavar="X", help=text)
@@ -79,12 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _preset_table() -> str:
-    changed = ((name, dataclasses.asdict(config)) for name, config in PRESETS.items())
-    return "; ".join(
-        f"{name}: "
-        + ", ".join(f"{k}={v}" for k, v in values.items() if k != "seed" and v not in (None, False))
-        for name, values in changed
-    )
+    lines = []
+    for name, config in PRESETS.items():
+        values = dataclasses.asdict(config)
+        shown = (f"{k}={v:g}" for k, v in values.items() if k != "seed" and v is not None and v is not False)
+        lines.append(f"{name:8s} {' '.join(shown)}")
+    return "\n".join(lines)
 
 
 class Bar:
