@@ -148,9 +148,9 @@ def text_table(summary: Mapping[str, Any]) -> str:
             cells.append(mean + mark + "".join(f"\n±{d} " for d in deviation))
         table.add_row(name, *cells)
     console = Console(file=io.StringIO(), width=40 + 14 * len(columns), color_system=None, markup=False)
-    console.print(headline(summary))
+    console.print(headline(summary), soft_wrap=True)
     console.print(table)
-    console.print("* best of the column. FPR at a threshold of 0.5; never read it alone.")
+    console.print("* best of the column. FPR at a threshold of 0.5; never read it alone.", soft_wrap=True)
     for note in summary["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
