@@ -35,7 +35,7 @@ counts, coverage, seconds and peak memory. The result is the same for any number
 started again, goes on where it stopped.
 """
 ROLES = """\
-Where not given, the preset's; a limit of 0 lifts it. For 'users', read items for users and users for items."""
+Where not given, the preset's; 0 lifts a limit. For 'users', read items for users and users for items."""
 FLAGS = {
     "alpha": (float, "smoothing of the overlap"),
     "user_alpha": (float, "smoothing of a user's activity in the weight"),

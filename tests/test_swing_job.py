@@ -237,6 +237,7 @@ def test_the_kernel_runs_where_nothing_can_be_cached(tmp_path):
         "import swing\n"
         "f = pl.DataFrame({'user_id': list('aabb'), 'item_id': list('xyxy')})\n"
         "assert swing.similar(f)['neighbors'].to_list() == [['y'], ['x']]\n"
+        "assert type(swing.kernel.score_range._cache) is c.NullCache\n"
         "assert 'torch' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
