@@ -54,7 +54,7 @@ class Tower(nn.Module):
             [B, R] in the weights' dtype, zero where the vector is missing.
         """
         vectors = vectors.to(self.layers[-1].weight.dtype)
-        present = vectors.abs().amax(1) > 0
+        present = torch.linalg.vector_norm(vectors, dim=1) > 0  # no square of an f16 underflows in f32
         reduced = self.layers(vectors)
         if isinstance(self.norm, MaskedBatchNorm):
             return self.norm(reduced, present, track, share)

@@ -214,7 +214,7 @@ def shares(own: Tensor, common: Tensor) -> Tensor:
 @torch.fx.wrap
 def row_count(label: Tensor) -> Tensor:
     """Number of rows, i64 scalar on the label's device."""
-    return torch.tensor(label.shape[0], device=label.device)
+    return torch.full((), label.shape[0], device=label.device)
 
 
 @torch.fx.wrap
