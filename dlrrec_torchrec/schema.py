@@ -88,7 +88,7 @@ REVIEW_CONTENT = pa.schema(
         ("image_vector", _vector16),  # mean over its captions; null: no picture
     ]
 )
-# One row per training item whose own metadata has words or captions: what its vectors hold besides its reviews'.
+# One row per training item whose own metadata has words or captions; no review of it is counted here.
 METADATA_CONTENT = pa.schema(
     [
         ("id", pa.string()),

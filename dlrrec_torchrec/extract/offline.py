@@ -37,9 +37,7 @@ class OfflineProvider:
         self._mentions = TypeMatcher(types).evidence(corpus.texts)
         self._price = price.price_evidence(corpus.texts)
         self._has_words = np.diff(corpus.offsets) > 0
-        self._prevalence = np.asarray(
-            [lexicon.PREVALENCE.get(t, lexicon.PREVALENCE_DEFAULT) for t in types], np.float32
-        )
+        self._prevalence = prevalence()
         words = np.asarray([piece.count(" ") + 1 for piece in corpus.pieces], np.float32)
         self._weights = np.minimum(words / _TELLING_WORDS, 1.0) ** 0.5
 
@@ -66,6 +64,12 @@ class OfflineProvider:
     def _categories(self, documents: np.ndarray) -> tuple[str, ...]:
         mentions = self._mentions[documents].sum(axis=0)
         return tuple(self.types[t] for t in rank_types(mentions, len(documents), self._prevalence))
+
+
+def prevalence() -> np.ndarray:
+    """The fixed share of reviews that mention each type, f32 [179] in code order."""
+    shares = [lexicon.PREVALENCE.get(t, lexicon.PREVALENCE_DEFAULT) for t in category_types()]
+    return np.asarray(shares, np.float32)
 
 
 def offline_fingerprint(summary_sentences: int) -> str:

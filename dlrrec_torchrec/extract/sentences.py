@@ -29,7 +29,7 @@ _SPACE = re.compile(r"[^\S\n]+")
 _WORD = re.compile(r"[^\W_]")
 _CAPTION_LEAD = re.compile(
     r"\A(?:(?:this is|there is|here is|it is)\s+)?(?:an?|the)?\s*"
-    r"(?:close[- ]?up\s+)?(?:photo(?:graph)?|picture|image|close[- ]?up)\s+(?:of|showing)\s+",
+    r"(?:close[- ]?up\s+)?(?:photo(?:graph)?|picture|image|close[- ]?up)\s+(?:of|showing)(?:\s+|\Z)",
     re.IGNORECASE,
 )
 

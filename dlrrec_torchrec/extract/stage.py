@@ -78,15 +78,14 @@ def extract(
 
 
 class _CountedEmbedding:
-    """Texts to vectors through the cache, counting what passes."""
+    """Texts to vectors through the cache, counting what the encoder has to make."""
 
     def __init__(self, encoder: Encoder, folder: Path):
         self.encoder, self.folder = encoder, folder
-        self.texts = self.embedded = 0
+        self.embedded = 0
 
     def __call__(self, texts: list[str]) -> np.ndarray:
         vectors, made = embed_cached(texts, self.encoder, self.folder)
-        self.texts += len(texts)
         self.embedded += made
         return vectors
 
@@ -160,11 +159,7 @@ def _write_content(
         kinds = [content.categories for content in contents]
     manifest.rows["items"] = _write([*columns, seen, tags, kinds], schema.ITEM_CONTENT, folder / "items")
 
-    manifest.facts |= {
-        "texts": embed.texts,
-        "embedded": embed.embedded,
-        "cached": embed.texts - embed.embedded,
-    }
+    manifest.facts |= {"texts": len(words.pieces), "embedded": embed.embedded}
     manifest.facts["reviews_with_words"] = int(has_words[:n].sum())
     manifest.facts["reviews_with_pictures"] = int(has_pictures[:n].sum())
     parts = [*([] if price_from_items else ["price"]), *([] if categories_from_items else ["categories"])]
@@ -215,9 +210,14 @@ def _described(
     sentences = Corpus(
         [], np.zeros(1, np.int64), np.zeros(0, np.int64), list(distinct), embed(list(distinct))
     )
-    summaries = [" ".join(content.summary) or None for content in contents]
+    summaries = [" ".join(map(_ended, content.summary)) or None for content in contents]
     vectors = _means(said, sentences, normalize=True)
     return [[ids[c] for c, *_ in entities], [f for _, f, _ in entities], summaries, vectors], contents
+
+
+def _ended(sentence: str) -> str:
+    """With a full stop where a review left it out."""
+    return sentence.rstrip(" ,;:") + "." if sentence[-1].isalnum() or sentence[-1] in " ,;:" else sentence
 
 
 def _means(groups: list[np.ndarray], corpus: Corpus, normalize: bool) -> pa.Array:
