@@ -38,8 +38,8 @@ def save(
 ) -> None:
     """Save a checkpoint as `last` and, where `best`, as `best` too (by hard links, without a second copy).
 
-    `best` is published first: a run that is killed in between goes on from the older `last`, and makes the same
-    best again. To be called on all ranks.
+    `best` is published first: a run that is killed in between goes on from the older `last`, and makes the
+    same best again. To be called on all ranks.
 
     Args:
         state: plain JSON values of the run, given back by `load_latest`; needs "step" (optimizer steps so

@@ -32,7 +32,13 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from dlrrec_torchrec.optimizers import TABLE_OPTIMIZERS, is_fused
 from dlrrec_torchrec.schema import DataError
 
-SHARDINGS = [ShardingType.TABLE_WISE.value, ShardingType.ROW_WISE.value, ShardingType.COLUMN_WISE.value]
+SHARDINGS = [
+    ShardingType.TABLE_WISE.value,
+    ShardingType.COLUMN_WISE.value,
+    ShardingType.TABLE_COLUMN_WISE.value,
+    ShardingType.ROW_WISE.value,  # this and the next: TorchRec offers them on GPUs only
+    ShardingType.TABLE_ROW_WISE.value,
+]
 _INIT_ROWS = 1 << 16  # rows of a table drawn at once
 
 logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)  # advice on TopologyFactory

@@ -192,8 +192,8 @@ def _share_of_batch(batch_size: int, ranks: Ranks) -> int:
     """Rows of a step on each rank."""
     if batch_size % ranks.world_size or batch_size < 2 * ranks.world_size:
         raise DataError(
-            f"train.batch_size: {batch_size} rows of a step cannot be shared by {ranks.world_size} ranks; take "
-            "a multiple of the number of ranks, with at least two rows for each"
+            f"train.batch_size: {batch_size} rows of a step cannot be shared by {ranks.world_size} ranks; "
+            "take a multiple of the number of ranks, with at least two rows for each"
         )
     return batch_size // ranks.world_size
 

@@ -118,5 +118,7 @@ class Trainer:
         metrics = None
         if self._ranks.rank == 0:
             label, logits = both.double().cpu().numpy().T
-            metrics = binary_metrics(label, (1 + np.tanh(logits / 2)) / 2, user)  # the sigmoid
+            real = label >= 0  # not padding
+            user = None if user is None else user[real]
+            metrics = binary_metrics(label[real], (1 + np.tanh(logits[real] / 2)) / 2, user)  # the sigmoid
         return self._ranks.share(metrics)

@@ -96,6 +96,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(shards, batch, seed
     keys = set(zip(join(expected, "user").tolist(), join(expected, "item").tolist(), strict=True))
     assert sum(map(len, expected)) == 203 and len(expected) == len(alone) == -(-203 // (6 * batch))
     assert max(map(len, expected)) - min(map(len, expected)) <= 1
+    assert (join(expected, "label") >= 0).all()
     for world in (2, 3):
         ranks = [
             loader(shards, batch_size=6 * batch // world, rank=r, world_size=world, **options)
@@ -105,11 +106,12 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(shards, batch, seed
             rank.set_epoch(2)
         assert {len(rank) for rank in ranks} == {len(alone)}
         for whole, parts in zip(expected, zip(*ranks, strict=True), strict=True):
+            real = join(parts, "label") >= 0
             for name in ("dense", "label", "user", "item", "user_positives", "item_positives"):
-                assert torch.equal(getattr(whole, name), torch.cat([getattr(p, name) for p in parts]))
+                assert torch.equal(getattr(whole, name), join(parts, name)[real])
             vectors = torch.cat([p.vectors["item_text"] for p in parts])
-            assert torch.equal(whole.vectors["item_text"], vectors)
-            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+            assert torch.equal(whole.vectors["item_text"], vectors[real])
+            assert {len(p) for p in parts} == {-(-len(whole) // world)}  # padded to one size
     assert len(keys) > 100  # the rows are not one and the same
 
 
@@ -166,13 +168,16 @@ def test_drop_last_gives_whole_batches(shards):
     assert [len(b) for b in loader(shards, batch_size=50, drop_last=True)] == [50] * 4
 
 
-def test_a_rank_without_rows_gets_empty_batches(shards):
+def test_a_rank_without_rows_gets_padding_that_says_nothing(shards):
     parts = [list(loader(shards, "test", 1, rank=r, world_size=40)) for r in range(40)]
-    assert {len(p) for p in parts} == {1}
-    assert sum(len(p[0]) for p in parts) == 31
-    empty = next(p[0] for p in parts if len(p[0]) == 0)
-    assert empty.vectors["item_text"].shape == (0, 384) and empty.user_positives.shape == (0, 3)
-    assert empty.sparse.lengths().numel() == 0
+    assert {len(p) for p in parts} == {1} and {len(p[0]) for p in parts} == {1}
+    padding = [p[0] for p in parts if p[0].label[0] < 0]
+    assert len(padding) == 40 - 31
+    for batch in padding:
+        assert batch.user.tolist() == batch.item.tolist() == [-1]
+        assert batch.user_positives.tolist() == batch.item_positives.tolist() == [[-1] * 3]
+        assert not batch.dense.any() and not any(v.any() for v in batch.vectors.values())
+        assert batch.sparse.lengths().tolist() == [0, 0, 0] and batch.sparse.values().numel() == 0
 
 
 @settings(max_examples=40, deadline=None)

@@ -17,15 +17,19 @@ SPARSE_KEYS = ("category", "user", "item")
 
 @dataclasses.dataclass
 class Batch(Pipelineable):
-    """B rows, ready for the model. B may be 0: a rank's share of a short batch.
+    """B rows, ready for the model.
+
+    The last row may be padding, where a global batch has a row less for this rank than for others: label -1,
+    user and item -1, no ids, no positives, zero features and vectors. It counts in no loss, no statistic and
+    no metric. All ranks have batches of one size because row-wise sharded tables need that.
 
     Attributes:
         dense: f32 [B, D].
         sparse: jagged ids of the features asked for: `category` (0 to 11 codes a row, padding removed),
             `user` and `item` (one code a row).
         vectors: modality -> f16 [B, 384].
-        label: f32 [B], 0 or 1.
-        user, item: i64 [B] codes.
+        label: f32 [B], 0 or 1, -1 for padding.
+        user, item: i64 [B] codes, -1 for padding.
         user_positives, item_positives: i64 [B, P] codes, best first, padded with -1.
     """
 
@@ -67,7 +71,7 @@ def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str
 
     Args:
         category: i32 or i64 [B, 11], padded with PAD_CATEGORY anywhere.
-        user, item: i32 or i64 [B].
+        user, item: i32 or i64 [B]; -1 gives no id.
         keys: out of SPARSE_KEYS.
 
     Returns:
@@ -75,11 +79,10 @@ def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str
         `torch.nn.EmbeddingBag(padding_idx=PAD_CATEGORY, mode="sum")`.
     """
     present = category != PAD_CATEGORY
-    one = torch.ones(len(category), dtype=torch.int32)
     made = {
         "category": (category[present], present.sum(1, dtype=torch.int32)),
-        "user": (user, one),
-        "item": (item, one),
+        "user": (user[user >= 0], (user >= 0).int()),
+        "item": (item[item >= 0], (item >= 0).int()),
     }
     values = torch.cat([made[key][0].long() for key in keys])
     return KeyedJaggedTensor(list(keys), values, lengths=torch.cat([made[key][1] for key in keys]))

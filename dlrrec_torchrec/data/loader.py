@@ -2,8 +2,9 @@
 
 The n rows of the split, in the epoch's order (see `order`), are cut into K = ceil(n / global batch size)
 global batches of equal size, give or take one row: there is no ragged last batch, and no row is dropped.
-Rank r of R takes rows [m·r/R, m·(r+1)/R) of a global batch of m rows: all ranks have the same number of
-batches, so that no collective waits for a rank that has finished. A share is empty only where m < R.
+Rank r of R takes rows [m·r/R, m·(r+1)/R) of a global batch of m rows, filled up with a row of padding where
+others have one row more: all ranks have the same number of batches, and of one size, so that no collective
+waits for a rank that has finished or differs from it.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from torch.utils.data import DataLoader, Dataset
 from dlrrec_torchrec.data.batch import SPARSE_KEYS, Batch, make_sparse
 from dlrrec_torchrec.data.order import WINDOW_ROWS, EpochOrder
 from dlrrec_torchrec.data.shards import ShardReader
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.schema import PAD_CATEGORY, DataError
+
+_PADDING = {"label": -1, "category": PAD_CATEGORY, "user": -1, "item": -1}
+_PADDING |= {"user_positives": -1, "item_positives": -1}  # and 0 elsewhere
 
 
 class ShardDataset(Dataset):
@@ -66,13 +70,15 @@ class ShardDataset(Dataset):
         low, high = (self.rows * g // self.batches for g in (number, number + 1))
         chunk, row = self._order[1].rows(low, high)
         share = slice(*((high - low) * r // self._world for r in (self._rank, self._rank + 1)))
-        return self._batch(chunk[share], row[share])
+        size = -(-(high - low) // self._world)
+        return self._batch(chunk[share], row[share], size)
 
-    def _batch(self, chunk: np.ndarray, row: np.ndarray) -> Batch:
+    def _batch(self, chunk: np.ndarray, row: np.ndarray, size: int) -> Batch:
+        """The rows, and as much padding as makes them `size`."""
         cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(chunk)]
         pieces = [(self._columns(int(chunk[a])), row[a:b]) for a, b in pairwise(cuts) if a < b]
-        pieces = pieces or [(self._columns(0), row)]  # an empty share still needs columns of the right types
-        columns = {name: _gather(pieces, name) for name in pieces[0][0]}
+        pieces = pieces or [(self._columns(0), row)]  # of padding alone: it needs the columns' types
+        columns = {name: _gather(pieces, name, size) for name in pieces[0][0]}
         user, item = columns["user"].long(), columns["item"].long()
         return Batch(
             dense=columns["dense"],
@@ -98,18 +104,18 @@ class ShardDataset(Dataset):
         return self._cache[chunk]
 
 
-def _gather(pieces: list[tuple[dict[str, Tensor], np.ndarray]], name: str) -> Tensor:
-    """The rows of all pieces under each other: a view where they are one run of one chunk, else one copy."""
+def _gather(pieces: list[tuple[dict[str, Tensor], np.ndarray]], name: str, size: int) -> Tensor:
+    """`size` rows, those of all pieces and then padding: a view of one run of one chunk, else one copy."""
     columns, rows = pieces[0]
-    if len(pieces) == 1 and (len(rows) == 0 or rows[-1] - rows[0] == len(rows) - 1):
-        return columns[name][rows[0] : rows[-1] + 1] if len(rows) else columns[name][:0]
-    total = sum(len(rows) for _, rows in pieces)
-    out = columns[name].new_empty((total, *columns[name].shape[1:]))
+    if len(rows) == size and rows[-1] - rows[0] == size - 1:
+        return columns[name][rows[0] : rows[-1] + 1]
+    out = columns[name].new_empty((size, *columns[name].shape[1:]))
     start = 0
     for columns, rows in pieces:
         end = start + len(rows)
         torch.index_select(columns[name], 0, torch.from_numpy(rows), out=out[start:end])
         start = end
+    out[start:] = _PADDING.get(name, 0)
     return out
 
 

@@ -50,8 +50,8 @@ def weighted_bce_sum(logits: Tensor, label: Tensor, weights: Tensor) -> Tensor:
     """Sum over rows of w_label times the cross-entropy; f32 scalar.
 
     Args:
-        logits, label: f32 [B], labels 0 or 1.
+        logits, label: f32 [B], labels 0 or 1; a row with label -1 (padding) does not count.
         weights: f32 [2], the weights of the labels 0 and 1.
     """
-    row_weight = weights[0] + (weights[1] - weights[0]) * label
+    row_weight = (weights[0] + (weights[1] - weights[0]) * label) * (label >= 0)
     return F.binary_cross_entropy_with_logits(logits, label, weight=row_weight, reduction="sum")

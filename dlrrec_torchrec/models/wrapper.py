@@ -213,8 +213,8 @@ def shares(own: Tensor, common: Tensor) -> Tensor:
 
 @torch.fx.wrap
 def row_count(label: Tensor) -> Tensor:
-    """Number of rows, i64 scalar on the label's device."""
-    return torch.full((), label.shape[0], device=label.device)
+    """Number of rows without padding (label -1), i64 scalar on the label's device."""
+    return (label >= 0).sum()
 
 
 @torch.fx.wrap

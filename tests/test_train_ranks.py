@@ -1,0 +1,95 @@
+"""N ranks train as one rank on the joined batches, and their checkpoint loads on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from dlrrec_torchrec.data.loader import make_loader
+from dlrrec_torchrec.metrics import cross_entropy
+from dlrrec_torchrec.schema import MODALITIES, Manifest
+from dlrrec_torchrec.train import load_trained
+from tests.ranks import VARIANTS, train_all
+from tests.shards import write_shards
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(shards, {ranks: folder of trainings}) of the same trainings on 1 and on 2 ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    shards = write_shards(folder / "shards", rows=(403, 101, 20), users=50, items=30, rows_per_shard=64)
+    small = write_shards(folder / "small", rows=(33, 1, 5), users=20, items=10)
+    # One thread for each process: threads that wait for each other on a busy machine take seconds a step.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", "tests/ranks.py", shards, small, folder / "2"]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train_all(shards, small, folder / "1")
+        _, said = process.communicate(timeout=300)
+    finally:
+        torch.set_num_threads(threads)
+        process.kill()
+    assert process.returncode == 0, said[-5000:]
+    return shards, {1: folder / "1", 2: folder / "2"}
+
+
+def step_losses(folder: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {n: [s.value for s in events.Scalars(f"step/{n}")] for n in ("loss_rec", "loss_ii", "loss_uu")}
+
+
+def logits(folder: Path, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    model = load_trained(folder, shards)
+    rows = make_loader(
+        shards, "val", 256, modalities=list(MODALITIES), positives=0, sparse_keys=("category", "user")
+    )
+    with torch.no_grad():
+        (batch,) = rows
+        return model(batch.dense, batch.sparse, batch.vectors), batch.label
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_ranks_train_as_one(trained, variant):
+    shards, folders = trained
+    one, two = (step_losses(folders[n] / variant) for n in (1, 2))
+    for name, losses in one.items():
+        assert len(losses) == 2 * 7 and losses[0] > 0
+        assert losses == pytest.approx(two[name], abs=1e-4), name
+    assert one["loss_rec"][-1] < one["loss_rec"][0]
+    torch.testing.assert_close(
+        logits(folders[1] / variant, shards)[0], logits(folders[2] / variant, shards)[0], atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
+    shards, folders = trained
+    plan = Manifest.read(folders[2] / variant).facts["tables"]
+    kind = variant if variant.endswith("_wise") else "data_parallel"
+    assert plan == {"t_category": kind, "t_user": kind}
+    found, label = logits(folders[2] / variant, shards)
+    best = json.loads((folders[2] / variant / "best.json").read_text())
+    loss = cross_entropy(label.numpy(), found.sigmoid().double().numpy())
+    assert loss == pytest.approx(best["metrics"]["loss"], abs=1e-6)  # as the two ranks computed it
+
+
+def test_a_rank_with_padding_alone_evaluates_with_the_others(trained):
+    _, folders = trained
+    one, two = (json.loads((folders[n] / "small" / "metrics.jsonl").read_text()) for n in (1, 2))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-3)
+    assert Manifest.read(folders[2] / "small").facts["ranks"] == 2
