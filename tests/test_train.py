@@ -37,7 +37,7 @@ def shards(tmp_path_factory) -> Path:
     )
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def one_thread():
     """Small steps gain nothing by threads, and lose much on a busy machine."""
     threads = torch.get_num_threads()
