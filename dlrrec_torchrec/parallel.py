@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
 import math
 import os
 import zlib
@@ -40,8 +39,6 @@ SHARDINGS = [
     ShardingType.TABLE_ROW_WISE.value,
 ]
 _INIT_ROWS = 1 << 16  # rows of a table drawn at once
-
-logging.getLogger("torchrec.distributed.planner").setLevel(logging.ERROR)  # advice on TopologyFactory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import class_weights
 from dlrrec_torchrec.optimizers import make_optimizer
 from dlrrec_torchrec.parallel import Ranks, describe_plan, process_group, resolve_device, shard
+from dlrrec_torchrec.quiet import quiet
 from dlrrec_torchrec.schema import DataError, Manifest
 from dlrrec_torchrec.selection import Selection, selection_for
 from dlrrec_torchrec.trainer import Trainer
@@ -63,7 +64,7 @@ def train(
         return done
 
     out_dir, facts = Path(out_dir), shards.facts
-    with process_group(train.device) as ranks, schema.timed(manifest):
+    with quiet(), process_group(train.device) as ranks, schema.timed(manifest):
         share = _share_of_batch(train.batch_size, ranks)
         table_lr = train.lr if train.table_lr is None else train.table_lr
         selection = selection_for(protocol, train.select, train.patience)

@@ -12,7 +12,7 @@ LEVELS = [
     {"schema"},
     {"config", "features", "paths", "doctor"},
     {"ingest", "split", "extract", "prepare", "neighbors", "data", "models", "metrics"},
-    {"optimizers", "selection", "steps", "history"},
+    {"optimizers", "selection", "steps", "history", "quiet"},
     {"parallel"},
     {"checkpoint", "trainer"},
     {"train"},
@@ -23,7 +23,7 @@ LEVELS = [
     {"cli"},
     {"__main__"},
 ]
-NO_POLARS = {"data", "models", "metrics", "optimizers", "selection", "steps", "history"}
+NO_POLARS = {"data", "models", "metrics", "optimizers", "selection", "steps", "history", "quiet"}
 NO_POLARS |= {"parallel", "checkpoint", "trainer", "train"}
 NO_POLARS |= {"baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
 

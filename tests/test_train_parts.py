@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.models.build import build_model, build_wrapper
 from dlrrec_torchrec.optimizers import RowAdam, lr_factor, make_optimizer
+from dlrrec_torchrec.quiet import quiet
 from dlrrec_torchrec.schema import MODALITIES
 from dlrrec_torchrec.selection import PAPER_PATIENCE, PAPER_STOP_AFTER, Selection, selection_for
 from dlrrec_torchrec.steps import PlainPipeline, TrainPipelineSparseDist
@@ -129,6 +132,37 @@ def test_torchrec_pipeline_takes_the_same_steps_as_plain_ones(tmp_path):
     assert len(plain) == 8 and plain == pytest.approx(overlapped, abs=1e-6)
 
 
+def test_sharded_tables_have_the_gradients_of_plain_ones(tmp_path):
+    shards = write_shards(tmp_path / "shards", rows=(50, 10, 10), users=20, items=10)
+    vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards).vectors.items()}
+    keys = ("category", "user")
+    (batch,) = make_loader(shards, "train", 50, modalities=list(MODALITIES), positives=5, sparse_keys=keys)
+    gradients = []
+    with parallel.process_group("cpu") as ranks:
+        wrappers = [
+            build_wrapper(
+                build_model(
+                    ModelConfig(dropout=0.0, user_id=True),
+                    dense_width=7,
+                    num_users=20,
+                    num_items=10,
+                    device=device,
+                ),
+                ContrastiveConfig(num_negatives=8),
+                corpus=vectors,
+            )
+            for device in ("meta", "cpu")
+        ]
+        sharded = parallel.shard(wrappers[0], ranks, batch_size=50)  # FBGEMM's tables
+        wrappers[1].load_state_dict(sharded.state_dict())  # torch.nn.EmbeddingBag
+        for model in (sharded, wrappers[1]):
+            model(batch)[0].backward()
+            found = {name: p.grad for name, p in model.named_parameters() if "t_" in name}
+            gradients.append({name.split(".")[-2]: value for name, value in found.items()})
+    assert set(gradients[0]) == {"t_category", "t_user"} and gradients[0]["t_user"].any()
+    torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-5)
+
+
 @pytest.mark.parametrize("negatives", ["corpus", "batch"])
 def test_padding_changes_neither_loss_nor_gradient_nor_statistics(tmp_path, negatives):
     shards = write_shards(tmp_path / "shards", rows=(41, 10, 10), users=20, items=10)
@@ -168,3 +202,16 @@ def select(batch: Batch, rows: torch.Tensor) -> Batch:
             for name in ("dense", "label", "user", "item", "user_positives", "item_positives")
         },
     )
+
+
+def test_only_known_warnings_are_left_out(caplog):
+    utils = logging.getLogger("torchrec.distributed.utils")
+    with pytest.warns(FutureWarning) as caught, quiet():
+        warnings.warn("`broadcast_buffers` is deprecated. Use another.", FutureWarning, stacklevel=1)
+        warnings.warn("another", FutureWarning, stacklevel=1)
+        utils.warning("Sharding Type is data_parallel, caching params will be ignored")
+        utils.warning("something else")
+    assert [str(w.message) for w in caught] == ["another"]
+    assert [r.getMessage() for r in caplog.records] == ["something else"]
+    utils.warning("caching params will be ignored")
+    assert len(caplog.records) == 2

@@ -1,0 +1,44 @@
+"""Leaves out warnings of torch, TorchRec and FBGEMM that are known and say nothing of our own use of them."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Iterator
+
+# Starts of messages given by Python's warnings.
+WARNINGS = (
+    "HeuristicalStorageReservation is known to cause issues",  # in dry runs for other machines
+    "`broadcast_buffers` is deprecated",  # TorchRec's own call
+    # Its gradients equal those of torch's EmbeddingBag: a test of the training holds that.
+    "fbgemm::dense_embedding_codegen_lookup_function: an autograd kernel was not registered",
+)
+# Logger -> parts of its messages.
+LOGGED = {
+    "root": ("Sharding spec not found for",),  # replicated tables have none
+    "torchrec.distributed.utils": ("caching params will be ignored",),  # there are none
+    "torchrec.distributed.planner.storage_reservations": ("in dry run scenarios",),
+    "torchrec.distributed.planner.types": ("The topology was constructed directly",),  # on purpose
+    "torch.fx._symbolic_trace": ("is_fx_tracing will return true",),
+}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Leave the known warnings out for the block; all others are shown."""
+
+    def unknown(record: logging.LogRecord) -> bool:
+        return not any(part in record.getMessage() for part in LOGGED[record.name])
+
+    loggers = [logging.getLogger(name) for name in LOGGED]
+    with warnings.catch_warnings():
+        for start in WARNINGS:
+            warnings.filterwarnings("ignore", message=start)
+        for logger in loggers:
+            logger.addFilter(unknown)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeFilter(unknown)
