@@ -6,7 +6,7 @@ TORCHREC := torchrec==1.8.0
 .PHONY: demo test lint clean
 
 demo: .venv/installed
-	$(BIN)/dlrrec run --config configs/demo.yaml --run runs/demo
+	$(BIN)/dlrrec run --config configs/demo.yaml --run-dir runs/demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest

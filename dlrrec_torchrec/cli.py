@@ -35,36 +35,36 @@ COMMANDS: dict[str, tuple[dict[str, type], str, str]] = {
         {"ingest": IngestConfig},
         "read a source of reviews into the review table",
         "dlrrec ingest --source table --reviews reviews.csv --columns user=Reviewer item=Restaurant "
-        "rating=Rating text=Review --run runs/mine",
+        "rating=Rating text=Review --run-dir runs/mine",
     ),
     "split": (
         {"split": SplitConfig},
         "filter the reviews and split them into training, validation and test rows",
-        "dlrrec split --method last --min-reviews 3 --run runs/mine",
+        "dlrrec split --method last --min-reviews 3 --run-dir runs/mine",
     ),
     "extract": (
         {"extract": ExtractConfig},
         "write summaries, vectors, price tags and categories from the training reviews",
-        "dlrrec extract --folds 5 --run runs/mine",
+        "dlrrec extract --folds 5 --run-dir runs/mine",
     ),
     "swing": (
         {"swing": SwingStageConfig},
         "find each user's and each item's SWING neighbours in the training rows",
-        "dlrrec swing --top-k 20 --run runs/mine",
+        "dlrrec swing --top-k 20 --run-dir runs/mine",
     ),
     "prepare": (
         {"prepare": PrepareConfig},
         "join features, vectors and positives into training shards and entity tables",
-        "dlrrec prepare --smoothing 3 --run runs/mine",
+        "dlrrec prepare --smoothing 3 --run-dir runs/mine",
     ),
     "train": (
         {"model": ModelConfig, "contrastive": ContrastiveConfig, "train": TrainConfig},
         "train the run's variants, or one of them; also under torchrun",
-        "dlrrec train --variant dlrrec --epochs 20 --run runs/mine\n"
-        "torchrun --nproc_per_node 2 -m dlrrec_torchrec train --run runs/mine",
+        "dlrrec train --variant dlrrec --epochs 20 --run-dir runs/mine\n"
+        "torchrun --nproc_per_node 2 -m dlrrec_torchrec train --run-dir runs/mine",
     ),
-    "evaluate": ({}, "score the test rows and the baselines", "dlrrec evaluate --run runs/mine"),
-    "report": ({}, "draw figures, tables and one HTML page", "dlrrec report --run runs/mine"),
+    "evaluate": ({}, "score the test rows and the baselines", "dlrrec evaluate --run-dir runs/mine"),
+    "report": ({}, "draw figures, tables and one HTML page", "dlrrec report --run-dir runs/mine"),
 }
 # `run` takes the settings that differ most often as flags; everything else by --set
 SHORTCUTS = {
@@ -132,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
         commands,
         "recommend",
         "rank the items that a user has not reviewed",
-        "dlrrec recommend --run runs/demo --user u00012 -n 10",
+        "dlrrec recommend --run-dir runs/demo --user u00012 -n 10",
     )
     recommend.add_argument("--user", required=True, help="user id as in the reviews")
     recommend.add_argument("-n", type=int, default=10, help="how many (default: 10)")
@@ -164,8 +164,10 @@ def _command(commands: Any, name: str, line: str, example: str) -> argparse.Argu
         epilog="examples:\n  " + example.replace("\n", "\n  "),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--config", help="YAML file of the run (default: RUN/config.yaml if there is one)")
-    command.add_argument("--run", help="folder of the run (default: runs/ and the configuration's name)")
+    command.add_argument(
+        "--config", help="YAML file of the run (default: RUN_DIR/config.yaml if there is one)"
+    )
+    command.add_argument("--run-dir", help="folder of the run (default: runs/ and the configuration's name)")
     command.add_argument(
         "--set",
         nargs="+",
@@ -212,7 +214,7 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _configuration(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
     """The settings and the folder of this call: file, then --set, then flags."""
-    folder = arguments.run or f"runs/{Path(arguments.config).stem if arguments.config else 'demo'}"
+    folder = arguments.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'demo'}"
     path = arguments.config
     kept = Path(folder) / "config.yaml"
     if path is None and kept.exists():
@@ -244,7 +246,7 @@ def _run(arguments: argparse.Namespace) -> int:
     name = next(iter(config.variants))
     user = example_user(first.shards)
     print(recommend(first.shards, first.train(name), user, arguments.n).to_text())
-    print(f"more:   dlrrec recommend --run {folder} --user ID -n {arguments.n}")
+    print(f"more:   dlrrec recommend --run-dir {folder} --user ID -n {arguments.n}")
     print(f"report: {first.report / 'index.html'}")
     return 0
 

@@ -34,7 +34,7 @@ def test_file_then_set_then_flags(tmp_path):
 
 def test_the_runs_own_configuration_is_the_default(tmp_path):
     (tmp_path / "config.yaml").write_text("train: {epochs: 3}\n")
-    assert parse("train", "--run", str(tmp_path))[0].train.epochs == 3
+    assert parse("train", "--run-dir", str(tmp_path))[0].train.epochs == 3
 
 
 def test_columns_become_a_mapping():
