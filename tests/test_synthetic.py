@@ -75,7 +75,7 @@ def test_main_effects_are_the_means_of_the_full_form():
 def test_truth_leaves_room_between_means_and_the_best(size, paper):
     world = paper if size == "paper" else make_world(size, 3)
     best, means = expected_auc(world.probability), expected_auc(world.probability, world.means)
-    assert 0.80 < best < 0.88
+    assert 0.80 < best < 0.92
     assert 0.6 < means < best - 0.08
     assert expected_auc((world.rating >= 4).astype(float), world.probability) == pytest.approx(best, abs=0.05)
     assert world.probability.mean() == pytest.approx(7 / 8, abs=1e-6)
@@ -171,7 +171,7 @@ def test_unknown_size_and_seed_are_refused(tmp_path):
 def test_tables_and_facts_agree(small):
     reviews, items, facts, folder = small
     assert reviews.schema == REVIEWS and items.schema == ITEMS
-    assert (reviews.num_rows, items.num_rows) == (facts["reviews"], facts["items"]) == (4000, 250)
+    assert (reviews.num_rows, items.num_rows) == (facts["reviews"], facts["items"]) == (8000, 250)
     rating = reviews["rating"].to_numpy()
     assert set(rating) == {1, 2, 3, 4, 5}
     assert facts["positive_share"] == (rating >= 4).mean() == pytest.approx(0.875, abs=0.02)
@@ -300,5 +300,5 @@ def test_users_who_share_restaurants_share_taste():
     chance = (np.bincount(world.cluster) / len(world.cluster)) @ (
         np.bincount(world.cluster) / len(world.cluster)
     )
-    assert alike[other].mean() > 1.2 * chance
-    assert alike[other & (shared.data >= 2)].mean() > 1.5 * chance
+    assert alike[other].mean() > 1.1 * chance
+    assert alike[other & (shared.data >= 3)].mean() > 1.4 * chance

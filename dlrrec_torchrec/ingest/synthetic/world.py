@@ -15,18 +15,18 @@ from dlrrec_torchrec.ingest.synthetic.lexicon import FAMILIES, FAMILY_TYPES
 from dlrrec_torchrec.schema import CATEGORY_SLOTS, NUM_CATEGORIES, DataError, category_types
 
 # size -> reviews, users, items; "paper" has the counts of DLRREC's filtered data (57,005 + 17,402 reviews)
-SIZES = {"tiny": (600, 150, 60), "small": (4_000, 700, 250), "paper": (74_407, 28_912, 15_290)}
-TASTE_CLUSTERS = 8
+SIZES = {"tiny": (600, 150, 60), "small": (8_000, 600, 250), "paper": (74_407, 28_912, 15_290)}
+TASTE_CLUSTERS = 4
 POSITIVE_RATE = 7 / 8
 FAMILY_SD = 0.2  # of a user's liking of a family around its cluster's
 TYPE_SD = 0.2  # of a cluster's liking of a type around that of its family
-VISIT = 3.0  # log-odds of visiting a family per unit of liking
+VISIT = 4.5  # log-odds of visiting a family per unit of liking
 EXPLORE = 0.4  # share of visits that ignore taste
 PRICE_SHARES = (0.3, 0.4, 0.2, 0.1)  # of the price levels, cheap to expensive
 EPOCH = 1_514_764_800  # 2018-01-01, seconds
 SPAN = 4 * 365 * 86_400  # seconds from the first review to the last
 # Standard deviation of each part of the log-odds, over the reviews.
-WEIGHTS = {"affinity": 1.4, "quality": 0.8, "leniency": 0.7, "price": 0.6}
+WEIGHTS = {"affinity": 2.0, "quality": 0.7, "leniency": 0.6, "price": 0.6}
 
 
 @dataclasses.dataclass
