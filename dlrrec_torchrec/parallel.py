@@ -6,6 +6,7 @@ under a debugger, under torchrun on CPUs (gloo) and on GPUs (nccl).
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
 import math
@@ -66,7 +67,7 @@ class Ranks:
 
 @contextlib.contextmanager
 def process_group(device: str = "auto") -> Iterator[Ranks]:
-    """The default process group for the block: the launcher's, or one of a single process.
+    """The default process group: the launcher's to the end of the process, or one of a single process.
 
     Args:
         device: "cpu", "cuda", or "auto" for cuda where there is one. Under a launcher each rank takes the GPU
@@ -81,15 +82,23 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     if owner:
         backend = "gloo" if place.type == "cpu" else "nccl"
         if launched:
+            # For the rest of the process: a second group would meet the first one's keys in the launcher's
+            # store, and its ranks wait for each other for ever.
             dist.init_process_group(backend)
+            atexit.register(_leave_group)
         else:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     try:
         world = dist.get_world_size()
         yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), place)
     finally:
-        if owner:
+        if owner and not launched:
             dist.destroy_process_group()
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
