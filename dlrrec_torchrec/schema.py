@@ -275,7 +275,8 @@ class Manifest:
             body = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise DataError(
-                f"{path}: not there; run the stage that writes '{Path(folder).name}' first"
+                f"{path}: not there; run the stage that writes '{Path(folder).name}' first "
+                "(`dlrrec run` runs all in order)"
             ) from None
         except json.JSONDecodeError as error:
             raise DataError(
