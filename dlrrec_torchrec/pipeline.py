@@ -103,8 +103,10 @@ def run(
         for stage in stages:
             if stage == "report" or (stage == "ingest" and number):
                 continue
-            for manifest in run_stage(stage, for_seed(config, number), paths):
-                say(describe(stage, manifest))
+            names = list(config.variants) if stage == "train" else [""]
+            manifests = run_stage(stage, for_seed(config, number), paths)
+            for name, manifest in zip(names, manifests, strict=True):
+                say(describe(f"{stage} {name}", manifest))
     if "report" in stages:
         from dlrrec_torchrec.report import report
 
@@ -115,9 +117,9 @@ def run(
 def describe(stage: str, manifest: Manifest) -> str:
     """One line on a finished stage."""
     if manifest.reused:
-        return f"{stage:<9} up to date"
+        return f"{stage:<14} up to date"
     rows = ", ".join(f"{count:,} {name}" for name, count in manifest.rows.items())
-    return f"{stage:<9} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
+    return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
 
 
 def _forget(every: list[RunPaths]) -> None:

@@ -172,3 +172,14 @@ def test_an_unknown_encoder_is_named(monkeypatch):
         SentenceEncoder("nobody/nothing")
     with pytest.raises(DataError, match="batch_tokens"):
         SentenceEncoder(batch_tokens=0)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 200), st.integers(0, 80))
+def test_an_interrupted_embedding_goes_on_with_the_very_same_batches(lengths, batch_tokens, stop):
+    """A vector's last bits depend on its batch: a resumed run must cut what is left as the first one did."""
+    lengths = np.asarray(lengths)
+    whole = [batch.tolist() for batch in length_batches(lengths, batch_tokens)]
+    done = {text for batch in whole[:stop] for text in batch}
+    left = np.asarray([text for text in range(len(lengths)) if text not in done], int)
+    rest = [left[batch].tolist() for batch in length_batches(lengths[left], batch_tokens)]
+    assert rest == whole[stop:]
