@@ -31,6 +31,7 @@ from dlrrec_torchrec.metrics import (
     expected_auc,
     json_safe,
     roc_auc,
+    sigmoid,
     user_auc,
 )
 from dlrrec_torchrec.models.build import sparse_keys
@@ -101,7 +102,7 @@ def evaluate(
             result["truth"] = _write(known, rows, folder / "truth.parquet")
         for name, train_dir in train_dirs.items():
             logit = score_rows(train_dir, shards_dir, rows, batch_size, device, f"score by '{name}'")
-            made = Prediction((1 + np.tanh(logit / 2)) / 2, logit)  # the sigmoid, without overflow
+            made = Prediction(sigmoid(logit), logit)
             result["models"][name] = _write(made, rows, folder / "predictions" / f"{name}.parquet")
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, made in predictions.items():

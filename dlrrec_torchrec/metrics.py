@@ -143,6 +143,11 @@ def user_auc(label: np.ndarray, score: np.ndarray, user: np.ndarray) -> tuple[fl
     return float(np.average(auc, weights=rows[both])), share
 
 
+def sigmoid(logit: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), written as (1 + tanh(x / 2)) / 2, which does not overflow."""
+    return (1 + np.tanh(np.asarray(logit) / 2)) / 2
+
+
 def expected_auc(probability: np.ndarray) -> float:
     """The reachable AUC of rows whose true probabilities are known: that of scoring each row by its own.
 

@@ -19,7 +19,7 @@ from rich.table import Table
 from dlrrec_torchrec import schema
 from dlrrec_torchrec.config import ModelConfig
 from dlrrec_torchrec.data.entities import Entities, Items, load_entities, pair_batch
-from dlrrec_torchrec.metrics import json_safe
+from dlrrec_torchrec.metrics import json_safe, sigmoid
 from dlrrec_torchrec.models.build import sparse_keys
 from dlrrec_torchrec.schema import PAD_CATEGORY, DataError, Manifest
 from dlrrec_torchrec.train import load_trained
@@ -109,7 +109,7 @@ def recommend(
     candidates = every if include_seen else np.setdiff1d(every, seen)
     logit = score_items(shards_dir, train_dir, entities, user, candidates, batch_size, device)
     best = np.argsort(-logit, kind="stable")[:n]
-    probability = (1 + np.tanh(logit[best] / 2)) / 2  # the sigmoid, without overflow
+    probability = sigmoid(logit[best])
     which = "items" if include_seen else "items that are new to this user"
     message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(seen):,}:"
     if not len(candidates):

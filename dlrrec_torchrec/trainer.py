@@ -13,7 +13,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel, get_un
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrrec_torchrec.data.loader import ShardLoader
-from dlrrec_torchrec.metrics import binary_metrics
+from dlrrec_torchrec.metrics import binary_metrics, sigmoid
 from dlrrec_torchrec.models.collectives import gather_rows
 from dlrrec_torchrec.optimizers import lr_factor, set_lr
 from dlrrec_torchrec.parallel import Ranks
@@ -120,5 +120,5 @@ class Trainer:
             label, logits = both.double().cpu().numpy().T
             real = label >= 0  # not padding
             user = None if user is None else user[real]
-            metrics = binary_metrics(label[real], (1 + np.tanh(logits[real] / 2)) / 2, user)  # the sigmoid
+            metrics = binary_metrics(label[real], sigmoid(logits[real]), user)
         return self._ranks.share(metrics)
