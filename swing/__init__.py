@@ -3,5 +3,6 @@
 from swing.config import PRESETS, SwingConfig, SwingError, preset
 from swing.interactions import read
 from swing.job import run, similar
+from swing.tables import Filters
 
-__all__ = ["PRESETS", "SwingConfig", "SwingError", "preset", "read", "run", "similar"]
+__all__ = ["PRESETS", "Filters", "SwingConfig", "SwingError", "preset", "read", "run", "similar"]

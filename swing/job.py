@@ -1,35 +1,29 @@
-"""The job: read, score, keep the best, write Parquet with a manifest; and the same in memory.
-
-The output folder gets its name when it is whole. Until then its parts gather in `.NAME.partial` beside it,
-each written under a temporary name first, so that a killed job goes on at the first part it does not find.
-"""
+"""The job: read, divide, score, write Parquet with a manifest; and the same in memory."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
-import os
-import resource
-import shutil
-import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from swing import interactions as tables
+from swing import output as folders
 from swing.config import SwingConfig, SwingError
-from swing.local import Neighbors, Scorer, split_evenly
+from swing.interactions import Graph, Interactions, build, read
+from swing.local import Scorer
+from swing.machine import peak_memory_mib
+from swing.parts import Counts, Done, Part, arrow_ids, divide, read_counts, score_parts, table, versions
+from swing.tables import Filters
 
-FORMAT = 1  # raise when the same parameters and input would give another output
-PART_COST = 1 << 30  # steps of one part file, some seconds of work
-PART_IDS = 1 << 17
+FORMAT = 2  # raise when the same parameters and input would give another output
+ENGINES = ("local", "ray")
 
 Progress = Callable[[dict[str, Any]], None]
 
@@ -41,185 +35,189 @@ def similar(
     *,
     user: str = "user_id",
     item: str = "item_id",
+    filters: Filters | None = None,
     threads: int = 0,
 ) -> pl.DataFrame:
     """Neighbours of every item (`side="items"`) or user (`side="users"`).
 
-    `interactions`: a frame or a path as `swing.interactions.read` takes it, with the id columns `user` and
-    `item`. `threads` 0: all cores; the result is the same for any number. Returns a row for each id in id
-    order: `id`, `neighbors` list of ids, `scores` list of f32; best first, ties by id, possibly empty.
+    `interactions`: a frame or a path as `swing.read` takes it, with the id columns `user` and `item`;
+    `filters`: which of its rows count. `threads` 0: all cores; the result is the same for any number. Returns
+    a row for each id in id order: `id`, `neighbors` list of ids, `scores` list of f32; best first, ties by
+    id, possibly empty.
 
     >>> frame = pl.DataFrame({"user_id": list("aabbc"), "item_id": list("xyxyx")})
     >>> similar(frame)["neighbors"].to_list()
     [['y'], ['x']]
     """
     config = config or SwingConfig()
-    graph = tables.build(tables.read(interactions, user, item), config, side)
+    graph = build(read(interactions, user, item, filters), config, side)
     scorer = Scorer(graph, config, threads)
-    return pl.from_arrow(_table(graph.anchor_ids, scorer.score(0, len(graph.anchor_ids))))
+    return pl.from_arrow(table(arrow_ids(graph.anchor_ids), scorer.score(0, len(graph.anchor_ids))))
 
 
 def run(
-    source: str | Path | pl.DataFrame | pl.LazyFrame | tables.Interactions,
+    source: str | Path | pl.DataFrame | pl.LazyFrame | Interactions,
     output: str | Path,
     config: SwingConfig | None = None,
     side: str = "items",
     *,
     user: str = "user_id",
     item: str = "item_id",
+    filters: Filters | None = None,
     threads: int = 0,
+    engine: str = "local",
+    address: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the neighbours of one side to the folder `output`; returns its manifest.
 
-    `output` gets part-*.parquet (columns as of `similar`) and manifest.json. A finished job with the same
-    input and parameters is not done again; one that was killed goes on with its first missing part; another
-    job's output is refused unless `overwrite`. `progress` is called after each chunk of work with
-    {"edges", "steps", "total_edges", "total_steps"} done since the last call and overall.
-    Raises SwingError for unusable input or output.
+    `output` gets part-*.parquet (columns as of `similar`), degrees.arrow (`id`, and `degree` i32: the edges
+    that the limits left it) and manifest.json. A finished job with the same input and parameters is not done
+    again; one that was killed goes on with the parts that are missing; another job's output is refused unless
+    `overwrite`.
+
+    `engine` "local" scores on this machine with `threads` threads (0: all cores). "ray" scores on the Ray
+    cluster at `address`, or at RAY_ADDRESS, or on one started here for the time; each of its tasks has
+    `threads` threads (0: one), and `output` must lie on storage that all its machines share. The files are
+    the same to the byte, so that one engine can go on where the other stopped.
+
+    `progress` is called after each piece of work with {"edges", "steps", "resumed", "total_edges",
+    "total_steps"}: what was done since the last call, whether an earlier attempt did it, and what there is.
+    Raises SwingError for unusable input or output, and where the cluster cannot do it.
     """
-    config = config or SwingConfig()
-    started = time.monotonic()
-    found = source if isinstance(source, tables.Interactions) else tables.read(source, user, item)
-    graph = tables.build(found, config, side)
-    read_seconds = time.monotonic() - started
-    fingerprint = _fingerprint(found, config, side)
-    output = Path(output)
-    if (done := _finished(output, fingerprint, overwrite)) is not None:
-        return done
+    config, output = config or SwingConfig(), Path(output).resolve()
+    score = _engine(engine, address)
+    if isinstance(source, Interactions) and filters is not None:
+        raise SwingError("filters apply while a table is read: give them to swing.read")
+    parts: list[Part] = []
     try:
-        partial = _partial_folder(output, fingerprint)
-        facts = _write_parts(Scorer(graph, config, threads), partial, progress)
-        scored = time.monotonic() - started - read_seconds
-        manifest = {
-            "fingerprint": fingerprint,
-            "side": side,
-            "parameters": dataclasses.asdict(config),
-            "input": found.facts,
-            "limits": graph.facts,
-            "ids": len(graph.anchor_ids),
-            **facts,
-            "seconds": {"read": round(read_seconds, 3), "score_and_write": round(scored, 3)},
-            "peak_memory_mib": round(_peak_memory_mib(), 1),
-        }
-        _write_json(partial / "manifest.json", manifest)
-        (partial / "plan.json").unlink()
-        if output.exists():
-            shutil.rmtree(output)
-        partial.rename(output)
+        with folders.claimed(output) as warnings:
+            before = folders.manifest_of(output, overwrite)
+            times = [time.monotonic()]
+            found = source if isinstance(source, Interactions) else read(source, user, item, filters)
+            times.append(time.monotonic())
+            fingerprint = _fingerprint(found, config, side)
+            if before and before["fingerprint"] == fingerprint:
+                return before | {"reused": True}
+            if before and not overwrite:
+                raise SwingError(
+                    f"{output}: holds another run's output; choose another folder, or overwrite it"
+                )
+            graph = build(found, config, side)
+            facts, warnings = found.facts, [*found.warnings, *warnings]
+            del found  # a third of the memory, unless the caller holds it
+            scorer = Scorer(graph, config, threads or (1 if engine == "ray" else 0))
+            parts = divide(scorer)
+            folder = folders.begin(output, fingerprint, overwrite)
+            times.append(time.monotonic())
+            report = _reporter(progress, parts)
+            resumed = _resumed(folder, parts, fingerprint, report)
+            missing = [part for part in parts if part not in resumed]
+            done = list(score(scorer, missing, folder, fingerprint, report))
+            _write_degrees(graph, folder)
+            times.append(time.monotonic())
+            manifest = {
+                "fingerprint": fingerprint,
+                "side": side,
+                "parameters": dataclasses.asdict(config),
+                "filters": filters and dataclasses.asdict(filters),
+                "input": facts,
+                "limits": graph.facts,
+                "warnings": warnings,
+                "ids": len(graph.anchor_ids),
+                **_totals([*resumed.values(), *(one.counts for one in done)], len(graph.anchor_ids)),
+                "parts": len(parts),
+                "parts_resumed": len(resumed),
+                "engine": engine,
+                "threads": scorer.threads,
+                **_effort(done, times),
+                "versions": versions(),
+            }
+            folders.finish(output, manifest)
     except OSError as error:
-        raise SwingError(f"{output}: cannot be written: {error}") from error
+        raise folders.explained(error, output, parts) from error
     return manifest
 
 
-def _write_parts(scorer: Scorer, folder: Path, progress: Progress | None) -> dict[str, Any]:
-    """Write every part that is not there yet. Returns counts over all parts."""
-    graph = scorer.graph
-    totals = {"total_edges": len(graph.anchor_idx), "total_steps": int(scorer.steps.sum())}
-    updates = resumed = 0
-    report = progress and (lambda edges, steps: progress({"edges": edges, "steps": steps, **totals}))
-    parts = [
-        (a, min(a + PART_IDS, end))
-        for begin, end in split_evenly(scorer.steps, 0, len(graph.anchor_ids), PART_COST)
-        for a in range(begin, end, PART_IDS)
-    ]
-    covered = pairs = 0
-    for number, (begin, end) in enumerate(parts):
-        path = folder / f"part-{number:05d}.parquet"
-        if path.exists():
-            counts = _list_lengths(path)
-            resumed += 1
-            if report:
-                ptr = graph.anchor_ptr
-                report(int(ptr[end] - ptr[begin]), int(scorer.steps[begin:end].sum()))
-        else:
-            chunks = list(scorer.score(begin, end, report))
-            counts = np.concatenate([chunk.counts for chunk in chunks])
-            updates += sum(chunk.updates for chunk in chunks)
-            temporary = path.with_name(f".{path.name}.tmp")
-            pq.write_table(_table(graph.anchor_ids, chunks), temporary, compression="zstd")
-            os.replace(temporary, path)
-        covered += int(np.count_nonzero(counts))
-        pairs += int(counts.sum())
+def _engine(name: str, address: str | None) -> Callable:
+    """The engine's `score_parts`."""
+    if name not in ENGINES:
+        raise SwingError(f"unknown engine '{name}' (known: {', '.join(ENGINES)})")
+    if name == "local":
+        if address:
+            raise SwingError("an address is that of a Ray cluster: it goes with the engine ray")
+        return score_parts
+    try:
+        from swing import cluster
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise SwingError("the engine ray needs Ray: pip install 'dlrrec-torchrec[ray]'") from None
+    cluster.check_address(address)
+    return functools.partial(cluster.score_parts, address=address)
+
+
+def _fingerprint(found: Interactions, config: SwingConfig, side: str) -> str:
+    """Names the output: equal for equal edges, ids, parameters and side."""
+    content = [FORMAT, side, dataclasses.asdict(config), found.digest()]
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _reporter(progress: Progress | None, parts: Sequence[Part]) -> Callable[..., None]:
+    totals = {
+        "total_edges": sum(part.edges for part in parts),
+        "total_steps": sum(part.steps for part in parts),
+    }
+
+    def report(edges: int, steps: int, resumed: bool = False) -> None:
+        if progress:
+            progress({"edges": edges, "steps": steps, "resumed": resumed, **totals})
+
+    return report
+
+
+def _resumed(
+    folder: Path, parts: Sequence[Part], fingerprint: str, report: Callable[..., None]
+) -> dict[Part, Counts]:
+    """The counts of the parts that an earlier attempt wrote whole."""
+    found, there = {}, {path.name for path in folder.iterdir()}
+    for part in parts:
+        if part.name in there and (counts := read_counts(folder / part.name, part, fingerprint)):
+            found[part] = counts
+            report(part.edges, part.steps, resumed=True)
+    return found
+
+
+def _totals(counts: Sequence[Counts], ids: int) -> dict[str, Any]:
+    covered, neighbors, updates, size = (sum(column) for column in zip(*counts, strict=True))
     return {
         "covered": covered,
-        "coverage": round(covered / len(graph.anchor_ids), 6),
-        "neighbors": pairs,
-        "pair_updates": updates,  # of this process: those of resumed parts are not known
-        "parts": len(parts),
-        "parts_resumed": resumed,
+        "coverage": round(covered / ids, 6),
+        "neighbors": neighbors,
+        "pair_updates": updates,
+        "bytes": size,
     }
 
 
-def _table(ids: pl.Series, chunks: Iterable[Neighbors]) -> pa.Table:
-    """Consecutive chunks as an Arrow table of id, neighbors, scores."""
-    chunks = list(chunks)
-    counts = np.concatenate([chunk.counts for chunk in chunks])
-    codes = np.concatenate([chunk.codes for chunk in chunks])
-    scores = np.concatenate([chunk.scores for chunk in chunks])
-    offsets = pa.array(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]))
-    own = ids.slice(chunks[0].begin, chunks[-1].end - chunks[0].begin).to_arrow()
-    others = ids.gather(codes).to_arrow()
-    kind = pa.large_string() if ids.dtype == pl.String else own.type
-    return pa.table(
-        {
-            "id": own.cast(kind),
-            "neighbors": pa.LargeListArray.from_arrays(offsets, others.cast(kind)),
-            "scores": pa.LargeListArray.from_arrays(offsets, pa.array(scores)),
-        }
-    )
+def _effort(done: Sequence[Done], times: Sequence[float]) -> dict[str, Any]:
+    """What this attempt took; the parts of an earlier one are not in it."""
+    read_for, build_for, score_for = (round(b - a, 3) for a, b in zip(times[:-1], times[1:], strict=True))
+    edges = sum(one.part.edges for one in done)
+    return {
+        "seconds": {"read": read_for, "build": build_for, "score_and_write": score_for},
+        "edges_per_second": round(edges / max(score_for, 1e-3)),
+        "peak_memory_mib": round(peak_memory_mib(), 1),
+        "workers": {
+            "processes": len({one.worker for one in done}),
+            "seconds": round(sum(one.seconds for one in done), 3),
+            "peak_memory_mib": round(max((one.peak_memory_mib for one in done), default=0.0), 1),
+            "parts_redone": sum(one.attempts - 1 for one in done),
+        },
+    }
 
 
-def _list_lengths(path: Path) -> np.ndarray:
-    return pl.read_parquet(path, columns=["scores"])["scores"].list.len().to_numpy()
-
-
-def _fingerprint(found: tables.Interactions, config: SwingConfig, side: str) -> str:
-    """Names the output: equal for equal edges, ids, parameters and side."""
-    total = hashlib.blake2b(digest_size=12)
-    total.update(json.dumps([FORMAT, side, dataclasses.asdict(config)], sort_keys=True).encode())
-    total.update(np.ascontiguousarray(found.pairs))
-    for ids in (found.user_ids, found.item_ids):
-        total.update(str(ids.dtype).encode())
-        total.update(np.ascontiguousarray(ids.hash(seed=0).to_numpy()))
-    return total.hexdigest()
-
-
-def _finished(output: Path, fingerprint: str, overwrite: bool) -> dict[str, Any] | None:
-    if not output.exists():
-        return None
-    try:
-        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        manifest = {}
-    if manifest.get("fingerprint") == fingerprint:
-        return manifest | {"reused": True}
-    if output.is_dir() and (not any(output.iterdir()) or (overwrite and manifest.get("fingerprint"))):
-        return None
-    what = "holds another run's output" if manifest.get("fingerprint") else "exists and is no output of swing"
-    raise SwingError(f"{output}: {what}; choose another folder" + (", or overwrite it" if manifest else ""))
-
-
-def _partial_folder(output: Path, fingerprint: str) -> Path:
-    """The folder where the parts gather, emptied if it is another job's."""
-    partial = output.parent / f".{output.name}.partial"
-    plan = partial / "plan.json"
-    if partial.exists() and not (
-        plan.exists() and json.loads(plan.read_text())["fingerprint"] == fingerprint
-    ):
-        shutil.rmtree(partial)
-    partial.mkdir(parents=True, exist_ok=True)
-    _write_json(plan, {"fingerprint": fingerprint})
-    return partial
-
-
-def _write_json(path: Path, value: Any) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def _peak_memory_mib() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+def _write_degrees(graph: Graph, folder: Path) -> None:
+    rows = pa.table({"id": arrow_ids(graph.anchor_ids), "degree": graph.anchor_size})
+    with pa.OSFile(str(folder / "degrees.arrow"), "wb") as file, pa.ipc.new_file(file, rows.schema) as out:
+        out.write_table(rows, max_chunksize=1 << 20)

@@ -1,6 +1,6 @@
-"""The compiled scorer: exact SWING for a range of anchors over CSR, in one thread, without the GIL.
+"""The compiled scorers: exact neighbours of a range of anchors over CSR, in one thread, without the GIL.
 
-For an anchor i (an item; the roles swap for users) with users U_i numbered 0..d-1:
+SWING, for an anchor i (an item; the roles swap for users) with users U_i numbered 0..d-1:
 
 1. Walk I_u for every u in U_i and find the items met more than once: those with |U_i ∩ U_j| >= 2. All
    others share no pair of users with i; in a sparse graph they are the great majority and cost no more.
@@ -9,46 +9,36 @@ For an anchor i (an item; the roles swap for users) with users U_i numbered 0..d
    a second adds w_a Σ_{b ∈ C_j} w_b / (alpha + |I_a ∩ I_b|) to the score of j.
 
 Users are only paired over items that they share besides i, so two whole histories are never intersected, and
-one row of counters, not a matrix, serves anchors of any popularity. Every sum runs in an order that the graph
-alone decides: the result is the same, bit for bit, for any partition.
+one row of counters, not a matrix, serves anchors of any popularity.
+
+The other similarities need Σ w_u over U_i ∩ U_j only, which one walk adds up.
+
+Every sum runs in an order that the graph alone decides: the result is the same, bit for bit, for any
+partition. All of it is one file, because numba's disk cache sees changes of the caller's file only.
 """
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
-import numba
 import numpy as np
-from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+
+from swing.compiled import compiled, prefetch
 
 SLOTS = 1 << 30  # `Scratch.last` holds a time below this, or this plus a slot
+PLAIN, COSINE, JACCARD = range(3)  # what `overlap_range` makes of the overlap
 
 
-def compiled(function):
-    """`numba.njit`, with the disk cache unless no folder for it can be written (a read-only install)."""
-    options = {"nogil": True, "error_model": "numpy"}
-    try:
-        return numba.njit(function, cache=True, **options)
-    except RuntimeError:  # numba found no folder it may write to
-        return numba.njit(function, **options)
+class Edges(NamedTuple):
+    """The arrays of `interactions.Graph`, read-only: the users of each anchor, and the same edges by user."""
 
-
-@intrinsic
-def prefetch(typing_context, array, index):
-    """Ask for the cache line of array[index] ahead of its use."""
-
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        line = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
-        flag = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [line, flag(0), flag(3), flag(1)])  # for reading, keep, data
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
+    anchor_ptr: np.ndarray  # i64[anchors + 1]
+    anchor_idx: np.ndarray  # i32[edges], ascending in each row
+    user_ptr: np.ndarray  # i64[users + 1]
+    user_idx: np.ndarray  # i32[edges], ascending in each row
+    user_weight: np.ndarray  # f64[users]
+    anchor_size: np.ndarray  # i32[anchors]
 
 
 class Scratch(NamedTuple):
@@ -84,21 +74,44 @@ def make_scratch(anchors: int, steps: int, degree: int) -> Scratch:
     )
 
 
+class OverlapScratch(NamedTuple):
+    """Working memory of one thread for `overlap_range`, which leaves it ready for its next call."""
+
+    total: np.ndarray  # f64[anchors], all 0: Σ w_u over the shared users
+    code: np.ndarray  # i32[slots + 1]: the items met
+    score: np.ndarray  # f64[slots]
+
+
+def make_overlap_scratch(anchors: int, steps: int) -> OverlapScratch:
+    """Scratch for `anchors` anchors and walks of at most `steps` edges."""
+    slots = min(anchors, steps)
+    return OverlapScratch(np.zeros(anchors), np.empty(slots + 1, np.int32), np.empty(slots))
+
+
 @compiled
-def _walk(anchor, anchor_ptr, anchor_idx, user_ptr, user_idx, scratch):
+def _fetch_ahead(edge, edges):
+    """The rows of an anchor's users lie anywhere in memory: fetch two lines of each some users ahead."""
+    final = edges.anchor_idx.size - 1
+    prefetch(edges.user_ptr, edges.anchor_idx[min(edge + 12, final)])
+    row = edges.user_ptr[edges.anchor_idx[min(edge + 6, final)]]
+    prefetch(edges.user_idx, row)
+    prefetch(edges.user_idx, row + 16)
+
+
+@compiled
+def _walk(anchor, edges, scratch):
     """Step 1: the hits in order, a slot and an empty list for each of their items. Returns (hits, slots)."""
+    anchor_ptr, anchor_idx, user_ptr, user_idx, _, _ = edges
     last, hit, owner, members = scratch.last, scratch.hit, scratch.owner, scratch.members
     code, first, start, end = scratch.code, scratch.first, scratch.start, scratch.end
-    row_begin, row_end, edges = anchor_ptr[anchor], anchor_ptr[anchor + 1], anchor_idx.size
+    row_begin, row_end = anchor_ptr[anchor], anchor_ptr[anchor + 1]
     begin = scratch.clock[0]
     if begin + row_end - row_begin >= SLOTS:
         last[:] = -1
         begin = 0
     now, hits, slots = begin, 0, 0
     for edge in range(row_begin, row_end):
-        # The rows of the users lie anywhere in memory: fetch them some users ahead.
-        prefetch(user_ptr, anchor_idx[min(edge + 12, edges - 1)])
-        prefetch(user_idx, user_ptr[anchor_idx[min(edge + 6, edges - 1)]])
+        _fetch_ahead(edge, edges)
         user = anchor_idx[edge]
         for step in range(user_ptr[user], user_ptr[user + 1]):
             item = user_idx[step]
@@ -170,6 +183,36 @@ def _score(hits, inverse, scratch):
 
 
 @compiled
+def _overlap(anchor, edges, measure, scratch):
+    """The items that share a user with the anchor, and their scores. Returns (items, additions)."""
+    anchor_ptr, anchor_idx, user_ptr, user_idx, user_weight, size = edges
+    total, code, score = scratch.total, scratch.code, scratch.score
+    row_begin, row_end = anchor_ptr[anchor], anchor_ptr[anchor + 1]
+    total[anchor] = 1.0  # looks like met before: no neighbour of itself
+    slots, steps = 0, 0
+    for edge in range(row_begin, row_end):
+        _fetch_ahead(edge, edges)
+        user = anchor_idx[edge]
+        weight, begin, end = user_weight[user], user_ptr[user], user_ptr[user + 1]
+        for step in range(begin, end):
+            item = user_idx[step]
+            code[slots] = item
+            slots += total[item] == 0.0
+            total[item] += weight
+        steps += end - begin
+    for slot in range(slots):
+        item = code[slot]
+        shared, total[item] = total[item], 0.0
+        if measure == COSINE:
+            shared /= math.sqrt(np.float64(size[anchor]) * np.float64(size[item]))
+        elif measure == JACCARD:
+            shared /= np.float64(size[anchor]) + np.float64(size[item]) - shared
+        score[slot] = shared
+    total[anchor] = 0.0
+    return slots, steps - (row_end - row_begin)
+
+
+@compiled
 def _better(score, code, than_score, than_code):
     return score > than_score or (score == than_score and code < than_code)
 
@@ -191,12 +234,18 @@ def _sift_down(scores, codes, size):
 
 
 @compiled
-def _top_k(slots, k, scratch, scores, codes):
+def _top_k(slots, k, normalize, scratch, codes, scores):
     """Write the k best slots (score, then smaller code), best first; returns how many.
 
     Scores are compared as the float32 that is written, so that sums equal up to rounding count as ties.
     """
     size = min(slots, k)
+    if normalize:
+        best = 0.0
+        for slot in range(slots):
+            best = max(best, scratch.score[slot])
+        for slot in range(slots):
+            scratch.score[slot] /= best
     for slot in range(slots):
         score, code = np.float32(scratch.score[slot]), scratch.code[slot]
         if slot < size:
@@ -219,39 +268,42 @@ def _top_k(slots, k, scratch, scores, codes):
 
 
 @compiled
-def score_range(
-    begin,
-    end,
-    k,
-    anchor_ptr,
-    anchor_idx,
-    user_ptr,
-    user_idx,
-    user_weight,
-    inverse,
-    scratch,
-    counts,
-    codes,
-    scores,
-):
-    """Score the anchors begin..end-1 and keep the k best neighbours of each.
+def score_range(begin, end, k, normalize, edges, inverse, scratch, counts, codes, scores):
+    """Score the anchors begin..end-1 by SWING and keep the k best neighbours of each.
 
-    `anchor_ptr` i64[anchors + 1] and `anchor_idx` i32[edges]: the users of each anchor, ascending; `user_ptr`
-    and `user_idx`: the same edges by user; `user_weight` f64[users]; `inverse` f64: inverse[n] is
-    1 / (alpha + overlap) of a pair that shares n items besides the anchor. Filled: `counts` i32[end - begin],
-    and one anchor after the other without gaps `codes` i32 and `scores` f32, best first, ties by code.
+    With `normalize` the scores of an anchor are divided by its best.
+
+    `edges` Edges; `inverse` f64: inverse[n] is 1 / (alpha + overlap) of a pair of users that shares n items
+    besides the anchor; `scratch` Scratch. Filled: `counts` i32[end - begin], and one anchor after the other
+    without gaps `codes` i32 and `scores` f32, best first, ties by code.
     Returns the pair updates: Σ over anchors i and items j of the pairs of users in U_i ∩ U_j.
     """
     updates, filled = 0, 0
     for anchor in range(begin, end):
-        hits, slots = _walk(anchor, anchor_ptr, anchor_idx, user_ptr, user_idx, scratch)
+        hits, slots = _walk(anchor, edges, scratch)
         counts[anchor - begin] = min(slots, k)
         if hits == 0:
             continue
-        row = anchor_ptr[anchor]
-        for a in range(anchor_ptr[anchor + 1] - row):
-            scratch.weight[a] = user_weight[anchor_idx[row + a]]
+        row = edges.anchor_ptr[anchor]
+        for a in range(edges.anchor_ptr[anchor + 1] - row):
+            scratch.weight[a] = edges.user_weight[edges.anchor_idx[row + a]]
         scratch.score[:slots] = 0.0
         updates += _score(hits, inverse, scratch)
-        filled += _top_k(slots, k, scratch, scores[filled:], codes[filled:])
+        filled += _top_k(slots, k, normalize, scratch, codes[filled:], scores[filled:])
+    return updates
+
+
+@compiled
+def overlap_range(begin, end, k, normalize, edges, measure, scratch, counts, codes, scores):
+    """As `score_range`, for the similarities of an overlap: Σ user_weight over U_i ∩ U_j, as it is (PLAIN),
+    COSINE or JACCARD of it; `scratch` OverlapScratch.
+
+    Returns the additions: Σ over anchors i and items j of |U_i ∩ U_j|.
+    """
+    updates, filled = 0, 0
+    for anchor in range(begin, end):
+        slots, additions = _overlap(anchor, edges, measure, scratch)
+        counts[anchor - begin] = min(slots, k)
+        updates += additions
+        filled += _top_k(slots, k, normalize, scratch, codes[filled:], scores[filled:])
     return updates

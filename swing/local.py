@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +13,7 @@ import numpy as np
 from swing import kernel
 from swing.config import SwingConfig, SwingError
 from swing.interactions import Graph
+from swing.machine import available_cores
 
 CHUNK_COST = 1 << 21  # steps of one chunk: some tens of milliseconds
 
@@ -25,7 +26,7 @@ class Neighbors(NamedTuple):
     counts: np.ndarray  # i32[end - begin]
     codes: np.ndarray  # i32[sum of counts]
     scores: np.ndarray  # f32[sum of counts]
-    updates: int  # pair updates done
+    updates: int  # what the kernel counts: pair updates, or additions to an overlap
 
 
 def walk_steps(graph: Graph) -> np.ndarray:
@@ -55,15 +56,21 @@ class Scorer:
         self.graph, self.config = graph, config
         self.threads = threads if threads > 0 else available_cores()
         self.steps = walk_steps(graph)
-        self._most_steps = int(self.steps.max(initial=0))
-        if self._most_steps >= kernel.SLOTS:
+        steps, anchors = int(self.steps.max(initial=0)), len(graph.anchor_ids)
+        if steps >= kernel.SLOTS:
             raise SwingError("an id has more than a billion edges within two hops: set max_item_users")
-        self._most_users = int(np.diff(graph.anchor_ptr).max(initial=0))
-        overlap = 1.0 + np.arange(int(np.diff(graph.user_ptr).max(initial=0)) + 1)
-        if not config.count_anchor:
-            overlap -= 1.0
-        with np.errstate(divide="ignore"):  # n = 0 besides the anchor never occurs
-            self._inverse = 1.0 / (config.alpha + overlap)
+        self._edges = kernel.Edges(*(_read_only(getattr(graph, name)) for name in kernel.Edges._fields))
+        if config.similarity == "swing":
+            overlap = np.arange(int(np.diff(graph.user_ptr).max(initial=0)) + 1) + float(config.count_anchor)
+            with np.errstate(divide="ignore"):  # n = 0 besides the anchor never occurs
+                self._measure = 1.0 / (config.alpha + overlap)
+            degree = int(np.diff(graph.anchor_ptr).max(initial=0))
+            self._range, scratch = kernel.score_range, (kernel.make_scratch, anchors, steps, degree)
+        else:
+            measures = {"cosine": kernel.COSINE, "jaccard": kernel.JACCARD}
+            self._measure = measures.get(config.similarity, kernel.PLAIN)
+            self._range, scratch = kernel.overlap_range, (kernel.make_overlap_scratch, anchors, steps)
+        self._make_scratch = functools.partial(*scratch)
         self._local = threading.local()
 
     def score(
@@ -88,38 +95,31 @@ class Scorer:
             pool.shutdown(cancel_futures=True)
 
     def _chunk(self, bounds: tuple[int, int]) -> Neighbors:
-        graph, (begin, end) = self.graph, bounds
+        begin, end = bounds
         if not hasattr(self._local, "scratch"):
-            self._local.scratch = kernel.make_scratch(
-                len(graph.anchor_ids), self._most_steps, self._most_users
-            )
-        k = min(self.config.top_k, len(graph.anchor_ids))
-        room = int(np.minimum(self.steps[begin:end] // 2, k).sum())
+            self._local.scratch = self._make_scratch()
+        k = min(self.config.top_k, len(self.graph.anchor_ids))
+        room = int(np.minimum(self.steps[begin:end], k).sum())
         counts = np.empty(end - begin, np.int32)
         codes, scores = np.empty(room, np.int32), np.empty(room, np.float32)
-        updates = kernel.score_range(
+        updates = self._range(
             begin,
             end,
             k,
-            graph.anchor_ptr,
-            graph.anchor_idx,
-            graph.user_ptr,
-            graph.user_idx,
-            graph.user_weight,
-            self._inverse,
+            self.config.normalize,
+            self._edges,
+            self._measure,
             self._local.scratch,
             counts,
             codes,
             scores,
         )
         filled = int(counts.sum())
-        codes, scores = codes[:filled].copy(), scores[:filled].copy()
-        if self.config.normalize:
-            some = counts[counts > 0]
-            scores /= np.repeat(scores[np.cumsum(some) - some], some)
-        return Neighbors(begin, end, counts, codes, scores, updates)
+        return Neighbors(begin, end, counts, codes[:filled].copy(), scores[:filled].copy(), updates)
 
 
-def available_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """The array as numba sees Ray's: one type for all, so that the kernel is compiled once."""
+    array = np.ascontiguousarray(array).view()
+    array.flags.writeable = False
+    return array

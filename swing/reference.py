@@ -1,4 +1,4 @@
-"""SWING in plain Python, straight from the formula: slow, and the oracle of the tests."""
+"""The similarities in plain Python, straight from their formulas: slow, and the oracle of the tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import combinations
 
 from swing.config import SwingConfig
-from swing.interactions import edge_hash
+from swing.csr import edge_hash
 
 
 def scores(
@@ -19,6 +19,12 @@ def scores(
 
     >>> scores([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "x")], SwingConfig())
     {'x': {'y': 0.3333333333333333}, 'y': {'x': 0.3333333333333333}}
+
+    Of the three users of x or y, two have both:
+
+    >>> config = SwingConfig(similarity="jaccard", min_user_items=1)
+    >>> scores([("a", "x"), ("a", "y"), ("b", "x"), ("b", "y"), ("c", "x")], config)
+    {'x': {'y': 0.6666666666666666}, 'y': {'x': 0.6666666666666666}}
     """
     edges = {(u, i) if side == "items" else (i, u) for u, i in pairs}  # (linking id, compared id)
     everyone = sorted({i for _, i in edges})
@@ -29,16 +35,26 @@ def scores(
         items_of.setdefault(u, set()).add(i)
         users_of.setdefault(i, set()).add(u)
     weight = {u: (config.user_alpha + len(items)) ** -config.user_beta for u, items in items_of.items()}
+
+    def score(i: str, j: str) -> float:
+        one, other = users_of.get(i, set()), users_of.get(j, set())
+        both = sorted(one & other)
+        if config.similarity == "swing":
+            return math.fsum(
+                weight[u]
+                * weight[v]
+                / (config.alpha + len(items_of[u] & items_of[v]) - (not config.count_anchor))
+                for u, v in combinations(both, 2)
+            )
+        if config.similarity == "adamic_adar":
+            return math.fsum(1 / math.log(len(items_of[u])) for u in both)
+        size = {"common": 1.0, "cosine": math.sqrt(len(one) * len(other)), "jaccard": len(one | other)}
+        return len(both) / (size[config.similarity] or 1)
+
     result: dict[str, dict[str, float]] = {i: {} for i in everyone}
     for i, j in combinations(everyone, 2):
-        terms = [
-            weight[u]
-            * weight[v]
-            / (config.alpha + len(items_of[u] & items_of[v]) - (not config.count_anchor))
-            for u, v in combinations(sorted(users_of.get(i, set()) & users_of.get(j, set())), 2)
-        ]
-        if terms:
-            result[i][j] = result[j][i] = math.fsum(terms)
+        if value := score(i, j):
+            result[i][j] = result[j][i] = value
     return result
 
 

@@ -1,10 +1,13 @@
 """The compiled SWING scorer against the plain formula."""
 
 import dataclasses
+import doctest
+import importlib
 import math
 import random
 from fractions import Fraction
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import polars as pl
@@ -14,58 +17,13 @@ from hypothesis import strategies as st
 
 import swing
 from swing import interactions, kernel, local, reference
+from tests.graphs import assert_matches, configs, frame, gathered, random_pairs, small_graphs
 
-
-def frame(pairs):
-    return pl.DataFrame(
-        [tuple(p) for p in pairs], schema={"user_id": pl.String, "item_id": pl.String}, orient="row"
-    )
-
-
-def random_pairs(seed, users, items, edges, skew=1.0):
-    draw = random.Random(seed)
-    return [
-        (f"u{int(users * draw.random() ** skew)}", f"i{int(items * draw.random() ** skew)}")
-        for _ in range(edges)
-    ]
-
-
-def assert_matches(found: pl.DataFrame, wanted: dict[str, dict[str, float]], config: swing.SwingConfig):
-    """Every score right, the lists best first with ties by id, and nothing better left out."""
-    assert found["id"].to_list() == sorted(wanted)
-    for name, neighbors, scores in found.iter_rows():
-        all_scores = wanted[name]
-        assert len(neighbors) == len(set(neighbors)) == min(config.top_k, len(all_scores))
-        assert list(zip([-s for s in scores], neighbors, strict=True)) == sorted(
-            zip([-s for s in scores], neighbors, strict=True)
-        )
-        if not neighbors:
-            continue
-        scale = max(all_scores.values()) if config.normalize else 1.0
-        for other, score in zip(neighbors, scores, strict=True):
-            assert score == pytest.approx(all_scores[other] / scale, rel=1e-6)
-        left_out = max((s for j, s in all_scores.items() if j not in neighbors), default=-math.inf)
-        assert left_out / scale <= scores[-1] * (1 + 1e-6)
-
-
-small_graphs = st.lists(
-    st.tuples(st.sampled_from("abcdefghij"), st.sampled_from("qrstuvwxyz")), min_size=4, max_size=80
-)
-configs = st.builds(
-    swing.preset,
-    st.sampled_from(list(swing.PRESETS)),
-    top_k=st.sampled_from([1, 2, 3, 100]),
-    min_user_items=st.sampled_from([1, 2, 3]),
-    max_user_items=st.sampled_from([None, 4, 7]),
-    sample_user_items=st.sampled_from([None, 2, 4]),
-    max_item_users=st.sampled_from([None, 2, 3, 5]),
-    normalize=st.sampled_from([None, True]),
-    seed=st.integers(0, 2**40),
-)
+EXAMPLES = [p.stem for p in Path(swing.__file__).parent.glob("*.py") if ">>>" in p.read_text("utf-8")]
 
 
 @settings(max_examples=200, deadline=None)
-@given(small_graphs, configs, st.sampled_from(["items", "users"]))
+@given(small_graphs, configs(), st.sampled_from(["items", "users"]))
 def test_small_graphs_equal_the_formula(pairs, config, side):
     wanted = reference.scores(pairs, config, side)
     try:
@@ -135,6 +93,20 @@ def test_hand_computed(config, xy, xz):
     )
 
 
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_docstring_examples(name):
+    """Worked by hand, in `config` for every preset and every similarity."""
+    failed, tried = doctest.testmod(importlib.import_module(f"swing.{name}"))
+    assert tried and not failed
+
+
+def test_every_preset_and_similarity_has_a_worked_example():
+    text = Path(swing.config.__file__).read_text("utf-8").split("from __future__")[0]
+    assert all(f'preset("{name}"' in text for name in swing.PRESETS)
+    others = set(swing.config.SIMILARITIES) - {"swing"}
+    assert all(f'similarity="{name}"' in text for name in others)
+
+
 def test_ties_go_by_id_whatever_k():
     """A complete graph: all scores are equal, so the smallest ids win, the id itself left out."""
     pairs = [(f"u{u}", f"i{i}") for u in range(4) for i in range(9)]
@@ -145,8 +117,12 @@ def test_ties_go_by_id_whatever_k():
 
 def test_threads_chunks_and_ranges_give_the_same_bits(monkeypatch):
     graph_of = interactions.read(frame(random_pairs(3, 900, 700, 30_000, skew=1.6)))
-    for name in ("dlrrec", "flink"):
-        config = swing.preset(name, top_k=30)
+    for config in (
+        swing.preset("dlrrec", top_k=30),
+        swing.preset("flink", top_k=30),
+        swing.preset("dlrrec", similarity="jaccard", top_k=30),
+        swing.preset("dlrrec", similarity="adamic_adar", top_k=30),
+    ):
         graph = interactions.build(graph_of, config)
         anchors = len(graph.anchor_ids)
         whole = gathered(local.Scorer(graph, config, 1).score(0, anchors))
@@ -158,11 +134,6 @@ def test_threads_chunks_and_ranges_give_the_same_bits(monkeypatch):
             for one, two in zip(whole, gathered(other), strict=True):
                 assert one.tobytes() == two.tobytes()
         monkeypatch.undo()
-
-
-def gathered(chunks):
-    chunks = list(chunks)
-    return [np.concatenate([getattr(c, part) for c in chunks]) for part in ("counts", "codes", "scores")]
 
 
 def test_a_worn_out_clock_starts_again():
@@ -181,6 +152,21 @@ def test_a_worn_out_clock_starts_again():
         assert one.tobytes() == two.tobytes()
 
 
+@pytest.mark.parametrize("similarity", ["swing", "cosine"])
+def test_one_compiled_kernel_for_arrays_of_any_owner(similarity):
+    """Writable or not, as those out of Ray's store are not."""
+    config = swing.preset(similarity=similarity)
+    graph = interactions.build(interactions.read(frame(random_pairs(5, 40, 30, 400))), config)
+    owned = {k: v.copy() for k, v in vars(graph).items() if isinstance(v, np.ndarray)}
+    assert owned and all(array.flags.writeable for array in owned.values())
+    one, two = (
+        gathered(local.Scorer(g, config, 1).score(0, len(g.anchor_ids)))
+        for g in (graph, dataclasses.replace(graph, **owned))
+    )
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True))
+    assert all(len(k.signatures) <= 1 for k in (kernel.score_range, kernel.overlap_range))
+
+
 def test_order_and_duplicates_of_the_input_do_not_matter():
     pairs = random_pairs(11, 80, 60, 1200, skew=1.5)
     config = swing.SwingConfig(max_item_users=12, sample_user_items=15, seed=4)
@@ -195,19 +181,6 @@ def test_scores_are_symmetric_under_sampling():
     found = swing.similar(frame(pairs), swing.SwingConfig(max_item_users=10))
     score = {(i, j): s for i, row, scores in found.iter_rows() for j, s in zip(row, scores, strict=True)}
     assert score and all(score[j, i] == pytest.approx(s, rel=1e-6) for (i, j), s in score.items())
-
-
-def test_sampling_is_even_and_follows_the_seed():
-    """Each of an item's 40 users is kept in a quarter of the seeds; |z| < 5 for the least and the most."""
-    rows, users = np.zeros(40, np.int64), np.arange(40)
-    seeds = 2000
-    masks = [interactions._sample(rows, users, 10, seed) for seed in range(seeds)]
-    kept = np.sum(masks, axis=0)
-    assert kept.sum() == 10 * seeds
-    assert np.abs(kept - seeds / 4).max() < 5 * math.sqrt(seeds * 0.25 * 0.75)
-    together = np.sum([mask[:-1] & mask[1:] for mask in masks], axis=0)  # neighbours are drawn independently
-    chance = (10 / 40) * (9 / 39)
-    assert np.abs(together - seeds * chance).max() < 5 * math.sqrt(seeds * chance)
 
 
 def test_limits_report_what_they_dropped():
@@ -233,6 +206,9 @@ def test_limits_report_what_they_dropped():
         ({"max_item_users": 1}, "max_item_users must be 2 or more"),
         ({"min_user_items": 5, "max_user_items": 4}, "max_user_items .4. is less than min_user_items .5."),
         ({"top_kk": 3}, "unknown parameter 'top_kk'; did you mean 'top_k'"),
+        ({"similarity": "cosin"}, "unknown similarity 'cosin'; did you mean 'cosine'"),
+        ({"similarity": "cosine", "alpha": 2.0}, "alpha .* without meaning for similarity 'cosine'"),
+        ({"similarity": "common", "count_anchor": False}, "count_anchor .* without meaning"),
     ],
 )
 def test_parameters_out_of_range(changes, words):
@@ -245,3 +221,24 @@ def test_presets():
         swing.preset("flnk")
     assert swing.preset("flink", max_item_users=None).max_item_users == 1000
     assert swing.preset("flink", max_item_users=0, max_user_items=0).max_user_items is None
+
+
+def test_a_preset_lends_another_similarity_its_limits_only():
+    config = swing.preset("flink", similarity="jaccard", top_k=5)
+    assert config == swing.SwingConfig("jaccard", top_k=5, min_user_items=10, max_user_items=1000)
+    with pytest.raises(swing.SwingError, match="user_beta is a parameter of SWING"):
+        swing.preset("flink", similarity="jaccard", user_beta=0.3)
+
+
+def test_ties_that_normalising_makes_are_ordered_by_id():
+    """Two scores that differ in the last bit of a float32 can fall together when divided by the best."""
+    best, low = np.float32(15.9), np.float32(7.96)
+    while np.float32(low / best) != np.float32(np.nextafter(low, np.float32(9)) / best):
+        low = np.nextafter(low, np.float32(9))
+    scratch = kernel.make_scratch(3, 3, 1)
+    for normalize, wanted in ((False, [0, 2, 1]), (True, [0, 1, 2])):
+        scratch.code[:], scratch.score[:] = [1, 0, 2], [low, best, np.nextafter(low, np.float32(9))]
+        codes, scores = np.empty(3, np.int32), np.empty(3, np.float32)
+        assert kernel._top_k(3, 3, normalize, scratch, codes, scores) == 3
+        assert codes.tolist() == wanted
+        assert scores[0] == (1 if normalize else best) and (scores[1] == scores[2]) == normalize

@@ -7,11 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import swing
-from swing import job
+from swing import interactions, local, parts
 
 DRAW = random.Random(8)
 PAIRS = [(f"u{DRAW.randrange(9)}", f"i{int(7 * DRAW.random() ** 1.5)}") for _ in range(40)]
@@ -79,7 +84,7 @@ def rows(*pairs):
     ("source", "words"),
     [
         (rows(), "no interactions"),
-        (rows((None, "a"), ("b", None)), "all 2 have a null id"),
+        (rows((None, "a"), ("b", None)), "no interactions left .*null_rows 2"),
         (rows(("a", "x"), ("a", "y")), r"only one of the users \('a'\).*two users"),
         (rows(("a", "x"), ("b", "x")), r"only one of the items \('x'\)"),
         (rows(("a", "x"), ("b", "y")), "limits dropped all 2 interactions.*lower min_user_items"),
@@ -103,20 +108,132 @@ def test_a_damaged_file_is_named(tmp_path):
 
 
 def test_run_writes_parts_and_manifest(tmp_path, table, wanted, monkeypatch):
-    monkeypatch.setattr(job, "PART_IDS", 3)
+    monkeypatch.setattr(parts, "PART_COST", 1)
     steps = []
     report = swing.run(table, tmp_path / "out", progress=lambda done: steps.append(done))
-    parts = sorted((tmp_path / "out").glob("part-*.parquet"))
-    assert [p.name for p in parts] == [f"part-{n:05d}.parquet" for n in range(report["parts"])]
-    assert report["parts"] == 3
-    assert pl.read_parquet(parts).equals(wanted)
+    found = sorted((tmp_path / "out").glob("part-*.parquet"))
+    assert [p.name for p in found] == [f"part-{n:05d}.parquet" for n in range(7)]
+    assert report["parts"] == report["ids"] == 7 and report["parts_resumed"] == 0
+    assert report["bytes"] == sum(p.stat().st_size for p in found)
+    assert pl.read_parquet(found).equals(wanted)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == report
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
-    assert report["ids"] == 7 and report["parameters"]["top_k"] == 100
+    assert report["side"] == "items" and report["parameters"]["top_k"] == 100 and report["filters"] is None
     assert report["coverage"] == pytest.approx(wanted["neighbors"].list.len().gt(0).mean(), abs=1e-6)
+    assert report["covered"] == wanted["neighbors"].list.len().gt(0).sum()
     assert report["neighbors"] == wanted["neighbors"].list.len().sum()
+    assert report["input"]["rows"] == 40 and report["limits"]["edges_left"] <= len(set(PAIRS))
+    assert set(report["seconds"]) == {"read", "build", "score_and_write"}
+    assert report["versions"]["numpy"] == np.__version__ and report["peak_memory_mib"] > 50
+    assert report["workers"]["processes"] == 1 and report["workers"]["parts_redone"] == 0
     assert sum(s["steps"] for s in steps) == steps[0]["total_steps"] > 0
     assert sum(s["edges"] for s in steps) == steps[0]["total_edges"]
+
+
+def test_degrees_are_those_that_the_limits_left(tmp_path, table):
+    config = swing.preset(min_user_items=3, max_item_users=3)
+    swing.run(table, tmp_path / "out", config)
+    graph = interactions.build(swing.read(table), config)
+    degrees = pl.read_ipc(tmp_path / "out" / "degrees.arrow")
+    assert degrees.schema == {"id": pl.String, "degree": pl.Int32}
+    assert degrees["id"].equals(graph.anchor_ids.alias("id"))
+    assert degrees["degree"].to_list() == graph.anchor_size.tolist()
+    assert degrees["degree"].max() == 3
+
+
+def test_filters_and_warnings_are_in_the_manifest(tmp_path, table, wanted):
+    rated = table.with_columns(pl.when(pl.int_range(pl.len()) < 5).then(1.0).otherwise(4.0).alias("rating"))
+    filters = swing.Filters(min_rating=3.0)
+    report = swing.run(rated.with_columns(weight=pl.lit(2)), tmp_path / "out", filters=filters)
+    assert report["filters"]["min_rating"] == 3.0
+    assert report["input"]["rows_below_min_rating"] == 5
+    assert any("weight" in warning for warning in report["warnings"])
+    found = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    assert found.equals(swing.similar(rated, filters=filters)) and not found.equals(wanted)
+    with pytest.raises(swing.SwingError, match="filters apply while a table is read"):
+        swing.run(swing.read(rated), tmp_path / "other", filters=filters)
+
+
+@pytest.mark.parametrize("kind", [pl.String, pl.Int8, pl.UInt8, pl.Int16, pl.UInt32, pl.Int64, pl.UInt64])
+def test_every_reader_sees_plain_lists(tmp_path, table, kind):
+    """Whatever way of packing the ids of a type has in the file."""
+    ids = pl.col("item_id").str.slice(1).cast(pl.Int64) + 8
+    if kind == pl.Int64:
+        ids = ids - 2**62
+    source = table.with_columns(ids.cast(kind))
+    swing.run(source, tmp_path / "out", swing.preset(top_k=3))
+    path = tmp_path / "out" / "part-00000.parquet"
+    found = swing.similar(source, swing.preset(top_k=3))
+    assert found.schema == {"id": kind, "neighbors": pl.List(kind), "scores": pl.List(pl.Float32)}
+    assert pl.read_parquet(path).equals(found)
+    schema = pq.read_schema(path)
+    plain = pa.string() if kind == pl.String else parts.arrow_ids(found["id"]).type
+    assert schema.field("id").type == schema.field("neighbors").type.value_type == plain
+    assert pq.read_table(path).to_pylist() == found.to_dicts()
+
+
+def chunk(begin, lists):
+    flat = [code for row in lists for code in row]
+    counts = np.array([len(row) for row in lists], np.int32)
+    scores = np.linspace(1, 0, len(flat), dtype=np.float32)
+    return local.Neighbors(begin, begin + len(lists), counts, np.array(flat, np.int32), scores, 0)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(
+        st.lists(st.lists(st.integers(0, 59), max_size=9), min_size=1, max_size=9), min_size=1, max_size=4
+    )
+)
+def test_packed_strings_are_the_same_strings(tmp_path_factory, chunks):
+    """Few neighbours of many ids, many of few, none at all."""
+    ids = pl.Series([f"id {n:02d}" for n in range(60)])
+    begins = np.cumsum([3, *map(len, chunks)])
+    found = [chunk(int(begin), lists) for begin, lists in zip(begins[:-1], chunks, strict=True)]
+    path = tmp_path_factory.mktemp("packed") / "part.parquet"
+    parts.write(parts.table(parts.arrow_ids(ids), found, pack=True), path, "{}")
+    rows = [row for lists in chunks for row in lists]
+    wanted = {"id": ids[3 : 3 + len(rows)], "neighbors": [[ids[code] for code in row] for row in rows]}
+    kinds = {"id": pl.String, "neighbors": pl.List(pl.String)}
+    assert pl.read_parquet(path, columns=["id", "neighbors"]).equals(pl.DataFrame(wanted, schema=kinds))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 99), st.sampled_from([1, 40, 300, 5000, 1 << 40]))
+def test_parts_hold_every_id_once(seed, cost):
+    draw = random.Random(seed)
+    pairs = [(draw.randrange(30), int(40 * draw.random() ** 3)) for _ in range(200)]
+    source = pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row")
+    config = swing.SwingConfig(top_k=5)
+    scorer = local.Scorer(interactions.build(swing.read(source), config), config)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "PART_COST", cost)
+        found = parts.divide(scorer)
+    assert [part.number for part in found] == list(range(len(found)))
+    assert [part.begin for part in found] == [0, *(part.end for part in found[:-1])]
+    assert found[-1].end == len(scorer.steps) and all(part.begin < part.end for part in found)
+    assert sum(part.steps for part in found) == scorer.steps.sum()
+    assert sum(part.edges for part in found) == len(scorer.graph.anchor_idx)
+    assert len(found) == len(scorer.steps) if cost == 1 else len(found) == 1 if cost == 1 << 40 else True
+    for part in found:
+        lengths = [len(one.codes) for one in scorer.score(part.begin, part.end)]
+        assert part.slots >= sum(lengths)
+
+
+def test_the_bytes_do_not_depend_on_threads(tmp_path, monkeypatch):
+    monkeypatch.setattr(parts, "PART_COST", 3000)
+    monkeypatch.setattr(local, "CHUNK_COST", 200)
+    draw = random.Random(3)
+    pairs = [(draw.randrange(90), f"i{int(60 * draw.random() ** 2)}") for _ in range(1500)]
+    table = pl.DataFrame(pairs, schema=["user_id", "item_id"], orient="row")
+    contents = []
+    for threads in (1, 2, 5):
+        folder = tmp_path / str(threads)
+        report = swing.run(table, folder, side="items", threads=threads)
+        assert report["threads"] == threads and report["parts"] > 5
+        names = sorted(path.name for path in folder.iterdir() if path.name != "manifest.json")
+        contents.append({name: (folder / name).read_bytes() for name in names})
+    assert contents[0] == contents[1] == contents[2]
 
 
 def test_a_finished_run_is_kept_and_another_is_refused(tmp_path, table):
@@ -129,48 +246,7 @@ def test_a_finished_run_is_kept_and_another_is_refused(tmp_path, table):
     with pytest.raises(swing.SwingError, match="another run's output.*overwrite"):
         swing.run(table, tmp_path / "out", config)
     assert swing.run(table, tmp_path / "out", config, overwrite=True)["fingerprint"] != first["fingerprint"]
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
-    with pytest.raises(swing.SwingError, match="no output of swing"):
-        swing.run(table, tmp_path / "mine", overwrite=True)
-    assert (tmp_path / "mine" / "thesis.txt").exists()
-
-
-def test_a_stopped_run_goes_on_at_the_first_missing_part(tmp_path, table, wanted, monkeypatch):
-    monkeypatch.setattr(job, "PART_IDS", 2)
-    written, write = [], job.pq.write_table
-
-    def stops(*arguments, **options):
-        if len(written) == 2:
-            Path(arguments[1]).write_bytes(b"PAR1 half of it")
-            raise KeyboardInterrupt
-        written.append(arguments[1])
-        write(*arguments, **options)
-
-    monkeypatch.setattr(job.pq, "write_table", stops)
-    with pytest.raises(KeyboardInterrupt):
-        swing.run(table, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-    monkeypatch.setattr(job.pq, "write_table", lambda *a, **o: (written.append(a[1]), write(*a, **o)))
-    report = swing.run(table, tmp_path / "out")
-    assert len(written) == report["parts"] == 4  # the first two were not written again
-    assert report["parts_resumed"] == 2
-    assert pl.read_parquet(sorted((tmp_path / "out").glob("part-*.parquet"))).equals(wanted)
-
-
-def test_parts_of_another_job_are_not_taken_up(tmp_path, table, wanted, monkeypatch):
-    partial = tmp_path / ".out.partial"
-    partial.mkdir()
-    (partial / "plan.json").write_text('{"fingerprint": "of another job"}')
-    (partial / "part-00000.parquet").write_bytes(b"not ours")
-    swing.run(table, tmp_path / "out")
-    assert pl.read_parquet(tmp_path / "out" / "part-00000.parquet").equals(wanted)
-
-
-def test_an_unwritable_output_is_named(tmp_path, table):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(swing.SwingError, match="file/out: cannot be written"):
-        swing.run(table, tmp_path / "file" / "out")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
 
 
 def command(*arguments, **environment):
@@ -199,7 +275,12 @@ def test_the_command_explains_itself_and_its_errors(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
-    for word in ("items", "users", "--preset", "flink", "--max-item-users", "examples:", "manifest.json"):
+    for word in ("items", "users", "audit", "examples:", "flink"):
+        assert word in text
+    with pytest.raises(SystemExit):
+        main(["items", "--help"])
+    text = capsys.readouterr().out
+    for word in ("--preset", "flink", "--max-item-users", "--engine", "--address", "manifest.json"):
         assert word in text
     flags = ["--input", "nowhere.csv", "--output", str(tmp_path / "out")]
     assert main(["items", *flags]) == 2
@@ -232,13 +313,13 @@ def test_flags_reach_the_scorer(tmp_path, table, capsys):
 def test_the_kernel_runs_where_nothing_can_be_cached(tmp_path):
     """A read-only install without a home: numba finds no folder for its cache."""
     script = (
-        "import numba.core.caching as c, polars as pl, sys\n"
+        "import numba.core.caching as c, sys\n"
         "c.CacheImpl._locator_classes = []\n"
         "import swing\n"
-        "f = pl.DataFrame({'user_id': list('aabb'), 'item_id': list('xyxy')})\n"
-        "assert swing.similar(f)['neighbors'].to_list() == [['y'], ['x']]\n"
-        "assert type(swing.kernel.score_range._cache) is c.NullCache\n"
-        "assert 'torch' not in sys.modules\n"
+        "assert swing.csr.edge_hash(1, 2, 0) != swing.csr.edge_hash(2, 1, 0)\n"
+        "for function in (swing.csr.edge_hash, swing.kernel.score_range):\n"
+        "    assert type(function._cache) is c.NullCache\n"
+        "assert 'torch' not in sys.modules and 'ray' not in sys.modules\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

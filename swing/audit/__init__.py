@@ -1,0 +1,6 @@
+"""Audit a finished output: what its lists are worth, and whether they are what the job promises."""
+
+from swing.audit.command import add_arguments, main, table
+from swing.audit.report import audit
+
+__all__ = ["add_arguments", "audit", "main", "table"]

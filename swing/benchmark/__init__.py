@@ -1,0 +1,1 @@
+"""`python -m swing.benchmark`: both sides of each comparison, from one run."""
