@@ -1,0 +1,120 @@
+"""What an embedding benchmark measures: one case, and the product of a sweep's cases. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import itertools
+import typing
+from collections.abc import Sequence
+
+from dlrrec_torchrec.config import option
+from dlrrec_torchrec.schema import DataError
+
+WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+SHARDINGS = ("none", "data_parallel", "table_wise", "column_wise", "row_wise")
+_MAY_BE_ZERO = ("threads", "warmup", "seed")
+
+
+@dataclasses.dataclass(frozen=True)
+class EmbeddingCase:
+    """Tables, requests, and how they are computed. Every field is a flag and can be swept."""
+
+    tables: int = option(4, "number of tables, each with one feature")
+    rows: int = option(500_000, "rows of each table")
+    dim: int = option(64, "columns of each table, a multiple of 4")
+    pooling: int = option(11, "ids that each bag sums")
+    batch: int = option(4096, "bags of each table in a step, over all ranks")
+    distribution: str = option("uniform", "how ids are drawn from the rows", ("uniform", "zipf"))
+    exponent: float = option(1.05, "for zipf: the k-th most frequent row has a share of k^-exponent")
+    dtype: str = option("fp32", "data type of the tables", tuple(WEIGHT_BYTES))
+    output: str = option("same", "data type of the sums; same: the tables'", ("same", *WEIGHT_BYTES))
+    optimizer: str = option(
+        "rowwise_adagrad", "how touched rows are updated", ("sgd", "rowwise_adagrad", "adam")
+    )
+    kernel: str = option(
+        "fused",
+        "fused: updates rows in the backward pass; fused_uvm_caching: the same with tables in host memory "
+        "behind a cache on the GPU; dense: FBGEMM's dense gradient and torch's optimizer",
+        ("fused", "fused_uvm_caching", "dense"),
+    )
+    cache_load: float = option(0.2, "for fused_uvm_caching: share of the rows that the cache holds")
+    sharding: str = option(
+        "none", "none: FBGEMM's module by itself; else through TorchRec's DistributedModelParallel", SHARDINGS
+    )
+    world_size: int = option(1, "processes (each with a GPU where --device is cuda)")
+    reference: str = option(
+        "sparse",
+        "gradients of nn.EmbeddingBag beside it; none: measure without it, for tables that fit only once",
+        ("sparse", "dense", "none"),
+    )
+    device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
+    threads: int = option(0, "threads of each process (0: the cores shared among the processes)")
+    requests: int = option(8, "different batches, made beforehand and taken in turn")
+    warmup: int = option(3, "rounds before those that count")
+    rounds: int = option(20, "rounds that are measured")
+    copy_mib: int = option(256, "size of the memory copy that measures the bandwidth")
+    seed: int = option(0, "seed of weights, ids and gradients")
+
+    def __post_init__(self) -> None:
+        for known in dataclasses.fields(self):
+            value, flag = getattr(self, known.name), "--" + known.name.replace("_", "-")
+            choices = known.metadata["choices"]
+            if choices and value not in choices:
+                raise DataError(f"{flag} {value}: is not one of {', '.join(choices)}")
+            if isinstance(value, int | float) and not value >= (0 if known.name in _MAY_BE_ZERO else 1e-9):
+                raise DataError(f"{flag} {value}: is too small")
+        if self.dim % 4:
+            raise DataError(f"--dim {self.dim}: FBGEMM needs a multiple of 4")
+        if self.batch % self.world_size:
+            raise DataError(f"--batch {self.batch}: must be a multiple of --world-size {self.world_size}")
+        if self.cache_load > 1:
+            raise DataError(f"--cache-load {self.cache_load}: is a share of the rows, at most 1")
+
+    @property
+    def local_batch(self) -> int:
+        """Bags of each table on each rank."""
+        return self.batch // self.world_size
+
+    @property
+    def output_dtype(self) -> str:
+        """Data type of the sums."""
+        return self.dtype if self.output == "same" else self.output
+
+    @property
+    def lookups(self) -> int:
+        """Rows looked up in a step, over all tables and ranks."""
+        return self.tables * self.batch * self.pooling
+
+
+def parse_sweeps(texts: Sequence[str]) -> dict[str, list]:
+    """`["pooling=1,11,50", "dtype=fp32,fp16"]` -> {"pooling": [1, 11, 50], "dtype": ["fp32", "fp16"]}.
+
+    Raises DataError for a field that is unknown or named twice, and for a value of the wrong type.
+    """
+    hints = typing.get_type_hints(EmbeddingCase)
+    sweeps: dict[str, list] = {}
+    for text in texts:
+        key, _, values = text.partition("=")
+        name = key.strip().replace("-", "_")
+        if name not in hints:
+            close = difflib.get_close_matches(name, hints, 1)
+            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(hints)}"
+            raise DataError(f"--sweep {text}: nothing is called '{key}'; {hint}")
+        if name in sweeps:
+            raise DataError(f"--sweep {text}: '{key}' is swept twice; give all its values at once")
+        try:
+            sweeps[name] = [hints[name](value.strip()) for value in values.split(",")]
+        except ValueError:
+            raise DataError(
+                f"--sweep {text}: the values of '{key}' are of type {hints[name].__name__}"
+            ) from None
+    return sweeps
+
+
+def product(base: dict[str, object], sweeps: dict[str, list]) -> list[EmbeddingCase]:
+    """One case for each combination of the swept values; the last sweep changes fastest."""
+    return [
+        EmbeddingCase(**base | dict(zip(sweeps, values, strict=True)))
+        for values in itertools.product(*sweeps.values())
+    ]

@@ -1,0 +1,249 @@
+"""`python -m dlrrec_torchrec.benchmarks.gpu`: all that is to be measured on one GPU, in one run and one JSON.
+
+Within the budget (8 minutes by default): the bandwidth and the arithmetic that the GPU reaches; FBGEMM's
+tables beside nn.EmbeddingBag, large and with little reuse first; training steps of the whole model on data of
+the papers' size beside their roofline. A part that fails or does not fit into the time says so in its place,
+and the others are measured all the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import functools
+import itertools
+import json
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dlrrec_torchrec.benchmarks.cases import EmbeddingCase
+from dlrrec_torchrec.benchmarks.embeddings import free_memory, run
+from dlrrec_torchrec.benchmarks.machine import describe_machine
+from dlrrec_torchrec.benchmarks.roofline import peaks
+from dlrrec_torchrec.benchmarks.step import PAPER, measure_training, random_data, shards_data
+from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
+from dlrrec_torchrec.parallel import Ranks, process_group, resolve_device
+from dlrrec_torchrec.quiet import quiet
+from dlrrec_torchrec.schema import DataError, write_text_atomic
+
+# FBGEMM's own figures on large tables with little reuse: shares of the memory bandwidth.
+PUBLISHED = {"forward": 0.647, "backward": 0.265}
+OFF = {"item_weight": 0.0, "user_weight": 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How large everything is: on a GPU as it should be, on a CPU so small that it only shows it runs."""
+
+    copy_mib: int
+    matrix: int
+    tables: int
+    rows: int
+    dim: int
+    batch: int
+    pooling: int
+    rounds: int
+    train_batches: tuple[int, ...]
+    train_steps: int
+    users: int
+    items: int
+
+
+GPU_SIZES = Sizes(1024, 8192, 4, 10_000_000, 128, 8192, 32, 20, (1024, 4096, 16384), 50, **PAPER)
+CPU_SIZES = Sizes(16, 256, 2, 5000, 16, 64, 4, 3, (64,), 2, 300, 200)
+
+
+class OutOfTime(BaseException):
+    """The budget is spent. Not an Exception, so that no library handles it."""
+
+
+def embedding_cases(sizes: Sizes, device: str, memory: int) -> dict[str, EmbeddingCase]:
+    """What is measured of the tables, by name, the most important first.
+
+    Args:
+        memory: bytes of the device; tables and their reference together take at most half of it.
+    """
+    rows = min(sizes.rows, memory // (4 * sizes.tables * sizes.dim * 4))
+    large = EmbeddingCase(
+        tables=sizes.tables,
+        rows=rows,
+        dim=sizes.dim,
+        batch=sizes.batch,
+        pooling=sizes.pooling,
+        rounds=sizes.rounds,
+        copy_mib=sizes.copy_mib,
+        device=device,
+    )
+    found = {
+        "large_low_reuse": large,
+        "sgd": dataclasses.replace(large, optimizer="sgd"),
+        "fp16": dataclasses.replace(large, dtype="fp16"),
+        "pooling_1": dataclasses.replace(large, pooling=1, batch=sizes.batch * 8),
+        "pooling_11": dataclasses.replace(large, pooling=11, batch=sizes.batch * 2),
+        "zipf": dataclasses.replace(large, distribution="zipf"),
+        "torchrec_table_wise": dataclasses.replace(large, sharding="table_wise"),
+    }
+    if device == "cuda":
+        found["adam"] = dataclasses.replace(large, optimizer="adam", rows=rows // 4)
+        found["bf16_sums"] = dataclasses.replace(large, dtype="fp16", output="bf16")
+        found["uvm_caching_zipf"] = dataclasses.replace(
+            large,
+            kernel="fused_uvm_caching",
+            distribution="zipf",
+            rows=rows // 2,
+            cache_load=0.1,
+            reference="none",
+        )
+    return found
+
+
+def measure(device: str, budget: float, shards: str | None, say: Callable[[str], Any]) -> dict[str, Any]:
+    """All parts within `budget` seconds.
+
+    Returns:
+        machine: see `describe_machine`.
+        peaks: what the device reaches (`roofline.peaks`).
+        headline: of large tables with little reuse, shares of the bandwidth by count beside the published.
+        embeddings: name -> result (`embeddings.measure`).
+        training: name -> result (`step.measure_training`).
+
+        In place of a result stands {"error": ...} for a part that failed, and {"skipped": ...} for one that
+        the time did not suffice for.
+    """
+    start, sizes = time.monotonic(), GPU_SIZES if device == "cuda" else CPU_SIZES
+    place = resolve_device(device)
+    memory = torch.cuda.get_device_properties(place).total_memory if device == "cuda" else 1 << 30
+    report: dict[str, Any] = {"benchmark": "gpu", "device": device, "machine": describe_machine()}
+    report |= {"peaks": {}, "headline": {}, "embeddings": {}, "training": {}}
+
+    def part(section: str, name: str, function: Callable[[], dict[str, Any]]) -> None:
+        left = budget - (time.monotonic() - start)
+        say(f"{section} {name} ({left:.0f} s left)")
+        report[section][name] = _guarded(function, left)
+        free_memory(place)
+
+    with quiet(), process_group(device) as ranks:
+        part("peaks", "fp32", lambda: peaks(place, copy_mib=sizes.copy_mib, matrix=sizes.matrix))
+        reached = report["peaks"]["fp32"]
+        cases = embedding_cases(sizes, device, memory)
+        first, *others = cases
+        part("embeddings", first, lambda: run([cases[first]])[0])
+        if "sides" in report["embeddings"][first]:
+            report["headline"] = _headline(report["embeddings"][first])
+        for batch, weights in itertools.product(sizes.train_batches, ({}, OFF)):
+            name = f"{'bce' if weights else 'dlrrec'}_{batch}"
+            train = functools.partial(_train, batch, weights, sizes, shards, ranks, reached)
+            part("training", name, train)
+        for name in others:
+            part("embeddings", name, lambda name=name: run([cases[name]])[0])
+    report["seconds"] = time.monotonic() - start
+    return report
+
+
+def _train(
+    batch: int,
+    weights: dict[str, float],
+    sizes: Sizes,
+    shards: str | None,
+    ranks: Ranks,
+    reached: dict[str, Any],
+) -> dict[str, Any]:
+    if "flops_per_second" not in reached:
+        raise DataError("the device's peaks could not be measured, so there is no roofline")
+    model = ModelConfig()
+    if shards:
+        data = shards_data(shards, model, batch, 8)
+    else:
+        data = random_data(model, batch, 8, users=sizes.users, items=sizes.items)
+    return measure_training(
+        data,
+        ranks,
+        reached,
+        model=model,
+        contrastive=ContrastiveConfig(**weights),
+        steps=sizes.train_steps,
+        rounds=5,
+    )
+
+
+def _headline(result: dict[str, Any]) -> dict[str, Any]:
+    """Shares of the bandwidth beside the published, which are by the count "fbgemm"."""
+    return {
+        phase: {"share": result["sides"]["fbgemm"][phase]["share"], "published": published}
+        for phase, published in PUBLISHED.items()
+    }
+
+
+def _guarded(function: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What the function returns, or why there is nothing: no failure of one part may cost the others."""
+    try:
+        with _time_limit(seconds):
+            return function()
+    except OutOfTime:
+        return {"skipped": "no time left within the budget"}
+    except Exception as error:
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raise OutOfTime in the block once `seconds` are over."""
+
+    def stop(*_: Any) -> None:
+        raise OutOfTime
+
+    if seconds <= 0:
+        raise OutOfTime
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Print one JSON; exit status 0 if every part was measured, 1 if some were not, 2 without the device."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dlrrec_torchrec.benchmarks.gpu", description=__doc__.partition("\n\n")[2]
+    )
+    parser.add_argument(
+        "--device",
+        choices=("cuda", "cpu"),
+        default="cuda",
+        help="cpu: tiny sizes, to see that everything runs; its times say nothing (default: cuda)",
+    )
+    parser.add_argument("--budget", type=float, default=480, help="seconds for everything (default: 480)")
+    parser.add_argument(
+        "--shards", help="prepared shards to train on (default: random rows of the papers' size)"
+    )
+    parser.add_argument("--out", type=Path, help="file for the JSON, too")
+    arguments = parser.parse_args(argv)
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print(
+            "torch sees no GPU here, so there is nothing to measure (`dlrrec doctor` says why);\n"
+            "`--device cpu` runs all parts at tiny sizes, to see that they work.",
+            file=sys.stderr,
+        )
+        return 2
+    report = measure(
+        arguments.device, arguments.budget, arguments.shards, lambda line: print(line, file=sys.stderr)
+    )
+    text = json.dumps(report, indent=2)
+    print(text)
+    if arguments.out:
+        write_text_atomic(arguments.out, text + "\n")
+    parts = [part for section in ("peaks", "embeddings", "training") for part in report[section].values()]
+    return int(any("error" in part or "skipped" in part for part in parts))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,86 @@
+"""The results of an embedding benchmark as a text table and as a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PASSES = {"forward": "forward", "backward": "backward + update"}
+
+
+def varied(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The settings in which the cases differ, in the order of the flags."""
+    return [key for key in results[0]["case"] if len({r["case"][key] for r in results}) > 1]
+
+
+def format_table(results: Sequence[Mapping[str, Any]]) -> str:
+    """Medians in milliseconds; the ratio to torch with its p10 to p90; the share of the copy's bandwidth.
+
+    The share is of the bytes that must move at least (`traffic`, "unique").
+    """
+    keys = varied(results)
+    header = [*keys, "lookups", "unique"]
+    beside = any("torch" in r["sides"] for r in results)
+    for name in PASSES.values():
+        header += [f"{name} ms", *(["torch ms", "ratio (p10 to p90)"] if beside else []), "of copy"]
+    rows = [[*header, "copy GB/s"]]
+    for result in results:
+        row = [str(result["case"][key]) for key in keys]
+        row += [f"{result['requests'][key]:,.0f}" for key in ("lookups", "unique")]
+        for phase in PASSES:
+            own = result["sides"]["fbgemm"][phase]
+            row.append(f"{1e3 * own['seconds']['median']:.3f}")
+            if "torch" in result["sides"]:
+                ratio = result["ratio"][phase]
+                row.append(f"{1e3 * result['sides']['torch'][phase]['seconds']['median']:.3f}")
+                row.append(f"{ratio['median']:.2f} ({ratio['p10']:.2f} to {ratio['p90']:.2f})")
+            elif beside:
+                row += ["-", "-"]
+            row.append(f"{own['share']['unique']:.1%}")
+        rows.append([*row, f"{result['copy']['bandwidth'] / 1e9:.1f}"])
+    widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
+
+
+def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """A picture: milliseconds of both sides above, shares of the copy's bandwidth below; bars p10 to p90."""
+    from dlrrec_torchrec.report.figures import MODEL_COLOURS, STYLE, plt
+
+    keys = varied(results) or ["pooling"]
+    names = ["\n".join(str(result["case"][key]) for key in keys) for result in results]
+    looks = {"fbgemm": ("FBGEMM", MODEL_COLOURS[0]), "torch": ("torch.nn.EmbeddingBag", MODEL_COLOURS[1])}
+    width = max(7.0, 2.5 + 0.9 * len(results))
+    with plt.rc_context(STYLE):
+        figure, grid = plt.subplots(2, 2, figsize=(2 * width, 8), sharex=True, layout="constrained")
+        for column, (phase, title) in enumerate(PASSES.items()):
+            above, below = grid[:, column]
+            for number, (side, (legend, colour)) in enumerate(looks.items()):
+                places = [k for k, r in enumerate(results) if side in r["sides"]]
+                if not places:
+                    continue
+                at = [k + 0.4 * (number - 0.5) for k in places]
+                found = [results[k]["sides"][side][phase] for k in places]
+                middle, low, high = (
+                    [1e3 * f["seconds"][quantile] for f in found] for quantile in ("median", "p10", "p90")
+                )
+                spread = [
+                    [m - p for m, p in zip(middle, low, strict=True)],
+                    [p - m for m, p in zip(middle, high, strict=True)],
+                ]
+                above.bar(at, middle, 0.36, yerr=spread, color=colour, label=legend, error_kw={"lw": 1})
+                below.bar(at, [100 * f["share"]["unique"] for f in found], 0.36, color=colour)
+                if side == "torch":
+                    for k, x, top in zip(places, at, high, strict=True):
+                        text = f"×{results[k]['ratio'][phase]['median']:.2f}"
+                        above.annotate(text, (x, top), (0, 3), textcoords="offset points", ha="center")
+            above.set(yscale="log", ylabel="milliseconds (log)", title=title[0].upper() + title[1:])
+            above.margins(y=0.15)
+            above.grid(axis="x", visible=False)
+            below.grid(axis="x", visible=False)
+            below.set(ylabel="share of the copy's bandwidth, %", ylim=(0, None))
+            below.set_xticks(range(len(names)), names)
+            below.set_xlabel(", ".join(keys))
+            above.legend()
+        figure.savefig(path)
+        plt.close(figure)

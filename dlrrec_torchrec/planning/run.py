@@ -1,0 +1,82 @@
+"""The request of a run: its model's tables, before there is any data or any GPU."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from dlrrec_torchrec.config import RunConfig, TableConfig
+from dlrrec_torchrec.features import dense_width
+from dlrrec_torchrec.models.build import build_model, build_wrapper, sparse_keys
+from dlrrec_torchrec.planning.devices import Device
+from dlrrec_torchrec.planning.planner import Request
+from dlrrec_torchrec.planning.tables import configured, dense_bytes, tables_in
+from dlrrec_torchrec.schema import VECTOR_DIM, DataError, Manifest
+
+
+def run_request(
+    config: RunConfig,
+    device: Device,
+    *,
+    world_size: int = 1,
+    local_world_size: int = 1,
+    shards: str | os.PathLike | None = None,
+    model: bool = True,
+) -> Request:
+    """What to plan for a run's training.
+
+    Args:
+        config: model.tables may name tables that the model does not have: these are planned for as well.
+        device, world_size, local_world_size: as Request.
+        shards: a folder with the run's shards, which know the number of ids. Without, model.tables must say
+            how many rows the id tables have, and the vectors of the contrastive terms are left out.
+        model: False plans for the tables that the model does not have alone.
+
+    Raises:
+        DataError: settings that do not fit, or a table whose size is not known.
+    """
+    settings, taken = dict(config.model.tables), 0
+    tables = []
+    if model:
+        keys = sparse_keys(config.model)
+        facts = Manifest.read(shards).facts if shards else {}
+        ids = {key: facts.get(f"{key}s") or _rows(key, settings, key in keys) for key in ("user", "item")}
+        built = module = build_model(
+            config.model,
+            dense_width=facts.get("dense_width") or dense_width(config.prepare.dense),
+            num_users=ids["user"],
+            num_items=ids["item"],
+            device="meta",
+        )
+        if facts:
+            vectors = {
+                m: torch.empty(ids[m.split("_")[0]], VECTOR_DIM, dtype=torch.float16, device="meta")
+                for m in facts["modalities"]
+            }
+            module = build_wrapper(built, config.contrastive, corpus=vectors)
+        tables = tables_in(module, {key: settings[key] for key in keys if key in settings})
+        taken = dense_bytes(module)
+        settings = {name: table for name, table in settings.items() if name not in keys}
+    # The batch is the training's, over all ranks.
+    batch = max(config.train.batch_size // world_size, 1)
+    tables += [configured(name, t, None, t.dim or config.model.embedding_dim) for name, t in settings.items()]
+    return Request(
+        tables=tuple(tables),
+        device=device,
+        world_size=world_size,
+        local_world_size=local_world_size,
+        batch_size=batch,
+        optimizer=config.train.table_optimizer,
+        dense_bytes=taken,
+    )
+
+
+def _rows(key: str, settings: dict[str, TableConfig], needed: bool) -> int:
+    rows = settings[key].rows if key in settings else None
+    if rows is None and needed:
+        raise DataError(
+            f"table {key}: how many rows? give the --run-dir of a run with shards, or "
+            f"--set model.tables.{key}.rows=N"
+        )
+    return rows or 1
