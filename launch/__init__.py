@@ -1,0 +1,1 @@
+"""Starts this project's commands on one machine, Slurm, Kubernetes or Docker."""

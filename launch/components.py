@@ -1,0 +1,295 @@
+"""TorchX components: this project's commands on one machine, Slurm, Kubernetes or Docker.
+
+    torchx run -s local_cwd launch/components.py:train -j 1x2 -- --run-dir runs/demo
+    torchx run -s slurm launch/components.py:train -h h100x8 -j 2 -- --run-dir runs/mine
+    torchx run -s kubernetes launch/components.py:swing -j 4 items --input reviews --output neighbors
+    torchx run launch/components.py:train --help
+
+Each component is a pure function from its arguments to a `torchx.specs.AppDef`; what follows `--` goes to the
+command unchanged. docs/launch.md says what has been run where.
+
+TorchX executes this file by itself, so it imports nothing of its own package, and the linter of components
+knows only the annotations of `typing`. A number that is not given is -1: TorchX passes Optional[int] as text.
+"""
+# ruff: noqa: UP006, UP035, UP045
+
+import shlex
+from typing import Dict, List, Optional
+
+from torchx import specs
+from torchx.specs import macros
+
+IMAGE = "dlrrec-torchrec:latest"
+
+# Nodes with 8 GPUs as clouds and clusters have them. What is asked for fits the smallest of each kind, so one
+# name finds a node anywhere: of H100, for instance, AWS p5, Azure ND H100 v5 or Google a3-highgpu-8g. TorchX
+# itself knows AWS's machine types (aws_p4d.24xlarge, aws_p5.48xlarge), by which Kubernetes then selects.
+NODES = {
+    "a100x8": specs.Resource(cpu=88, gpu=8, memMB=600 * 1024),
+    "h100x8": specs.Resource(cpu=88, gpu=8, memMB=1600 * 1024),
+    "h200x8": specs.Resource(cpu=88, gpu=8, memMB=1600 * 1024),
+}
+EFA = "vpc.amazonaws.com/efa"
+
+
+def train(
+    *args: str,
+    j: str = "1",
+    h: str = "cpu.large",
+    cpu: int = -1,
+    gpu: int = -1,
+    memMB: int = -1,
+    image: str = IMAGE,
+    name: str = "train",
+    env: Optional[Dict[str, str]] = None,
+    max_restarts: int = 0,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    debug: bool = False,
+) -> specs.AppDef:
+    """Trains on NODES x RANKS processes: `dlrrec train` under torch elastic (torchrun).
+
+    A training that stopped goes on from its last checkpoint when it is started again with the same arguments,
+    so both kinds of retries continue it. All nodes must see the folder of the run under the same path.
+
+    Args:
+        args: flags of `dlrrec train`, after a `--`
+        j: NODES or NODESxRANKS; ranks on each node: by default one for each of its GPUs, or 1 without GPUs
+        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, such as
+            aws_p5.48xlarge, aws_g5.12xlarge, gpu.small, cpu.xlarge
+        cpu: CPUs of a node, instead of the named number
+        gpu: GPUs of a node, instead of the named number; with 0 the ranks use CPUs only
+        memMB: memory of a node in MiB, instead of the named amount
+        image: container image; local_cwd and slurm run in the current folder instead
+        name: name of the job
+        env: environment variables, A=1,B=2, also instead of those set here
+        max_restarts: how often torch elastic restarts all ranks after one of them died
+        max_retries: how often the scheduler starts a failed job again
+        mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
+        rdzv_port: port of the rendezvous on the first node, where there are several nodes
+        debug: checks and logs of torch.distributed and NCCL, slow
+    """
+    resource = _resource(h, cpu, gpu, memMB)
+    nodes, ranks = _nodes_and_ranks(j, resource.gpu)
+    # With several nodes the scheduler's variable names the first one. Schedulers that do not set it there set
+    # it on the others.
+    endpoint = f"$${{{macros.rank0_env}:=localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
+    elastic = {"nnodes": nodes, "nproc_per_node": ranks, "max_restarts": max_restarts}
+    elastic |= {"rdzv_backend": "c10d", "rdzv_id": macros.app_id, "tee": 3, "role": ""}
+    command = ["exec", "python", "-m", "torch.distributed.run"]
+    command += [word for flag, value in elastic.items() for word in (f"--{flag}", shlex.quote(str(value)))]
+    command += ["--rdzv_endpoint", endpoint, "-m", "dlrrec_torchrec", "train"]
+    command += map(shlex.quote, _literal(args))
+    role = specs.Role(
+        name="train",
+        image=image,
+        entrypoint="bash",
+        args=["-c", " ".join(command)],
+        # In a store shared with torchrun, ranks that restart meet the keys of those before them, and hang.
+        env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        | _torch_environment(resource, ranks, debug)
+        | (env or {}),
+        num_replicas=nodes,
+        max_retries=max_retries,
+        resource=resource,
+        port_map={"c10d": rdzv_port},
+        mounts=specs.parse_mounts(mounts or []),
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def evaluate(
+    *args: str,
+    h: str = "cpu.large",
+    cpu: int = -1,
+    gpu: int = -1,
+    memMB: int = -1,
+    image: str = IMAGE,
+    name: str = "evaluate",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Scores the test rows and the baselines: `dlrrec evaluate`, one process on one node.
+
+    Args:
+        args: flags of `dlrrec evaluate`, after a `--`
+        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, such as gpu.small
+        cpu: CPUs of the node, instead of the named number
+        gpu: GPUs of the node, instead of the named number
+        memMB: memory of the node in MiB, instead of the named amount
+        image: container image; local_cwd and slurm run in the current folder instead
+        name: name of the job
+        env: environment variables, A=1,B=2, also instead of those set here
+        max_retries: how often the scheduler starts a failed job again
+        mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
+    """
+    resource = _resource(h, cpu, gpu, memMB)
+    return _single("evaluate", args, resource, image, name, env, max_retries, mounts)
+
+
+def extract(
+    *args: str,
+    h: str = "cpu.large",
+    cpu: int = -1,
+    gpu: int = -1,
+    memMB: int = -1,
+    image: str = IMAGE,
+    name: str = "extract",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Writes summaries, vectors, price tags and categories: `dlrrec extract`, one process on one node.
+
+    What is embedded already is kept in the cache of the run, so a retry goes on where the job stopped.
+
+    Args:
+        args: flags of `dlrrec extract`, after a `--`
+        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, as cpu.xlarge
+        cpu: CPUs of the node, instead of the named number
+        gpu: GPUs of the node, instead of the named number
+        memMB: memory of the node in MiB, instead of the named amount
+        image: container image; local_cwd and slurm run in the current folder instead
+        name: name of the job
+        env: environment variables, A=1,B=2, also instead of those set here
+        max_retries: how often the scheduler starts a failed job again
+        mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
+    """
+    resource = _resource(h, cpu, gpu, memMB)
+    return _single("extract", args, resource, image, name, env, max_retries, mounts)
+
+
+def swing(
+    *args: str,
+    j: int = 1,
+    h: str = "cpu.large",
+    cpu: int = -1,
+    memMB: int = -1,
+    image: str = IMAGE,
+    name: str = "swing",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    port: int = 6379,
+) -> specs.AppDef:
+    """Finds SWING neighbours on a Ray cluster of the job's nodes: `python -m swing` by `ray symmetric-run`.
+
+    Ray starts on every node, the command runs on the first one, then Ray is stopped on every node: take whole
+    nodes, as `ray stop` also ends other Ray clusters of the same user there. All nodes must see input and
+    output under the same paths. A job that stopped goes on where it was when it is started again.
+
+    Args:
+        args: `items` or `users` and the flags of `python -m swing`, such as items --input IN --output OUT
+        j: number of nodes
+        h: kind of node, a named resource of TorchX such as cpu.xlarge
+        cpu: CPUs of a node, instead of the named number; Ray gives out as many
+        memMB: memory of a node in MiB, instead of the named amount
+        image: container image; local_cwd and slurm run in the current folder instead
+        name: name of the job
+        env: environment variables, A=1,B=2, also instead of those set here
+        max_retries: how often the scheduler starts a failed job again
+        mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
+        port: port of Ray on the first node
+    """
+    if not args or args[0] not in ("items", "users"):
+        raise ValueError("say what to find the neighbours of: swing items ... or swing users ...")
+    if j < 1:
+        raise ValueError(f"-j {j}: at least one node")
+    resource = _resource(h, cpu, 0, memMB)
+    cluster = {"nodes": j, "rank": macros.replica_id, "head-variable": macros.rank0_env, "port": port}
+    command = ["-m", "launch.ray_cluster"]
+    command += [word for flag, value in cluster.items() for word in (f"--{flag}", str(value))]
+    command += [f"--num-cpus={resource.cpu}", "--", "python", "-m", "swing", args[0]]
+    command += ["--engine", "ray", "--address", "auto", *_literal(args[1:])]
+    ray = {
+        # Nodes can start minutes apart, as each fetches its image; Ray waits 30 seconds unless told.
+        "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "600",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    role = specs.Role(
+        name="swing",
+        image=image,
+        entrypoint="python",
+        args=command,
+        env={"PYTHONUNBUFFERED": "1"} | ray | (env or {}),
+        num_replicas=j,
+        max_retries=max_retries,
+        resource=resource,
+        port_map={"ray": port},
+        mounts=specs.parse_mounts(mounts or []),
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def _single(
+    stage: str,
+    args: tuple,
+    resource: specs.Resource,
+    image: str,
+    name: str,
+    env: Optional[Dict[str, str]],
+    max_retries: int,
+    mounts: Optional[List[str]],
+) -> specs.AppDef:
+    """One process of a stage."""
+    role = specs.Role(
+        name=stage,
+        image=image,
+        entrypoint="python",
+        args=["-m", "dlrrec_torchrec", stage, *_literal(args)],
+        env=_torch_environment(resource, 1) | (env or {}),
+        max_retries=max_retries,
+        resource=resource,
+        mounts=specs.parse_mounts(mounts or []),
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def _literal(words: tuple) -> List[str]:
+    """Words of the user as TorchX must be given them, to which `$` begins a macro."""
+    return [word.replace("$", "$$") for word in words]
+
+
+def _resource(h: str, cpu: int, gpu: int, memMB: int) -> specs.Resource:
+    """The named node, with what is given (not -1) instead of its own. Raises KeyError for an unknown name."""
+    named = NODES[h] if h in NODES else specs.named_resources[h]
+    return specs.Resource(
+        cpu=named.cpu if cpu < 0 else cpu,
+        gpu=named.gpu if gpu < 0 else gpu,
+        memMB=named.memMB if memMB < 0 else memMB,
+        capabilities=dict(named.capabilities),
+        devices=dict(named.devices),
+    )
+
+
+def _nodes_and_ranks(j: str, gpus: int) -> tuple:
+    """`2x8` -> (2, 8); `2` -> two nodes with a rank for each of their GPUs. Raises ValueError."""
+    nodes, x, ranks = j.partition("x")
+    if not nodes.isdigit() or (x and not ranks.isdigit()):
+        raise ValueError(f"-j {j}: must be NODES or NODESxRANKS, such as 2x8")
+    found = int(nodes), int(ranks) if x else max(gpus, 1)
+    if min(found) < 1:
+        raise ValueError(f"-j {j}: at least one node and one rank")
+    if 0 < gpus < found[1]:
+        raise ValueError(f"-j {j}: {found[1]} ranks on nodes of {gpus} GPUs; take -j {nodes} or another -h")
+    return found
+
+
+def _torch_environment(resource: specs.Resource, ranks: int, debug: bool = False) -> Dict[str, str]:
+    """Variables for the ranks of one node. No value holds a comma, at which Slurm would cut it."""
+    found = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks))}
+    if not resource.gpu:
+        found["CUDA_VISIBLE_DEVICES"] = ""  # what was not asked for is not used
+    else:
+        found["NCCL_DEBUG"] = "INFO" if debug else "WARN"
+        # A collective that hangs leaves each rank's last ones in a file.
+        found |= {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+        if debug:
+            found["CUDA_LAUNCH_BLOCKING"] = "1"
+    if EFA in resource.devices:
+        found |= {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1"}
+    if debug:
+        found |= {"TORCH_DISTRIBUTED_DEBUG": "DETAIL", "TORCH_SHOW_CPP_STACKTRACES": "1", "LOGLEVEL": "INFO"}
+    return found
