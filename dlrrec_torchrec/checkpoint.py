@@ -1,106 +1,225 @@
 """Checkpoints by torch.distributed.checkpoint: saved on any number of ranks, loaded on any other.
 
-A training's folder of checkpoints holds `last` (model, optimizers and the state of the run), `last.previous`
-(the one before) and `best`. A checkpoint takes its name only when it is complete, and the one it replaces is
-there until then. All ranks must see the same file system.
+A training's folder of checkpoints holds the newest, `epoch-E-step-S` after E whole epochs and S steps, and
+`best`. Each is a folder with the files of torch.distributed.checkpoint (model and optimizers), `rank-R.pt`
+(what rank R alone knows), `state.json` (the run) and `SHA256SUMS` of all of these, as `sha256sum -c` reads
+it. A checkpoint takes its name only when it is complete, and is used only if its sums are right. All ranks
+must see the same file system.
 """
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
+from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
+from dlrrec_torchrec.lockstep import host_group
 from dlrrec_torchrec.parallel import Ranks
 from dlrrec_torchrec.schema import DataError
 
-LAST, PREVIOUS, BEST = "last", "last.previous", "best"
-_STATE = "state.json"
+T = TypeVar("T")
+BEST = "best"
+_NAMES = "epoch-*-step-*"
+_STATE, _SUMS = "state.json", "SHA256SUMS"
 
 
-def save(
-    folder: str | os.PathLike,
-    model: DistributedModelParallel,
-    optimizer: CombinedOptimizer,
-    state: dict[str, Any],
-    best: bool,
-    ranks: Ranks,
-) -> None:
-    """Save a checkpoint as `last` and, where `best`, as `best` too (by hard links, without a second copy).
+class Checkpoints:
+    """The checkpoints of one training; every method is to be called on all ranks, but for `latest_state`.
 
-    `best` is published first: a run that is killed in between goes on from the older `last`, and makes the
-    same best again. To be called on all ranks.
+    As a context it waits, in the end, for the save in the background.
 
     Args:
-        state: plain JSON values of the run, given back by `load_latest`; needs "step" (optimizer steps so
-            far) and "epoch".
+        folder: where they are.
+        ranks: this process among the others.
+        keep: how many of the newest stay, at least 1; `best` stays besides.
+        background: copy what is saved to host memory, and write it while the training goes on. A write that
+            failed is raised by the next call.
+
+    Raises:
+        DataError: `keep` is below 1.
     """
-    folder = Path(folder)
-    new = folder / ".new"
-    if ranks.rank == 0:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
-    dist.barrier()
-    dcp.save(
-        {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}, checkpoint_id=str(new)
-    )
-    if ranks.rank == 0:
-        sizes = {path.name: path.stat().st_size for path in new.iterdir()}
-        (new / _STATE).write_text(json.dumps(state | {"files": sizes}), encoding="utf-8")
-        if best:
-            copy = folder / ".best"
-            shutil.rmtree(copy, ignore_errors=True)
-            shutil.copytree(new, copy, copy_function=_link)
-            _publish(copy, folder / BEST, folder / ".best.old")
-            shutil.rmtree(folder / ".best.old", ignore_errors=True)
-        _publish(new, folder / LAST, folder / PREVIOUS)
-    dist.barrier()
+
+    def __init__(
+        self, folder: str | os.PathLike, ranks: Ranks, *, keep: int = 2, background: bool = False
+    ) -> None:
+        if keep < 1:
+            raise DataError(f"train.keep_checkpoints: {keep} must be at least 1")
+        self.folder, self._ranks, self._keep = Path(folder), ranks, keep
+        self._group = host_group("checkpoints")
+        self._writer = ThreadPoolExecutor(1, "checkpoint") if background else None
+        self._pending: Future[None] | None = None
+
+    def save(
+        self,
+        model: DistributedModelParallel,
+        optimizer: CombinedOptimizer,
+        state: Mapping[str, Any],
+        own: Mapping[str, Any],
+        best: bool,
+    ) -> None:
+        """Save a checkpoint and, where `best`, the same as `best` (by hard links, without a second copy).
+
+        `best` is published first: a run that is killed in between goes on from an older checkpoint, and makes
+        the same best again.
+
+        Args:
+            state: plain JSON values of the run, the same on all ranks; needs "step" (optimizer steps so far)
+                and "epoch" (whole epochs so far).
+            own: what this rank alone knows: tensors, plain values and dictionaries of them.
+
+        Raises:
+            DataError: it cannot be written.
+        """
+        self.wait()
+        tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+        state = dict(state) | {"ranks": self._ranks.world_size}
+        if self._writer is None:
+            self._write(tensors, state, own, best)
+        else:
+            self._pending = self._writer.submit(
+                self._write, _on_host(tensors), copy.deepcopy(state), _on_host(own), best
+            )
+
+    def wait(self) -> None:
+        """Return when nothing is being written in the background any more."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def load(
+        self, model: DistributedModelParallel, optimizer: CombinedOptimizer
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """Load the newest checkpoint that is whole; says on stderr what is wrong with newer ones.
+
+        Returns:
+            the run's state, with "ranks" (how many have saved it), and what ranks r, r + R, ... of those have
+            saved of their own, for this rank r of R. None where no checkpoint was ever saved.
+
+        Raises:
+            DataError: there are checkpoints, but none that can be loaded.
+        """
+        problems = []
+        for path in self._ranks.share(_newest_first(self.folder)):
+            state, problem = self._verified(path)
+            own: list[dict[str, Any]] = []
+            if not problem:
+                problem = _load_into(path, model, optimizer)
+            if not problem:
+                # fused Adam keeps its step count outside of its state
+                optimizer.set_optimizer_step(state["step"])
+                for rank in range(self._ranks.rank, state["ranks"], self._ranks.world_size):
+                    own.append(torch.load(path / _own_file(rank), weights_only=True))
+                if problems and self._ranks.rank == 0:
+                    print(f"{'; '.join(problems)}; going on from {path}", file=sys.stderr)
+                return state, own
+            problems.append(f"{path}: {problem}")
+        if problems:
+            raise DataError(f"{'; '.join(problems)}; no checkpoint can be used: --no-resume starts anew")
+        return None
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            if self._writer is not None:
+                self._writer.shutdown()
+
+    def _write(self, tensors: dict, state: dict[str, Any], own: Mapping[str, Any], best: bool) -> None:
+        new = self.folder / ".new"
+        rank = self._ranks.rank
+
+        def begin() -> None:
+            if rank == 0:
+                shutil.rmtree(new, ignore_errors=True)
+                new.mkdir(parents=True)
+
+        def write() -> dict[str, str]:
+            dcp.save(tensors, checkpoint_id=str(new), process_group=self._group)
+            torch.save(dict(own), new / _own_file(rank))
+            return {p.name: _sha256(p) for p in (*new.glob(f"__{rank}_*"), new / _own_file(rank))}
+
+        def publish() -> None:
+            if rank != 0:
+                return
+            (new / _STATE).write_text(json.dumps(state), encoding="utf-8")
+            sums = {name: digest for part in parts for name, digest in part.items()}
+            sums |= {p.name: _sha256(p) for p in new.iterdir() if p.name not in sums}
+            lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+            (new / _SUMS).write_text("".join(lines), encoding="utf-8")
+            if best:
+                link = self.folder / ".best"
+                shutil.rmtree(link, ignore_errors=True)
+                shutil.copytree(new, link, copy_function=_link)
+                _publish(link, self.folder / BEST)
+            name = f"epoch-{state['epoch']:05d}-step-{state['step']:09d}"
+            _publish(new, self.folder / name)
+            kept = 0
+            for path in _newest_first(self.folder):
+                # Newer ones are damaged, or else the training had gone on from them.
+                kept += path.name <= name
+                if path.name > name or kept > self._keep:
+                    _remove(path)
+
+        self._together(begin)
+        parts = self._together(write)
+        self._together(publish)
+
+    def _verified(self, path: Path) -> tuple[dict[str, Any], str]:
+        """(state, what is wrong), the same on all ranks; each reads a share of the files."""
+        state, sums, problem = self._ranks.share(_inspect(path) if self._ranks.rank == 0 else None)
+        if not problem:
+            names = sorted(sums)[self._ranks.rank :: self._ranks.world_size]
+            found = [""] * self._ranks.world_size
+            mine = _damage(path, {name: sums[name] for name in names})
+            dist.all_gather_object(found, mine, group=self._group)
+            problem = next(filter(None, found), "")
+        return state, problem
+
+    def _together(self, work: Callable[[], T]) -> list[T]:
+        """What each rank's part of a save returns, on all ranks; if one fails, DataError on all."""
+        result, problem = None, ""
+        try:
+            result = work()
+        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+            problem = _first_line(error)
+        found: list[Any] = [None] * self._ranks.world_size
+        dist.all_gather_object(found, (result, problem), group=self._group)
+        for rank, (_, problem) in enumerate(found):
+            if problem:
+                raise DataError(
+                    f"{self.folder}: rank {rank} cannot write a checkpoint ({problem}); the last one that is "
+                    "whole stays, and the same command goes on from it"
+                )
+        return [result for result, _ in found]
 
 
 def latest_state(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """The state in the newest checkpoint that is whole, None where there is none."""
-    for name in (LAST, PREVIOUS):
-        state, problem = _inspect(Path(folder) / name)
+    """The state in the newest checkpoint that looks whole (large files are not read), None without one."""
+    for path in _newest_first(Path(folder)):
+        state, _, problem = _inspect(path)
         if not problem:
             return state
-    return None
-
-
-def load_latest(
-    folder: str | os.PathLike, model: DistributedModelParallel, optimizer: CombinedOptimizer, ranks: Ranks
-) -> dict[str, Any] | None:
-    """Load `last` into model and optimizers; if it is damaged, the one before, saying so on stderr.
-
-    To be called on all ranks. Returns the run's state, None where no checkpoint was ever saved. Raises
-    DataError if there are checkpoints but none can be loaded.
-    """
-    problems = []
-    for name in (LAST, PREVIOUS):
-        path = Path(folder) / name
-        state, problem = ranks.share(_inspect(path) if ranks.rank == 0 else None)
-        if not problem:
-            problem = _load_into(path, model, optimizer)
-        if not problem:
-            optimizer.set_optimizer_step(
-                state["step"]
-            )  # fused Adam keeps its step count outside of its state
-            if problems and ranks.rank == 0:
-                print(f"{problems[0]}; going on from {path} (epoch {state['epoch']})", file=sys.stderr)
-            return state
-        if path.exists():
-            problems.append(f"{path}: {problem}")
-    if problems:
-        raise DataError(f"{'; '.join(problems)}; no checkpoint can be used: --no-resume starts anew")
     return None
 
 
@@ -114,22 +233,22 @@ def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> N
         DataError: no checkpoint, a damaged one, or one of another model.
     """
     path = Path(path)
-    _, problem = _inspect(path)
-    if problem:
-        raise DataError(f"{path}: {problem}; run `dlrrec train` again (it goes on from the last checkpoint)")
-    try:
+    _, sums, problem = _inspect(path)
+    problem = problem or _damage(path, sums)
+    if not problem:
         weights = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
-        dcp.load({"model": weights}, checkpoint_id=str(path), no_dist=True)
-    except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
-        raise DataError(
-            f"{path}: cannot be loaded ({_first_line(error)}); delete the training's folder and train again"
-        ) from None
+        try:
+            dcp.load({"model": weights}, checkpoint_id=str(path), no_dist=True)
+        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+            problem = f"cannot be loaded ({_first_line(error)})"
+    if problem:
+        raise DataError(f"{path}: {problem}; delete the training's folder and run `dlrrec train` again")
 
 
 def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> str:
     """Load a sharded checkpoint in place. Returns what went wrong, empty if nothing did."""
     for _, part in optimizer.optimizers:
-        if isinstance(part, KeyedOptimizerWrapper):
+        if isinstance(part, KeyedOptimizerWrapper) and not part.state:
             part.init_state()  # its moments do not exist before the first step; fused ones always do
             part.zero_grad(set_to_none=True)
     weights, moments = model.state_dict(), optimizer.state_dict()
@@ -142,27 +261,62 @@ def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedO
     return ""
 
 
-def _inspect(path: Path) -> tuple[dict[str, Any], str]:
-    """(state, what is wrong with the checkpoint: empty if nothing)."""
+def _inspect(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
+    """(state, SHA-256 of each file, what is wrong: empty if nothing), without reading the large files."""
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        for name, size in state.pop("files").items():
-            found = (path / name).stat().st_size
-            if found != size:
-                return {}, f"damaged ({name} has {found} bytes, not {size})"
-    except FileNotFoundError as error:
-        return {}, f"incomplete ({error.filename} is missing)" if path.exists() else "no checkpoint here"
-    except (ValueError, KeyError, OSError) as error:
-        return {}, f"damaged ({_STATE}: {error})"
-    return state, ""
+        lines = (path / _SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        there = {p.name for p in path.iterdir()} - {_SUMS}
+        if missing := sorted({_STATE, *sums} - there):
+            return {}, {}, f"incomplete ({missing[0]} is missing)"
+        if unknown := sorted(there - set(sums)):
+            return {}, {}, f"damaged ({_SUMS} does not name {unknown[0]})"
+        if problem := _damage(path, {_STATE: sums[_STATE]}):
+            return {}, {}, problem
+        return json.loads((path / _STATE).read_text(encoding="utf-8")), sums, ""
+    except FileNotFoundError:
+        return {}, {}, f"incomplete ({_SUMS} is missing)" if path.exists() else "no checkpoint here"
+    except (ValueError, OSError) as error:
+        return {}, {}, f"damaged ({_SUMS}: {error})"
 
 
-def _publish(new: Path, target: Path, previous: Path) -> None:
-    """Give `new` the name `target`; what had it becomes `previous`."""
+def _damage(path: Path, sums: Mapping[str, str]) -> str:
+    """What is wrong with the first file that is not as it was written; empty if all are."""
+    for name, digest in sums.items():
+        try:
+            if _sha256(path / name) != digest:
+                return f"damaged ({name} is not as it was written: its SHA-256 differs)"
+        except OSError as error:
+            return f"damaged ({name}: {error.strerror})"
+    return ""
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob(_NAMES), reverse=True)
+
+
+def _own_file(rank: int) -> str:
+    return f"rank-{rank}.pt"
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _publish(new: Path, target: Path) -> None:
+    """Give `new` the name `target`, in place of what had it."""
     if target.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        target.rename(previous)
+        _remove(target)
     new.rename(target)
+
+
+def _remove(path: Path) -> None:
+    """Take away a checkpoint; at no time is half of it under its name."""
+    old = path.with_name(".old")
+    shutil.rmtree(old, ignore_errors=True)
+    path.rename(old)
+    shutil.rmtree(old)
 
 
 def _link(source: str, target: str) -> None:
@@ -170,6 +324,18 @@ def _link(source: str, target: str) -> None:
         os.link(source, target)
     except OSError:  # a file system without hard links
         shutil.copy2(source, target)
+
+
+def _on_host(value: Any) -> Any:
+    """A copy in host memory, which later steps do not change, of tensors (also sharded) and mappings."""
+    if isinstance(value, ShardedTensor):  # torch's own staging leaves these as they are
+        shards = [Shard(_on_host(shard.tensor), shard.metadata) for shard in value.local_shards()]
+        return ShardedTensorBase._init_from_local_shards_and_global_metadata(shards, value.metadata())
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {name: _on_host(entry) for name, entry in value.items()}
+    return copy.deepcopy(value)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import typing
@@ -13,6 +14,7 @@ from typing import Any
 import yaml
 
 from dlrrec_torchrec import __version__
+from dlrrec_torchrec.benchmarks.command import add_bench
 from dlrrec_torchrec.config import (
     ContrastiveConfig,
     ExtractConfig,
@@ -24,6 +26,8 @@ from dlrrec_torchrec.config import (
     SwingStageConfig,
     TrainConfig,
     load_config,
+    table_settings,
+    variant,
 )
 from dlrrec_torchrec.paths import run_paths
 from dlrrec_torchrec.pipeline import STAGES, describe, for_seed, run, run_stage, train_variant
@@ -142,6 +146,37 @@ def build_parser() -> argparse.ArgumentParser:
     recommend.add_argument("--seed-number", type=int, help="repetition of a run with several seeds")
     recommend.set_defaults(action=_recommend)
 
+    add_bench(commands)
+
+    plan = _command(
+        commands,
+        "plan",
+        "say where embedding tables go on given devices, what they take, and what would fit; needs no GPU",
+        "dlrrec plan --run-dir runs/demo --world-size 64 --device h200\n"
+        "dlrrec plan --table user=1e9,64 item=1e7,64,1,dtype=fp16 --world-size 64 --device h200\n"
+        "dlrrec plan --config configs/demo.yaml --set model.user_id=true model.tables.user.rows=1e8 --json",
+    )
+    plan.add_argument("--world-size", type=int, default=1, help="ranks in all (default: 1)")
+    plan.add_argument("--local-world-size", type=int, help="ranks of a node (default: up to 8)")
+    plan.add_argument("--device", help="what a rank has, such as h200 (default: what is here)")
+    plan.add_argument("--hbm", type=float, help="GB of device memory, if others than the device's")
+    plan.add_argument("--ddr", type=float, help="GB of host memory for each rank, if others")
+    plan.add_argument(
+        "--table",
+        nargs="+",
+        action="extend",
+        type=_pair,
+        default=[],
+        metavar="NAME=ROWS,DIM,POOLING,KEY=VALUE",
+        help="settings of a table, or a table that the model does not have; without --config and --run-dir, "
+        "these alone are planned for",
+    )
+    _flag(plan, "train", TrainConfig, "batch_size")
+    _flag(plan, "train", TrainConfig, "table_optimizer")
+    plan.add_argument("--variant", help="variant of the configuration (default: none)")
+    plan.add_argument("--json", action="store_true", help="machine-readable output")
+    plan.set_defaults(action=_plan)
+
     doctor = commands.add_parser("doctor", help="what is installed, and whether it fits together")
     doctor.set_defaults(action=_doctor)
     return parser
@@ -219,7 +254,15 @@ def _configuration(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
     kept = Path(folder) / "config.yaml"
     if path is None and kept.exists():
         path = kept
+    return load_config(path, _overrides(arguments)), Path(folder)
+
+
+def _overrides(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What --table, then --set and the flags of settings say: {"train.lr": 0.003}."""
     overrides: dict[str, Any] = {}
+    for name, text in getattr(arguments, "table", []):
+        for key, value in table_settings(text, f"--table {name}").items():
+            overrides[f"model.tables.{name}.{key}"] = value
     for text in arguments.set:
         key, equals, value = text.partition("=")
         if not equals:
@@ -229,7 +272,7 @@ def _configuration(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
         if key.startswith("config:"):
             pairs = isinstance(value, list) and value and isinstance(value[0], tuple)
             overrides[key.removeprefix("config:")] = dict(value) if pairs else value
-    return load_config(path, overrides), Path(folder)
+    return overrides
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -287,6 +330,37 @@ def _recommend(arguments: argparse.Namespace) -> int:
         paths.shards, paths.train(name), arguments.user, arguments.n, include_seen=arguments.include_seen
     )
     print(found.to_json() if arguments.json else found.to_text())
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from dlrrec_torchrec.parallel import Ranks, rank_device, resolve_device
+    from dlrrec_torchrec.planning import make_plan, named_device, run_request, to_json, to_text
+    from dlrrec_torchrec.quiet import quiet
+
+    of_run = bool(arguments.config or arguments.run_dir)
+    if of_run:
+        config, folder = _configuration(arguments)
+        shards = run_paths(folder, config.seeds)[0].shards
+    else:
+        config, shards = load_config(None, _overrides(arguments)), None
+    if arguments.variant:
+        config = variant(config, arguments.variant)
+    world = arguments.world_size
+    local = arguments.local_world_size
+    if local is None:
+        local = next((n for n in range(8, 1, -1) if world % n == 0), 1)
+    if arguments.device:
+        device = named_device(arguments.device, arguments.hbm, arguments.ddr)
+    elif arguments.hbm or arguments.ddr:
+        raise DataError("--hbm, --ddr: name the --device too")
+    else:
+        device = rank_device(Ranks(0, world, local, resolve_device("auto")))
+    with quiet():
+        made = shards if shards and (shards / "manifest.json").exists() else None
+        options = {"world_size": world, "local_world_size": local, "shards": made, "model": of_run}
+        plan = make_plan(run_request(config, device, **options))
+    print(json.dumps(to_json(plan), indent=1) if arguments.json else to_text(plan))
     return 0
 
 

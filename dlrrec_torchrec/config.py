@@ -88,6 +88,11 @@ class SwingStageConfig:
     """Training rows -> SWING neighbours of users and of items."""
 
     preset: str = option("dlrrec", "published variant")
+    similarity: str = option(
+        "swing",
+        "what makes two ids neighbours; the others but SWING count single shared partners",
+        ("swing", "cosine", "jaccard", "common", "adamic_adar"),
+    )
     alpha: float | None = option(None, "smoothing in 1 / (alpha + overlap); default: the preset's")
     top_k: int = option(20, "neighbours kept for each id")
     min_user_items: int = option(2, "ignore ids with fewer distinct partners")
@@ -116,6 +121,38 @@ class PrepareConfig:
     rows_per_shard: int = option(8192, "rows of one Parquet shard")
 
 
+SHARDING_TYPES = (
+    "table_wise",
+    "column_wise",
+    "row_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+    "data_parallel",
+)
+KERNELS = ("fused", "fused_uvm", "fused_uvm_caching", "key_value", "dense")
+
+
+@dataclasses.dataclass
+class TableConfig:
+    """One embedding table: its size, its numbers, and what the planner may do with it.
+
+    Also given as text: `rows,dim,pooling,KEY=VALUE,...`, each part optional, as `1e9,64,1,sharding=row_wise`.
+    """
+
+    rows: int | None = option(None, "rows (default: as many as the shards have ids)")
+    dim: int | None = option(None, "columns (default: model.embedding_dim)")
+    pooling: float | None = option(None, "ids that an example looks up, on average (for predictions)")
+    dtype: str = option("fp32", "numbers of the weights; bf16 is for plans only", ("fp32", "fp16", "bf16"))
+    sharding: list = option(
+        [], "sharding types the planner may choose from (default: all but data_parallel)", SHARDING_TYPES
+    )
+    kernels: list = option([], "compute kernels the planner may choose from (default: fused)", KERNELS)
+    cache: float = option(0.2, "fused_uvm_caching, key_value: share of the rows cached on the device")
+    min_columns: int = option(128, "narrowest part that column_wise, table_column_wise, grid_shard cut")
+    ssd: str = option("", "key_value: folder on a local SSD (default: a temporary one)")
+
+
 @dataclasses.dataclass
 class ModelConfig:
     """DLRREC: towers inside a DLRM."""
@@ -133,6 +170,9 @@ class ModelConfig:
     item_id: bool = option(False, "embedding of the item id")
     interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
     dropout: float = option(0.1, "dropout in the top MLP")
+    tables: dict[str, TableConfig] = option(
+        {}, "how a table is kept, as user=dtype=fp16,sharding=row_wise (tables: category, user, item)"
+    )
 
 
 @dataclasses.dataclass
@@ -170,6 +210,9 @@ class TrainConfig:
     workers: int = option(0, "loader processes for each rank")
     seed: int = option(0, "seed of weights, dropout, negatives and shuffling")
     resume: bool = option(True, "go on from the last checkpoint of an interrupted run")
+    checkpoint_steps: int = option(0, "save after every so many steps too, not only after epochs (0: do not)")
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best")
+    background_checkpoints: bool = option(False, "write checkpoints while the training goes on")
 
 
 @dataclasses.dataclass
@@ -217,6 +260,8 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
         for parent in parents:
             section[parent] = section.get(parent) or {}
             section = section[parent]
+            if not isinstance(section, dict):
+                raise DataError(f"--set {key}: '{parent}' is {section!r}, which has no settings of its own")
         section[last] = value
     return from_dict(RunConfig, body, str(path or "options"))
 
@@ -235,15 +280,49 @@ def from_dict(kind: type, body: dict[str, Any], where: str) -> Any:
             if not isinstance(value, dict):
                 raise DataError(f"{where}: '{name}' must be a section, not {value!r}")
             values[name] = from_dict(hints[name], value, f"{where}: {name}")
+        elif typing.get_origin(hints[name]) is dict:
+            values[name] = _tables(value, f"{where}: {name}")
         else:
             values[name] = _checked(value, hints[name], known[name], f"{where}: {name}")
     return kind(**values)
 
 
+def table_config(body: Any, where: str) -> TableConfig:
+    """A table's settings from a mapping, or from text as TableConfig describes it."""
+    if isinstance(body, TableConfig):
+        return body
+    if isinstance(body, str):
+        body = table_settings(body, where)
+    if not isinstance(body, dict):
+        raise DataError(f"{where}: must be settings such as {{dtype: fp16}}, not {body!r}")
+    return from_dict(TableConfig, body, where)
+
+
+def table_settings(text: str, where: str) -> dict[str, str]:
+    """The settings in a table's text, still as text: "1e9,64,dtype=fp16" has rows, dim and dtype."""
+    parts, order, found = [part.strip() for part in text.split(",")], ("rows", "dim", "pooling"), {}
+    named = [part if "=" in part else f"{name}={part}" for name, part in zip(order, parts, strict=False)]
+    for part in named + parts[len(order) :]:
+        name, equals, value = part.partition("=")
+        if not equals or not value or name in found:
+            raise DataError(f"{where}: '{part}': write rows,dim,pooling,KEY=VALUE, each at most once")
+        found[name] = value
+    return found
+
+
+def _tables(body: Any, where: str) -> dict[str, TableConfig]:
+    if not isinstance(body, dict):
+        raise DataError(f"{where}: must name tables, as {{user: {{dtype: fp16}}}}, not {body!r}")
+    return {name: table_config(value, f"{where}: {name}") for name, value in body.items()}
+
+
 def _checked(value: Any, hint: Any, known: dataclasses.Field, where: str) -> Any:
     choices = known.metadata.get("choices")
-    if choices and value not in choices:
-        raise DataError(f"{where}: {value!r} is not one of {', '.join(choices)}")
+    if choices and hint is list and isinstance(value, str):
+        value = value.split("+")
+    for one in value if isinstance(value, list) else [value]:
+        if choices and one not in choices:
+            raise DataError(f"{where}: {one!r} is not one of {', '.join(choices)}")
     if isinstance(hint, types.UnionType):
         if value is None:
             return None
@@ -251,6 +330,11 @@ def _checked(value: Any, hint: Any, known: dataclasses.Field, where: str) -> Any
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as a string
+        except ValueError:
+            pass
+    if hint is int and isinstance(value, (float, str)):
+        try:
+            value = int(float(value)) if float(value).is_integer() else value  # 1e9
         except ValueError:
             pass
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -42,6 +42,7 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     try:
         parameters = swing.preset(
             config.preset,
+            similarity=config.similarity,
             alpha=config.alpha,
             top_k=config.top_k,
             min_user_items=config.min_user_items,

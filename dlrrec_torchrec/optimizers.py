@@ -13,6 +13,7 @@ from torchrec.optim.optimizers import in_backward_optimizer_filter
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 TABLE_OPTIMIZERS = {"adam": torch.optim.Adam, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
+_FUSED_EPS = 1e-8  # FBGEMM's, in fused Adagrad
 
 
 def is_fused(table_optimizer: str, device: torch.device) -> bool:
@@ -61,13 +62,18 @@ class RowAdam(torch.optim.Optimizer):
 
 
 def make_optimizer(
-    model: DistributedModelParallel, lr: float, weight_decay: float = 0.0
+    model: DistributedModelParallel, lr: float, weight_decay: float = 0.0, table_optimizer: str = "adam"
 ) -> CombinedOptimizer:
-    """The fused optimizers of the tables, RowAdam for tables without one, and AdamW for the dense part.
+    """The tables' fused optimizers, the same for replicated tables, and AdamW for the dense part.
 
     AdamW is Adam where `weight_decay` is 0. Only the dense part's matrices decay: tables, biases, norms and
-    the contrastive weights do not.
+    the contrastive weights do not. `table_optimizer`: as in `parallel.shard`.
     """
+    replicated = {
+        "adam": RowAdam,
+        "rowwise_adagrad": lambda params: RowWiseAdagrad(params, eps=_FUSED_EPS),
+        "sgd": lambda params: torch.optim.SGD(params, lr=lr),
+    }[table_optimizer]
 
     def adam(params: list[Tensor]) -> torch.optim.Optimizer:
         groups = [
@@ -81,7 +87,7 @@ def make_optimizer(
     dense = {name: p for name, p in rest.items() if name not in tables}
     parts = [("tables", model.fused_optimizer), ("dense", KeyedOptimizerWrapper(dense, adam))]
     if tables:
-        parts[0] = ("tables", KeyedOptimizerWrapper(tables, RowAdam))
+        parts.append(("tables", KeyedOptimizerWrapper(tables, replicated)))
     return CombinedOptimizer(parts)
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 import atexit
 import contextlib
 import dataclasses
+import json
 import math
 import os
+import re
+import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +25,28 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
-from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.distributed.planner import EmbeddingShardingPlanner, Topology
-from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import ShardingType
-from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
+from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
-from dlrrec_torchrec.optimizers import TABLE_OPTIMIZERS, is_fused
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.config import TableConfig
+from dlrrec_torchrec.optimizers import TABLE_OPTIMIZERS
+from dlrrec_torchrec.planning import (
+    Device,
+    Plan,
+    Request,
+    cpu_device,
+    cuda_device,
+    dense_bytes,
+    make_plan,
+    sharders,
+    table_key,
+    tables_in,
+    to_json,
+    to_text,
+)
+from dlrrec_torchrec.schema import DataError, write_text_atomic
 
-SHARDINGS = [
-    ShardingType.TABLE_WISE.value,
-    ShardingType.COLUMN_WISE.value,
-    ShardingType.TABLE_COLUMN_WISE.value,
-    ShardingType.ROW_WISE.value,  # this and the next: TorchRec offers them on GPUs only
-    ShardingType.TABLE_ROW_WISE.value,
-]
 _INIT_ROWS = 1 << 16  # rows of a table drawn at once
 
 
@@ -116,16 +124,12 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     return place
 
 
-def topology(ranks: Ranks) -> Topology:
-    """The planner's picture of the machine, with the memory that is really there."""
-    gpu = ranks.device.type == "cuda"
-    return Topology(
-        world_size=ranks.world_size,
-        local_world_size=ranks.local_world_size,
-        compute_device=ranks.device.type,
-        hbm_cap=torch.cuda.get_device_properties(ranks.device).total_memory if gpu else None,
-        ddr_cap=host_memory() // ranks.local_world_size,
-    )
+def rank_device(ranks: Ranks) -> Device:
+    """What a rank really has: its GPU, if it is on one, and its share of this machine's memory."""
+    host = host_memory() // ranks.local_world_size
+    if ranks.device.type == "cuda":
+        return cuda_device(torch.cuda.get_device_properties(ranks.device), host)
+    return cpu_device(host)
 
 
 def host_memory() -> int:
@@ -136,6 +140,52 @@ def host_memory() -> int:
     return total
 
 
+def plan_tables(
+    module: nn.Module,
+    ranks: Ranks,
+    *,
+    batch_size: int,
+    table_optimizer: str = "adam",
+    settings: Mapping[str, TableConfig] | None = None,
+) -> Plan:
+    """Where the module's tables go on these ranks: rank 0's plan, on every rank.
+
+    Args:
+        module: holds collections whose tables are on "meta".
+        batch_size: rows of a step on each rank.
+        table_optimizer: as `shard`.
+        settings: of tables, by name.
+
+    Raises:
+        DataError: settings that do not fit, or tables that do not (with what would), on all ranks.
+    """
+    plan, problem = None, None
+    if ranks.rank == 0:
+        try:
+            tables = tables_in(module, settings or {})
+            for table in tables:
+                if table.dtype == "bf16":
+                    raise DataError(
+                        f"model.tables.{table.name}.dtype=bf16: FBGEMM trains fp32 and fp16 tables; use fp16"
+                    )
+            request = Request(
+                tables=tuple(tables),
+                device=rank_device(ranks),
+                world_size=ranks.world_size,
+                local_world_size=ranks.local_world_size,
+                batch_size=batch_size,
+                optimizer=table_optimizer,
+                dense_bytes=dense_bytes(module),
+            )
+            plan = make_plan(request)
+        except DataError as error:
+            problem = str(error)
+    plan, problem = ranks.share((plan, problem))
+    if problem:
+        raise DataError(problem)
+    return plan
+
+
 def shard(
     module: nn.Module,
     ranks: Ranks,
@@ -144,39 +194,45 @@ def shard(
     table_optimizer: str = "adam",
     table_lr: float = 0.01,
     seed: int = 0,
+    plan: Plan | None = None,
 ) -> DistributedModelParallel:
-    """Plan and shard the module's tables, with their optimizer inside the backward pass; replicate the rest.
+    """Shard the module's tables, with their optimizer inside the backward pass; replicate the rest.
 
     FBGEMM has no fused Adam for CPUs: there, tables under "adam" are replicated and updated by
     `optimizers.RowAdam`, which computes the same.
 
     Args:
-        module: holds EmbeddingBagCollections whose tables are on "meta".
+        module: holds collections whose tables are on "meta".
         batch_size: rows of a step on each rank, for the planner.
         table_optimizer, table_lr: of all tables: "adam", "rowwise_adagrad" or "sgd".
         seed: of the tables' first values, which are the same for every number of ranks.
+        plan: of the tables (default: `plan_tables` without settings).
     """
-    collections = [m for m in module.modules() if isinstance(m, EmbeddingBagCollection)]
-    if is_fused(table_optimizer, ranks.device):
-        for collection in collections:
-            kind, options = TABLE_OPTIMIZERS[table_optimizer], {"lr": table_lr}
-            apply_optimizer_in_backward(kind, collection.parameters(), options)
-        # Row-wise Adagrad keeps one value a row; cut by columns, each part would keep its own.
-        allowed = [s for s in SHARDINGS if table_optimizer != "rowwise_adagrad" or "column" not in s]
-    else:
-        allowed = [ShardingType.DATA_PARALLEL.value]
-    tables = [table.name for c in collections for table in c.embedding_bag_configs()]
-    sharders = [EmbeddingBagCollectionSharder()]
-    planner = EmbeddingShardingPlanner(
-        topology=topology(ranks),
-        batch_size=batch_size,
-        constraints={name: ParameterConstraints(sharding_types=allowed) for name in tables},
-        debug=False,
+    plan = plan or plan_tables(module, ranks, batch_size=batch_size, table_optimizer=table_optimizer)
+    placed = {p.table.name: p for p in plan.tables}
+    sharding: dict[str, EmbeddingModuleShardingPlan] = {}
+    for path, collection in module.named_modules():
+        if not isinstance(collection, (EmbeddingBagCollection, EmbeddingCollection)):
+            continue
+        own = sharding[path] = EmbeddingModuleShardingPlan()
+        for name, parameter in collection.named_parameters():
+            table = name.split(".")[-2]
+            own[table] = placed[table_key(table)].parameter
+            if placed[table_key(table)].kernel != "dense":
+                kind, options = TABLE_OPTIMIZERS[table_optimizer], {"lr": table_lr}
+                apply_optimizer_in_backward(kind, [parameter], options)
+    sharded = DistributedModelParallel(
+        module, device=ranks.device, plan=ShardingPlan(sharding), sharders=sharders()
     )
-    plan = planner.collective_plan(module, sharders, dist.group.WORLD)
-    sharded = DistributedModelParallel(module, device=ranks.device, plan=plan, sharders=sharders)
-    _fill_tables(sharded, seed)
+    # FBGEMM fills a table on SSD by itself.
+    _fill_tables(sharded, seed, [p.table.name for p in plan.tables if p.kernel == "key_value"])
     return sharded
+
+
+def save_plan(plan: Plan, folder: str | os.PathLike) -> None:
+    """Write `folder`/plan.json, and say on stderr in a few lines what the plan is. For rank 0."""
+    write_text_atomic(Path(folder) / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
+    print(to_text(plan, brief=True), file=sys.stderr)
 
 
 def describe_plan(model: DistributedModelParallel) -> dict[str, str]:
@@ -189,10 +245,11 @@ def describe_plan(model: DistributedModelParallel) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _fill_tables(model: DistributedModelParallel, seed: int) -> None:
+def _fill_tables(model: DistributedModelParallel, seed: int, left_out: Sequence[str]) -> None:
     """Uniform values in ±1/sqrt(rows), TorchRec's default, drawn so that they do not depend on the plan."""
     for name, tensor in model.state_dict().items():
-        if not name.endswith(".weight") or ".embedding_bags." not in name:
+        table = re.search(r"\.(?:embedding_bags|embeddings)\.(\w+)\.weight$", name)
+        if not table or table_key(table[1]) in left_out:
             continue
         if isinstance(tensor, ShardedTensor):
             parts = [(s.tensor, s.metadata.shard_offsets) for s in tensor.local_shards()]

@@ -2,38 +2,58 @@
 
 `dlrrec train` in one process needs no launcher, and `breakpoint()` works; `torchrun --nproc_per_node N -m
 dlrrec_torchrec train` runs the same function on N ranks, on the same global batches. Everything random
-follows from the seed and the number of the epoch or step, so that a training that was killed goes on from its
-last checkpoint as the same run.
+follows from the seed, the number of the epoch or step, and the generators' state in the checkpoint, so that a
+training that was killed goes on from its last checkpoint as the same run.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer
 
-from dlrrec_torchrec import checkpoint, schema
+from dlrrec_torchrec import schema
+from dlrrec_torchrec.checkpoint import BEST, Checkpoints, latest_state, load_model
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig, from_dict
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.history import History
+from dlrrec_torchrec.lockstep import any_rank
 from dlrrec_torchrec.metrics import json_safe
 from dlrrec_torchrec.models.build import build_model, build_wrapper, sparse_keys
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import class_weights
 from dlrrec_torchrec.optimizers import make_optimizer
-from dlrrec_torchrec.parallel import Ranks, describe_plan, process_group, resolve_device, shard
+from dlrrec_torchrec.parallel import (
+    Ranks,
+    describe_plan,
+    plan_tables,
+    process_group,
+    resolve_device,
+    save_plan,
+    shard,
+)
 from dlrrec_torchrec.quiet import quiet
 from dlrrec_torchrec.schema import DataError, Manifest
 from dlrrec_torchrec.selection import Selection, selection_for
+from dlrrec_torchrec.signals import Stopped, stop_requests
 from dlrrec_torchrec.trainer import Trainer
+
+# Settings that do not change the result.
+_FREE = ("workers", "resume", "checkpoint_steps", "keep_checkpoints", "background_checkpoints")
 
 
 def train(
@@ -46,47 +66,33 @@ def train(
 ) -> Manifest:
     """Train a model on `shards_dir`/train and keep its best epoch.
 
-    `out_dir` gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol,
-    split, rule) and at the end `manifest.json`. If it holds an interrupted training with these settings, that
-    one goes on. To be called on every rank where there is a launcher.
+    `out_dir` gets `plan.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `best.json` (epoch, metrics,
+    protocol, split, rule) and at the end `manifest.json`. If it holds an interrupted training with these
+    settings, that one goes on. To be called on every rank where there is a launcher.
 
     Raises:
         DataError: shards that cannot be used (file, column, row), settings that do not fit (flag), a loss
-            that is not a number.
+            that is not a number, a checkpoint that cannot be written; on all ranks.
+        Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
     shards = Manifest.read(shards_dir)
     settings = schema.jsonable({"model": model, "contrastive": contrastive, "train": train})
-    for name in ("workers", "resume"):  # these do not change the result
+    for name in _FREE:
         del settings["train"][name]
     inputs = {"shards": shards.fingerprint}
     manifest = Manifest("train", settings | {"protocol": protocol}, inputs)
     if done := manifest.current(out_dir):
         return done
+    if train.checkpoint_steps < 0:
+        raise DataError(f"train.checkpoint_steps: {train.checkpoint_steps} must not be negative")
 
+    _warn_of_restarts()
     out_dir, facts = Path(out_dir), shards.facts
     with quiet(), process_group(train.device) as ranks, schema.timed(manifest):
         share = _share_of_batch(train.batch_size, ranks)
         table_lr = train.lr if train.table_lr is None else train.table_lr
         selection = selection_for(protocol, train.select, train.patience)
-        loading = {
-            "modalities": model.modalities,
-            "sparse_keys": sparse_keys(model),
-            "rank": ranks.rank,
-            "world_size": ranks.world_size,
-            "workers": train.workers,
-            "pin_memory": ranks.device.type == "cuda",
-        }
-        rows = make_loader(
-            shards_dir,
-            "train",
-            share,
-            positives=facts["positives"],
-            seed=train.seed,
-            shuffle=True,
-            **loading,
-        )
-        held_out = make_loader(shards_dir, selection.split, share, positives=0, **loading)
-        _check(rows, held_out, selection.split, shards_dir, ranks)
+        rows, held_out, vectors = _open(shards_dir, facts, model, train, share, selection.split, ranks)
 
         torch.manual_seed(train.seed)
         plain = build_model(
@@ -100,53 +106,35 @@ def train(
         wrapper = build_wrapper(
             plain,
             contrastive,
-            corpus={m: torch.from_numpy(v) for m, v in load_entities(shards_dir).vectors.items()},
+            corpus=vectors,
             class_weights=class_weights(train.class_weights, labels["negative"], labels["positive"]),
             seed=train.seed,
         )
-        sharded = shard(
-            wrapper,
-            ranks,
-            batch_size=share,
-            table_optimizer=train.table_optimizer,
-            table_lr=table_lr,
-            seed=train.seed,
-        )
-        optimizer = make_optimizer(sharded, train.lr, train.weight_decay)
+        tables = {"batch_size": share, "table_optimizer": train.table_optimizer}
+        plan = plan_tables(wrapper, ranks, settings=model.tables, **tables)
+        sharded = shard(wrapper, ranks, table_lr=table_lr, seed=train.seed, plan=plan, **tables)
+        optimizer = make_optimizer(sharded, train.lr, train.weight_decay, train.table_optimizer)
 
         _clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
-        if state := checkpoint.load_latest(out_dir / "checkpoints", sharded, optimizer, ranks):
-            selection.restore(state["selection"])
-        done_steps, total = selection.epoch * len(rows), train.epochs * len(rows)
-        with (
-            _progress(ranks.rank == 0) as bar,
-            History(out_dir, selection.epoch, done_steps, ranks.rank == 0) as history,
-        ):
-            task = bar.add_task("training", total=total, completed=done_steps)
-            trainer = Trainer(
-                sharded,
-                optimizer,
-                ranks,
-                lr=train.lr,
+        if ranks.rank == 0:
+            save_plan(plan, out_dir)
+        with stop_requests() as asked:
+            _Run(
+                out_dir=out_dir,
+                fingerprint=manifest.fingerprint,
+                model=sharded,
+                optimizer=optimizer,
+                ranks=ranks,
+                rows=rows,
+                held_out=held_out,
+                selection=selection,
+                settings=train,
                 table_lr=table_lr,
-                schedule=train.schedule,
-                warmup_steps=train.warmup_steps,
-                total_steps=total,
-                seed=train.seed,
-                advance=lambda: bar.advance(task),
-            )
-            while selection.epoch < train.epochs and not selection.stop:
-                record, steps = trainer.run_epoch(rows, selection.epoch + 1)
-                metrics = trainer.evaluate(held_out)
-                best = selection.update(record["epoch"], metrics)
-                history.add(record | metrics | {"split": selection.split, "best": best}, steps)
-                if best and ranks.rank == 0:
-                    _write_best(out_dir, protocol, selection)
-                state = {"run": manifest.fingerprint, "step": record["step"], "epoch": record["epoch"]}
-                state |= {"selection": json_safe(selection.state())}
-                checkpoint.save(out_dir / "checkpoints", sharded, optimizer, state, best, ranks)
-                shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
-                bar.update(task, description=shown)
+                protocol=protocol,
+                asked=asked,
+            ).to_the_end()
+            # Too late for this training, but what comes after it need not begin.
+            stopped = any_rank(asked())
         manifest.rows = {"train": rows.rows, selection.split: held_out.rows}
         manifest.facts = json_safe(
             {
@@ -161,7 +149,102 @@ def train(
         )
     if ranks.rank == 0:
         manifest.write(out_dir)
+    if stopped:
+        raise Stopped
     return manifest
+
+
+@dataclasses.dataclass
+class _Run:
+    """A training under way: its epochs, and what is written as it goes."""
+
+    out_dir: Path
+    fingerprint: str
+    model: DistributedModelParallel
+    optimizer: CombinedOptimizer
+    ranks: Ranks
+    rows: ShardLoader
+    held_out: ShardLoader
+    selection: Selection
+    settings: TrainConfig
+    table_lr: float
+    protocol: str
+    asked: Callable[[], bool]
+
+    def to_the_end(self) -> None:
+        """From the last checkpoint, or the start, to the last epoch. Raises Stopped when asked to."""
+        settings, selection, first = self.settings, self.selection, self.ranks.rank == 0
+        self.trainer = Trainer(
+            self.model,
+            self.optimizer,
+            self.ranks,
+            lr=settings.lr,
+            table_lr=self.table_lr,
+            schedule=settings.schedule,
+            warmup_steps=settings.warmup_steps,
+            total_steps=settings.epochs * len(self.rows),
+            seed=settings.seed,
+            asked=self.asked,
+        )
+        with Checkpoints(
+            self.out_dir / "checkpoints",
+            self.ranks,
+            keep=settings.keep_checkpoints,
+            background=settings.background_checkpoints,
+        ) as self.checkpoints:
+            self._resume()
+            with (
+                _progress(first) as self.bar,
+                History(self.out_dir, selection.epoch, selection.epoch * len(self.rows), first) as history,
+            ):
+                total = settings.epochs * len(self.rows)
+                self.task = self.bar.add_task("training", total=total, completed=self.trainer.step)
+                while selection.epoch < settings.epochs and not selection.stop:
+                    record, steps = self.trainer.run_epoch(self.rows, selection.epoch + 1, self._after_step)
+                    metrics = self.trainer.evaluate(self.held_out)
+                    if metrics is None:
+                        self._save_and_stop()
+                    best = selection.update(record["epoch"], metrics)
+                    history.add(record | metrics | {"split": selection.split, "best": best}, steps)
+                    if best and first:
+                        _write_best(self.out_dir, self.protocol, selection)
+                    self._save(best=best, own={}, whole_epoch=True)
+                    shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
+                    self.bar.update(self.task, description=shown)
+
+    def _resume(self) -> None:
+        loaded = self.checkpoints.load(self.model, self.optimizer)
+        if loaded is None:
+            return
+        state, own = loaded
+        self.selection.restore(state["selection"])
+        self.trainer.restore(
+            state["step"],
+            state["epoch"],
+            None if state["whole_epoch"] else own,
+            same_ranks=state["ranks"] == self.ranks.world_size,
+        )
+
+    def _after_step(self) -> None:
+        step, every = self.trainer.step, self.settings.checkpoint_steps
+        self.bar.update(self.task, completed=step)
+        if self.trainer.stopping:
+            self._save_and_stop()
+        if every and step % every == 0 and step % len(self.rows):  # after an epoch, evaluation comes first
+            self._save(best=False, own=self.trainer.state(), whole_epoch=False)
+
+    def _save(self, best: bool, own: dict[str, Any], whole_epoch: bool) -> None:
+        state = {"run": self.fingerprint, "step": self.trainer.step, "epoch": self.selection.epoch}
+        state |= {"whole_epoch": whole_epoch, "selection": json_safe(self.selection.state())}
+        self.checkpoints.save(self.model, self.optimizer, state, own, best)
+
+    def _save_and_stop(self) -> NoReturn:
+        self._save(best=False, own=self.trainer.state(), whole_epoch=False)
+        self.checkpoints.wait()
+        if self.ranks.rank == 0:
+            total = self.settings.epochs * len(self.rows)
+            print(f"{self.out_dir}: stopped; saved step {self.trainer.step} of {total}", file=sys.stderr)
+        raise Stopped
 
 
 def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, device: str = "cpu") -> DLRREC:
@@ -186,8 +269,22 @@ def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, de
         device="cpu",
     )
     with quiet():
-        checkpoint.load_model(Path(train_dir) / "checkpoints" / checkpoint.BEST, model, prefix="model.")
+        load_model(Path(train_dir) / "checkpoints" / BEST, model, prefix="model.")
     return model.to(resolve_device(device)).eval()
+
+
+def _warn_of_restarts() -> None:
+    """Under torchrun with restarts, every life of the ranks meets in one store unless told otherwise.
+
+    There a new rank may find the address of one that is dead: https://github.com/pytorch/pytorch/issues/135712.
+    """
+    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ["RANK"] == "0":
+        print(
+            "dlrrec: torchrun restarts ranks reliably only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
+            "environment",
+            file=sys.stderr,
+        )
 
 
 def _share_of_batch(batch_size: int, ranks: Ranks) -> int:
@@ -200,14 +297,42 @@ def _share_of_batch(batch_size: int, ranks: Ranks) -> int:
     return batch_size // ranks.world_size
 
 
-def _check(
-    rows: ShardLoader, held_out: ShardLoader, split: str, shards_dir: str | os.PathLike, ranks: Ranks
-) -> None:
-    """Refuse shards that would fail in the middle of a training, on all ranks together."""
+def _open(
+    shards_dir: str | os.PathLike,
+    facts: dict[str, Any],
+    model: ModelConfig,
+    settings: TrainConfig,
+    share: int,
+    split: str,
+    ranks: Ranks,
+) -> tuple[ShardLoader, ShardLoader, dict[str, Tensor]]:
+    """Rows to train on, rows of `split`, and the entities' vectors by modality.
+
+    Shards that would fail in the middle of a training are refused, on all ranks together.
+    """
+    loading = {
+        "modalities": model.modalities,
+        "sparse_keys": sparse_keys(model),
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+        "workers": settings.workers,
+        "pin_memory": ranks.device.type == "cuda",
+    }
     error = None
     try:
+        rows = make_loader(
+            shards_dir,
+            "train",
+            share,
+            positives=facts["positives"],
+            seed=settings.seed,
+            shuffle=True,
+            **loading,
+        )
+        held_out = make_loader(shards_dir, split, share, positives=0, **loading)
         rows.check()
         held_out.check()
+        vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards_dir).vectors.items()}
     except DataError as found:
         error = found
     ranks.agree(error)
@@ -219,12 +344,13 @@ def _check(
         raise DataError(
             f"{Path(shards_dir) / split}: no rows to select the best epoch by; make this split larger"
         )
+    return rows, held_out, vectors
 
 
 def _clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) -> None:
     """Empty `out_dir` unless it holds an interrupted training of this very run that may go on."""
     if ranks.rank == 0:
-        state = checkpoint.latest_state(out_dir / "checkpoints")
+        state = latest_state(out_dir / "checkpoints")
         if not resume or (state and state["run"] != run) or (out_dir / "manifest.json").exists():
             shutil.rmtree(out_dir, ignore_errors=True)
         out_dir.mkdir(parents=True, exist_ok=True)

@@ -1,9 +1,11 @@
-"""One epoch of training, and the metrics of held-out rows, over all ranks."""
+"""The steps of training, and the metrics of held-out rows, over all ranks."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel, get_un
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrrec_torchrec.data.loader import ShardLoader
+from dlrrec_torchrec.lockstep import Lockstep
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
 from dlrrec_torchrec.models.collectives import gather_rows
 from dlrrec_torchrec.optimizers import lr_factor, set_lr
@@ -25,7 +28,7 @@ REPORTED = ("auc", "accuracy", "fpr")  # of the training rows
 
 
 class Trainer:
-    """Takes a sharded model through its epochs.
+    """Takes a sharded model through its epochs, and can go on from the middle of one.
 
     Args:
         model: around a TrainWrapper.
@@ -35,7 +38,12 @@ class Trainer:
         schedule, warmup_steps: of the learning rates (`optimizers.lr_factor`).
         total_steps: steps of the whole training.
         seed: of dropout, together with epoch and rank.
-        advance: called after each step.
+        asked: whether this process has been asked to stop.
+
+    Attributes:
+        step: steps so far.
+        stopping: whether any rank has been asked to stop; all ranks see it after the same step or, when
+            `evaluate` returns None, after the same batch.
     """
 
     def __init__(
@@ -50,17 +58,28 @@ class Trainer:
         warmup_steps: int,
         total_steps: int,
         seed: int,
-        advance: Callable[[], Any] = lambda: None,
+        asked: Callable[[], bool] = lambda: False,
     ) -> None:
         self._model, self._optimizer, self._ranks = model, optimizer, ranks
-        self._lr, self._table_lr, self._seed, self._advance = lr, table_lr, seed, advance
+        self._lr, self._table_lr, self._seed = lr, table_lr, seed
         self._schedule, self._warmup, self._total = schedule, warmup_steps, total_steps
+        self._asked = asked
         self._pipeline = make_pipeline(model, optimizer, ranks.device)
+        self.step = 0
+        self.stopping = False
+        self._resumed: Callable[[], Any] | None = None  # puts the random numbers where they were
+        # Of the epoch under way: label and logit of each row so far, LOSSES of each step, seconds.
+        self._rows: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._seconds = 0.0
 
-    def run_epoch(self, rows: ShardLoader, epoch: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """Train on every row once.
+    def run_epoch(
+        self, rows: ShardLoader, epoch: int, after_step: Callable[[], Any] = lambda: None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Train on every row once, or on those that a restored epoch has left.
 
-        Random numbers start anew from (seed, epoch, rank): a resumed run needs no generator state.
+        Random numbers start anew from (seed, epoch, rank). `after_step` is called after each step, where the
+        model may be saved; what it raises ends the training.
 
         Returns:
             the epoch's record: `epoch`, `step` (the last), `lr`, `train_loss` (unweighted BCE in nats),
@@ -69,51 +88,122 @@ class Trainer:
             `rows_per_second`; and the losses of each step, name -> f32 [steps].
 
         Raises:
-            DataError: a loss that is not a number, on all ranks.
+            DataError: a loss that is not a number, rows that cannot be read, on all ranks.
         """
-        key = np.random.SeedSequence([self._seed, epoch, self._ranks.rank])
-        torch.manual_seed(int(key.generate_state(1)[0]))
+        first, last = (epoch - 1) * len(rows), epoch * len(rows)
+        draw, self._resumed = self._resumed, None
+        if draw is None:
+            draw = functools.partial(self._draw_from, epoch)
+            self._rows, self._losses, self._seconds = [], [], 0.0
         self._model.train()
         rows.set_epoch(epoch)
-        start, batches, outputs = time.monotonic(), iter(rows), []
-        first = (epoch - 1) * len(rows)
-        for step in range(first, first + len(rows)):
-            factor = lr_factor(step, self._total, self._schedule, self._warmup)
+        start = time.monotonic() - self._seconds
+        if self.step < last:
+            batches = Lockstep(itertools.islice(rows, self.step - first, None), self._asked)
+        draw()  # after the loader has: the first time, or each time, as it has workers or not
+        while self.step < last:
+            factor = lr_factor(self.step, self._total, self._schedule, self._warmup)
             set_lr(self._optimizer, self._lr * factor, self._table_lr * factor)
-            outputs.append(self._pipeline.progress(batches))
-            self._advance()
+            output = self._pipeline.progress(batches)
+            self._rows.append(torch.stack([output["label"], output["logits"].float()], dim=1))
+            self._losses.append(torch.stack([output[name].float() for name in LOSSES]).unsqueeze(0))
+            self.step += 1
+            self._seconds = time.monotonic() - start
+            self.stopping = batches.stop
+            after_step()
         self._pipeline.detach()  # evaluation and checkpoints see the plain model
 
-        steps = {name: torch.stack([o[name] for o in outputs]).float().cpu().numpy() for name in LOSSES}
-        for name, values in steps.items():
-            if not np.isfinite(values).all():
-                step = first + int(np.flatnonzero(~np.isfinite(values))[0]) + 1
-                raise DataError(f"{name} is not a number in step {step} (epoch {epoch}); lower train.lr")
-        seconds = time.monotonic() - start
-        joined = [torch.cat([o[name] for o in outputs]) for name in ("label", "logits")]
-        metrics = self._metrics(*joined)
-        record = {"epoch": epoch, "step": first + len(rows), "lr": self._lr * factor}
+        losses = self._checked_losses().cpu().numpy()
+        metrics = self._metrics(torch.cat(self._rows))
+        self._seconds = time.monotonic() - start
+        steps = dict(zip(LOSSES, losses.T, strict=True))
+        factor = lr_factor(last - 1, self._total, self._schedule, self._warmup)
+        record = {"epoch": epoch, "step": last, "lr": self._lr * factor}
         record |= {"train_loss": metrics["loss"]}
         record |= {f"train_{name}": float(values.mean()) for name, values in steps.items()}
         record |= {f"train_{name}": metrics[name] for name in REPORTED}
-        return record | {"seconds": seconds, "rows_per_second": rows.rows / seconds}, steps
+        return record | {"seconds": self._seconds, "rows_per_second": rows.rows / self._seconds}, steps
 
     @torch.no_grad()
-    def evaluate(self, rows: ShardLoader) -> dict[str, float]:
-        """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks."""
+    def evaluate(self, rows: ShardLoader) -> dict[str, float] | None:
+        """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
+
+        None where a rank has been asked to stop meanwhile. Raises DataError for rows that cannot be read, on
+        all ranks.
+        """
         self._model.eval()
         model = get_unwrapped_module(self._model).model
-        logits, labels, users = [], [], []
-        for batch in rows:
+        both, users = [], []
+        batches = Lockstep(rows, self._asked)
+        for batch in batches:
             batch = batch.to(self._ranks.device)
-            logits.append(model(batch.dense, batch.sparse, batch.vectors))
-            labels.append(batch.label)
+            logits = model(batch.dense, batch.sparse, batch.vectors)
+            both.append(torch.stack([batch.label, logits.float()], dim=1))
             users.append(batch.user)
-        return self._metrics(torch.cat(labels), torch.cat(logits), torch.cat(users))
+            if batches.stop:
+                self.stopping = True
+                return None
+        return self._metrics(torch.cat(both), torch.cat(users))
 
-    def _metrics(self, label: Tensor, logits: Tensor, user: Tensor | None = None) -> dict[str, float]:
-        """Metrics over all ranks' rows, computed on rank 0, so that all ranks decide alike."""
-        both = gather_rows(torch.stack([label, logits.float()], dim=1))
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on in the middle of this epoch: this rank's tensors, in host memory.
+
+        Raises DataError where a loss is not a number, on all ranks: such a model is not worth keeping.
+        """
+        device = self._ranks.device
+        random = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        losses, rows = self._checked_losses().cpu(), torch.cat(self._rows).cpu()
+        return {"random": random, "losses": losses, "rows": rows, "seconds": self._seconds}
+
+    def restore(
+        self, step: int, epoch: int, states: Sequence[dict[str, Any]] | None, same_ranks: bool
+    ) -> None:
+        """Go on after `step` steps.
+
+        Args:
+            epoch: whole epochs so far.
+            states: the `state` of all ranks of then, dealt out to the present ones: rank 0's first on rank 0.
+                None: `step` ended an epoch.
+            same_ranks: whether there are as many ranks as then, so that each finds its own random numbers. If
+                not, they start anew from (seed, epoch, rank, step).
+        """
+        self.step = step
+        if states is None:
+            return
+        shared = (states[0]["losses"], states[0]["seconds"]) if self._ranks.rank == 0 else None
+        losses, self._seconds = self._ranks.share(shared)
+        device = self._ranks.device
+        self._losses = [losses.to(device)]
+        self._rows = [torch.zeros(0, 2, device=device), *(state["rows"].to(device) for state in states)]
+
+        def draw() -> None:
+            if not same_ranks:
+                self._draw_from(epoch + 1, step)
+                return
+            torch.set_rng_state(states[0]["random"]["cpu"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(states[0]["random"]["cuda"], device)
+
+        self._resumed = draw
+
+    def _draw_from(self, *key: int) -> None:
+        sequence = np.random.SeedSequence([self._seed, key[0], self._ranks.rank, *key[1:]])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def _checked_losses(self) -> Tensor:
+        """LOSSES of the epoch's steps so far, f32 [steps, 3]."""
+        losses = torch.cat(self._losses)
+        if not bool(losses.isfinite().all()):
+            step, which = (int(i) for i in (~losses.isfinite()).nonzero()[0])
+            step += self.step - len(losses) + 1
+            raise DataError(f"{LOSSES[which]} is not a number in step {step}; lower train.lr")
+        return losses
+
+    def _metrics(self, rows: Tensor, user: Tensor | None = None) -> dict[str, float]:
+        """Metrics of all ranks' rows (label, logit), computed on rank 0, so that all ranks decide alike."""
+        both = gather_rows(rows)
         user = None if user is None else gather_rows(user).cpu().numpy()
         metrics = None
         if self._ranks.rank == 0:

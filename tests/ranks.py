@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import json
 import sys
 from pathlib import Path
-from unittest import mock
 
 from dlrrec_torchrec import parallel
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config import SHARDING_TYPES, ContrastiveConfig, ModelConfig, TableConfig, TrainConfig
+from dlrrec_torchrec.models.build import build_model
+from dlrrec_torchrec.planning import to_json
+from dlrrec_torchrec.schema import DataError
 from dlrrec_torchrec.train import train
 
 # Adam turns the rounding noise of a gradient that is exactly 0, as that of a bias before batch normalisation,
@@ -22,28 +25,51 @@ VARIANTS = {
     "table_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad", "schedule": "cosine"}),
     "row_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
     "column_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "sgd", "table_lr": 0.1}),
+    "mixed": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
+    "half": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
 }
+TABLES = {
+    "mixed": {
+        "category": TableConfig(sharding=["data_parallel"]),
+        "user": TableConfig(sharding=["row_wise"]),
+    },
+    "half": {"user": TableConfig(dtype="fp16", sharding=["row_wise"], rows=64)},
+}
+
+
+def sharded(model: ModelConfig, name: str) -> ModelConfig:
+    """The model, its tables kept as TABLES or the variant's name, if it is a sharding type, say."""
+    types = [name] if name in SHARDING_TYPES else []
+    tables = {table: TableConfig(sharding=types) for table in ("category", "user")}
+    return dataclasses.replace(model, tables=TABLES.get(name, tables))
 
 
 def train_all(shards: Path, small: Path, out: Path) -> None:
     """Each variant on `shards`, and a training whose one validation row leaves a rank padding alone."""
     for name, settings in VARIANTS.items():
-        # On one rank there is nothing to cut, and the planner offers only whole tables.
-        forced = "WORLD_SIZE" in os.environ and name in parallel.SHARDINGS
-        kinds = [name] if forced else parallel.SHARDINGS
-        # Rows are not offered for CPUs, but work.
-        offered = mock.Mock(return_value=[*kinds, "data_parallel"])
-        sharder = parallel.EmbeddingBagCollectionSharder
-        with (
-            mock.patch.object(parallel, "SHARDINGS", kinds),
-            mock.patch.object(sharder, "sharding_types", offered),
-        ):
-            model = WIDE if name == "column_wise" else MODEL
-            train(model, ContrastiveConfig(num_negatives=16), settings, "strict", shards, out / name)
+        model = sharded(WIDE if name == "column_wise" else MODEL, name)
+        train(model, ContrastiveConfig(num_negatives=16), settings, "strict", shards, out / name)
     tiny = TrainConfig(epochs=1, batch_size=8, select="loss", device="cpu", table_optimizer="rowwise_adagrad")
     train(MODEL, ContrastiveConfig(num_negatives=16), tiny, "strict", small, out / "small")
+
+
+def plan_all(out: Path) -> None:
+    """What each rank takes for the plan, and is told where there is none: only rank 0 may plan."""
+    with parallel.process_group("cpu") as ranks:
+        model = build_model(MODEL, dense_width=7, num_users=5000, num_items=9, device="meta")
+        if ranks.rank:
+            parallel.make_plan = None
+        plan = parallel.plan_tables(model, ranks, batch_size=30, table_optimizer="sgd")
+        told = {"plan": to_json(plan), "problem": ""}
+        try:
+            settings = {"user": TableConfig(sharding=["row_wise"])}
+            parallel.plan_tables(model, ranks, batch_size=30, table_optimizer="adam", settings=settings)
+        except DataError as error:
+            told["problem"] = str(error)
+        (out / f"plan-{ranks.rank}.json").write_text(json.dumps(told))
 
 
 if __name__ == "__main__":
     with parallel.process_group("cpu"):
         train_all(*map(Path, sys.argv[1:]))
+        plan_all(Path(sys.argv[-1]))

@@ -12,7 +12,8 @@ LEVELS = [
     {"schema"},
     {"config", "features", "paths"},
     {"ingest", "split", "extract", "prepare", "neighbors", "data", "models", "metrics"},
-    {"optimizers", "selection", "steps", "history", "quiet"},
+    {"optimizers", "selection", "steps", "history", "quiet", "lockstep", "signals"},
+    {"planning"},
     {"parallel"},
     {"checkpoint", "trainer"},
     {"train"},
@@ -24,7 +25,7 @@ LEVELS = [
     {"__main__"},
 ]
 NO_POLARS = {"data", "models", "metrics", "optimizers", "selection", "steps", "history", "quiet"}
-NO_POLARS |= {"parallel", "checkpoint", "trainer", "train"}
+NO_POLARS |= {"benchmarks", "lockstep", "signals", "planning", "parallel", "checkpoint", "trainer", "train"}
 NO_POLARS |= {"baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
 
 

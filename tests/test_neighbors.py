@@ -10,6 +10,7 @@ from dlrrec_torchrec.config import SwingStageConfig
 from dlrrec_torchrec.neighbors import neighbors
 from dlrrec_torchrec.schema import NEIGHBORS, SPLIT, DataError, Manifest, read_table, write_table
 from swing import preset, reference
+from swing.config import SIMILARITIES
 
 
 def write_split(folder, pairs, ratings=None, **names):
@@ -55,6 +56,16 @@ def test_both_sides_follow_the_formula(tmp_path, pairs):
     alone = next(row for row in rows(tmp_path / "swing" / "users") if row["id"] == "alone")
     assert alone["neighbors"] == [] and alone["scores"] == []
     assert manifest.facts["items"]["dropped"]["edges_below_min_user_items"] >= 1
+
+
+@pytest.mark.parametrize("similarity", SIMILARITIES)
+def test_another_similarity_can_be_asked_for(tmp_path, pairs, similarity):
+    split = write_split(tmp_path / "split", pairs)
+    neighbors(SwingStageConfig(similarity=similarity, top_k=3), split, tmp_path / "swing")
+    wanted = reference.scores(pairs, preset(similarity=similarity), "items")
+    for row in rows(tmp_path / "swing" / "items"):
+        best = sorted(wanted[row["id"]].values(), reverse=True)[:3]
+        assert row["scores"] == pytest.approx(best, rel=1e-6) and len(best) == 3
 
 
 def test_no_rating_changes_a_positive(tmp_path, pairs):

@@ -11,6 +11,7 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *((ROOT / "docs" / f"{p}.md").read_text(encoding="utf-8") for p in ("swing", "sharding"))]
 BIN = Path(sys.executable).parent
 # The runs are made small; nothing else of a command is changed.
 SMALL = {"epochs": 1, "patience": 0}
@@ -20,7 +21,7 @@ def commands():
     """Every line of every bash block, without comments, and the preparation that the text names."""
     lines = [
         line
-        for block in re.findall(r"```bash\n(.*?)```", README, re.S)
+        for block in re.findall(r"```bash\n(.*?)```", "\n".join(PAGES), re.S)
         for line in block.splitlines()
         if line.strip()
     ]
@@ -88,6 +89,9 @@ def test_every_command_runs(clone):
             words[words.index("--user") + 1] = known_user(clone)
         if "--seeds" in words:
             words[words.index("--seeds") + 1] = "2"
+        if "swing.benchmark" in words:
+            at = words.index("--edges")
+            words[at:] = ["--edges", "0.01", "0.02", "--repeats", "1"]
         if "--source" in words:  # no configuration file whose training could be made small
             words += ["--epochs", "1", "--set", "train.batch_size=64"]
         program = [sys.executable] if words[0] == "python" else [str(BIN / words[0])]

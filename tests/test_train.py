@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dlrrec_torchrec import checkpoint, parallel
+from dlrrec_torchrec.checkpoint import Checkpoints
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import roc_auc
 from dlrrec_torchrec.models.build import build_model, sparse_keys
 from dlrrec_torchrec.schema import MODALITIES, DataError, Manifest
+from dlrrec_torchrec.steps import PlainPipeline
 from dlrrec_torchrec.train import load_trained, train
 from dlrrec_torchrec.trainer import Trainer
 from tests.shards import write_shards
@@ -62,9 +65,19 @@ def records(folder: Path) -> list[dict]:
     return [{k: v for k, v in r.items() if k not in ("seconds", "rows_per_second")} for r in lines]
 
 
-def weights(folder: Path, name: str = "last") -> dict[str, torch.Tensor]:
+def step_losses(folder: Path) -> list[float]:
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(s.step, s.value) for s in events.Scalars("step/loss_rec")]
+
+
+def newest(folder: Path) -> Path:
+    return max((folder / "checkpoints").glob("epoch-*"))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
     model = build_model(MODEL, dense_width=7, num_users=60, num_items=40)
-    checkpoint.load_model(folder / "checkpoints" / name, model, prefix="model.")
+    checkpoint.load_model(path, model, prefix="model.")
     return model.state_dict()
 
 
@@ -92,8 +105,8 @@ def test_it_learns(tmp_path):
 # --- going on ----------------------------------------------------------------------------------------------
 
 
-class Killed(Exception):
-    pass
+class Killed(BaseException):
+    """Like a real kill, nothing handles it."""
 
 
 def kill_in(monkeypatch, owner, name: str, when: int, after: bool = False):
@@ -121,33 +134,48 @@ def undisturbed(shards, tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize(
-    ("kind", "owner", "name", "when", "after"),
-    [
-        ("adam", Trainer, "evaluate", 3, False),  # in the middle of an epoch
-        ("adam", checkpoint, "_publish", 4, False),  # between `best` and `last` of epoch 2
-        ("rowwise_adagrad", checkpoint, "save", 2, True),  # right after a checkpoint
-        ("rowwise_adagrad", checkpoint.dcp, "save", 3, False),  # metrics.jsonl is ahead of the checkpoints
-    ],
-)
-def test_a_killed_training_goes_on_as_the_same_run(
-    shards, undisturbed, tmp_path, monkeypatch, kind, owner, name, when, after
-):
+KILLS = {
+    "before evaluation": ("adam", Trainer, "evaluate", 3, False, {}),
+    "between best and newest": ("adam", checkpoint, "_publish", 4, False, {}),
+    "after a checkpoint": ("rowwise_adagrad", Checkpoints, "save", 2, True, {}),
+    "before a checkpoint": (
+        "rowwise_adagrad",
+        checkpoint.dcp,
+        "save",
+        3,
+        False,
+        {},
+    ),  # but after metrics.jsonl
+    # A checkpoint after every 4th of 6 steps an epoch:
+    "in an epoch": ("adam", PlainPipeline, "progress", 11, False, {"checkpoint_steps": 4}),
+    "in the background": (
+        *("rowwise_adagrad", PlainPipeline, "progress", 23, False),
+        {"checkpoint_steps": 4, "background_checkpoints": True, "workers": 1},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", KILLS)
+def test_a_killed_training_goes_on_as_the_same_run(shards, undisturbed, tmp_path, monkeypatch, case):
+    kind, owner, name, when, after, changes = KILLS[case]
     options = {"table_optimizer": kind, "schedule": "cosine", "warmup_steps": 3}
+    out = tmp_path / "out"
     with monkeypatch.context() as patched:
         kill_in(patched, owner, name, when, after)
         with pytest.raises(Killed):
-            run(shards, tmp_path / "out", **options)
-    assert not (tmp_path / "out" / "manifest.json").exists()
-    epochs = []
-    plain = Trainer.run_epoch
-    monkeypatch.setattr(Trainer, "run_epoch", lambda s, r, e: epochs.append(e) or plain(s, r, e))
-    manifest = run(shards, tmp_path / "out", **options)
-    assert epochs and epochs[0] > 1 and epochs[-1] == 4  # it did not start anew
-    assert records(tmp_path / "out") == records(undisturbed / kind)
-    for which in ("last", "best"):
-        expected = weights(undisturbed / kind, which)
-        for key, value in weights(tmp_path / "out", which).items():
+            run(shards, out, **options, **changes)
+    assert not (out / "manifest.json").exists()
+    saved = checkpoint.latest_state(out / "checkpoints")["step"]
+    steps, plain = [], PlainPipeline.progress
+    monkeypatch.setattr(PlainPipeline, "progress", lambda s, b: steps.append(1) or plain(s, b))
+    manifest = run(shards, out, **options)  # what does not change the result may change
+    assert len(steps) == 4 * 6 - saved < 4 * 6
+    assert not changes or saved % 6
+    assert records(out) == records(undisturbed / kind)
+    assert step_losses(out) == step_losses(undisturbed / kind)
+    for which in (newest, lambda folder: folder / "checkpoints" / "best"):
+        expected = weights(which(undisturbed / kind))
+        for key, value in weights(which(out)).items():
             assert torch.equal(value, expected[key]), key
     assert manifest.facts == Manifest.read(undisturbed / kind).facts
 
@@ -163,28 +191,22 @@ def test_a_finished_training_is_not_repeated_and_a_changed_one_starts_anew(shard
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(shards, undisturbed, tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
-    options = {"table_optimizer": "adam", "schedule": "cosine", "warmup_steps": 3}
+    options = {"table_optimizer": "adam", "schedule": "cosine", "warmup_steps": 3, "checkpoint_steps": 4}
     with monkeypatch.context() as patched:
-        kill_in(patched, Trainer, "evaluate", 4)
+        kill_in(patched, PlainPipeline, "progress", 18)
         with pytest.raises(Killed):
             run(shards, out, **options)
-    (data,) = (out / "checkpoints" / "last").glob("*.distcp")
+    damaged = newest(out)
+    assert damaged.name == "epoch-00002-step-000000016"
+    (data,) = damaged.glob("*.distcp")
     broken = bytearray(data.read_bytes())
-    broken[: len(broken) // 2] = bytes(len(broken) // 2)
-    data.unlink()  # `best` may share the file
+    broken[len(broken) // 2] ^= 1
     data.write_bytes(broken)
     run(shards, out, **options)
     said = capsys.readouterr().err
-    assert f"{out}/checkpoints/last: cannot be loaded" in said
-    assert f"going on from {out}/checkpoints/last.previous (epoch 2)" in said
+    assert f"{damaged}: damaged ({data.name} is not as it was written: its SHA-256 differs)" in said
+    assert f"going on from {out}/checkpoints/epoch-00002-step-000000012" in said
     assert records(out) == records(undisturbed / "adam")
-
-    (out / "manifest.json").unlink()
-    (out / "checkpoints" / "last" / ".metadata").write_bytes(b"")
-    (out / "checkpoints" / "last.previous" / "state.json").write_text("{")
-    with pytest.raises(DataError, match=r"(?s)last: damaged \(.metadata has 0.*last.previous: damaged.*anew"):
-        with parallel.process_group("cpu") as ranks:
-            checkpoint.load_latest(out / "checkpoints", None, None, ranks)
 
 
 def test_load_trained_names_what_is_wrong(shards, undisturbed, tmp_path):
@@ -195,7 +217,7 @@ def test_load_trained_names_what_is_wrong(shards, undisturbed, tmp_path):
         load_trained(undisturbed / "adam", other)
     copy = shutil.copytree(undisturbed / "adam", tmp_path / "copy")
     (copy / "checkpoints" / "best" / "state.json").unlink()
-    with pytest.raises(DataError, match=r"best: incomplete .*state.json"):
+    with pytest.raises(DataError, match=r"best: incomplete \(state.json is missing\)"):
         load_trained(copy, shards)
 
 
@@ -223,15 +245,15 @@ def test_a_learning_rate_of_zero_leaves_tables_as_they_were_drawn(shards, tmp_pa
     for kind in ("adam", "rowwise_adagrad", "sgd"):
         run(shards, tmp_path / kind, epochs=1, lr=0.01, table_lr=0.0, table_optimizer=kind)
     key = "sparse_arch.embedding_bag_collection.embedding_bags.t_user.weight"
-    tables = [weights(tmp_path / kind)[key] for kind in ("adam", "rowwise_adagrad", "sgd")]
+    tables = [weights(newest(tmp_path / kind))[key] for kind in ("adam", "rowwise_adagrad", "sgd")]
     assert torch.equal(tables[0], tables[1]) and torch.equal(tables[0], tables[2])
     assert tables[0].abs().max() <= 60**-0.5 and tables[0].std() == pytest.approx(60**-0.5 / 3**0.5, rel=0.1)
 
 
 def test_the_planner_is_told_the_memory_that_is_there():
     with parallel.process_group("cpu") as ranks:
-        (device,) = parallel.topology(ranks).devices
-        assert device.storage.ddr == parallel.host_memory() and device.storage.hbm == 0
+        device = parallel.rank_device(ranks)
+        assert device.ddr == parallel.host_memory() and device.hbm == 0 and device.kind == "cpu"
         with parallel.process_group("cpu") as inner:  # a group that is there is used, and left
             assert inner == ranks
         assert dist.is_initialized()
@@ -246,6 +268,10 @@ def test_the_planner_is_told_the_memory_that_is_there():
 def test_refusals_name_the_flag_or_the_file(shards, tmp_path):
     with pytest.raises(DataError, match="train.batch_size: 1 rows"):
         run(shards, tmp_path / "out", batch_size=1)
+    with pytest.raises(DataError, match="train.checkpoint_steps: -1 must not be negative"):
+        run(shards, tmp_path / "out", checkpoint_steps=-1)
+    with pytest.raises(DataError, match="train.keep_checkpoints: 0 must be at least 1"):
+        run(shards, tmp_path / "out", keep_checkpoints=0)
     empty = write_shards(tmp_path / "empty", rows=(20, 0, 5), users=5, items=5)
     with pytest.raises(DataError, match=r"empty/val: no rows to select"):
         run(empty, tmp_path / "out")
@@ -260,13 +286,13 @@ def test_refusals_name_the_flag_or_the_file(shards, tmp_path):
 def test_a_loss_that_is_no_number_is_named(shards, tmp_path, monkeypatch):
     plain = Trainer.run_epoch
 
-    def poisoned(self, rows, epoch):
+    def poisoned(self, rows, epoch, after_step):
         with torch.no_grad():
             next(p for n, p in self._model.named_parameters() if "over_arch" in n).fill_(math.nan)
-        return plain(self, rows, epoch)
+        return plain(self, rows, epoch, after_step)
 
     monkeypatch.setattr(Trainer, "run_epoch", poisoned)
-    with pytest.raises(DataError, match=r"loss_rec is not a number in step 1 .*lower train.lr"):
+    with pytest.raises(DataError, match=r"loss_rec is not a number in step 1; lower train.lr"):
         run(shards, tmp_path / "out")
 
 

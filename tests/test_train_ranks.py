@@ -81,7 +81,18 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
     shards, folders = trained
     plan = Manifest.read(folders[2] / variant).facts["tables"]
     kind = variant if variant.endswith("_wise") else "data_parallel"
-    assert plan == {"t_category": kind, "t_user": kind}
+    kinds = {"t_category": kind, "t_user": kind}
+    kinds |= {
+        "mixed": {"t_user": "row_wise"},
+        "half": {"t_category": "table_wise", "t_user": "row_wise"},
+    }.get(variant, {})
+    assert plan == kinds
+    for ranks, folder in folders.items():  # the plan is kept with the training
+        kept = json.loads((folder / variant / "plan.json").read_text())
+        assert {f"t_{t['name']}": t["sharding"] for t in kept["tables"]} == kinds
+        assert kept["world_size"] == ranks and len(kept["ranks"]) == ranks
+    if variant == "half":
+        assert [t["rows"] for t in kept["tables"]] == [180, 64]  # more rows than there are users
     found, label = logits(folders[2] / variant, shards)
     best = json.loads((folders[2] / variant / "best.json").read_text())
     loss = cross_entropy(label.numpy(), found.sigmoid().double().numpy())
@@ -93,3 +104,17 @@ def test_a_rank_with_padding_alone_evaluates_with_the_others(trained):
     one, two = (json.loads((folders[n] / "small" / "metrics.jsonl").read_text()) for n in (1, 2))
     assert two["loss"] == pytest.approx(one["loss"], abs=1e-3)
     assert Manifest.read(folders[2] / "small").facts["ranks"] == 2
+
+
+def test_replicated_tables_learn_what_fused_ones_learn(trained):
+    _, folders = trained  # the category table of "mixed" is replicated, that of "row_wise" is not
+    one, two = (step_losses(folders[2] / variant) for variant in ("row_wise", "mixed"))
+    for name, losses in one.items():
+        assert losses == pytest.approx(two[name], abs=1e-4), name
+
+
+def test_every_rank_has_the_plan_of_rank_0(trained):
+    _, folders = trained
+    first, second = (json.loads((folders[2] / f"plan-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["plan"]["world_size"] == 2
+    assert "row_wise: needs a fused adam" in first["problem"]

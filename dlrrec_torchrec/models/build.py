@@ -6,13 +6,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.schema import NUM_CATEGORIES, DataError
+
+_DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
 def sparse_keys(model: ModelConfig) -> tuple[str, ...]:
@@ -33,15 +35,16 @@ def build_model(
 
     Args:
         dense_width: columns of the dense features.
-        num_users, num_items: rows of the id tables.
+        num_users, num_items: rows of the id tables, unless model.tables gives them more.
         device: of the tables. With "meta" (sharded training: no table is ever whole on one host) the dense
             part is on the CPU, else where the tables are. Its weights are drawn on the CPU, so that they
-            follow from the seed alone.
+            follow from the seed alone. Tables of model.tables' data types are made on "meta" only: whole
+            ones are fp32, which holds the values of the others.
 
     Raises:
         DataError: settings that do not fit together, naming the flags.
     """
-    rows = {"category": NUM_CATEGORIES + 1, "user": num_users, "item": num_items}
+    needed = {"category": NUM_CATEGORIES + 1, "user": num_users, "item": num_items}
     keys = sparse_keys(model)
     if not keys:
         raise DataError(
@@ -51,13 +54,15 @@ def build_model(
         raise DataError(f"model.embedding_dim: {model.embedding_dim} must be at least 1")
     device = torch.device(device or "cpu")
     meta = device.type == "meta"
+    settings = {key: model.tables.get(key, TableConfig()) for key in keys}
     tables = EmbeddingBagCollection(
         tables=[
             EmbeddingBagConfig(
                 name=f"t_{key}",
                 embedding_dim=model.embedding_dim,
-                num_embeddings=rows[key],
+                num_embeddings=_rows(key, needed[key], settings[key], model.embedding_dim),
                 feature_names=[key],
+                data_type=_DTYPES[settings[key].dtype] if meta else DataType.FP32,
             )
             for key in keys
         ],
@@ -77,6 +82,18 @@ def build_model(
         dropout=model.dropout,
     )
     return built if meta else built.to(device)
+
+
+def _rows(key: str, needed: int, settings: TableConfig, dim: int) -> int:
+    """Rows of a table that needs `needed` of them. Raises DataError for settings the model cannot follow."""
+    if settings.rows is not None and settings.rows < needed:
+        raise DataError(f"model.tables.{key}.rows: {settings.rows:,}, but there are {needed:,} ids")
+    if settings.dim not in (None, dim):
+        raise DataError(
+            f"model.tables.{key}.dim: {settings.dim}, but the model's tables are of one dimension, "
+            f"model.embedding_dim ({dim})"
+        )
+    return settings.rows or needed
 
 
 def build_wrapper(
