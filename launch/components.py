@@ -2,6 +2,7 @@
 
     torchx run -s local_cwd launch/components.py:train -j 1x2 -- --run-dir runs/demo
     torchx run -s slurm launch/components.py:train -h h100x8 -j 2 -- --run-dir runs/mine
+    torchx run -s local_cwd launch/components.py:bench -j 1x2 -- embeddings --sharding table_wise
     torchx run -s kubernetes launch/components.py:swing -j 4 items --input reviews --output neighbors
     torchx run launch/components.py:train --help
 
@@ -20,6 +21,7 @@ from torchx import specs
 from torchx.specs import macros
 
 IMAGE = "dlrrec-torchrec:latest"
+BENCHMARKS = ("embeddings",)
 
 # Nodes with 8 GPUs as clouds and clusters have them. What is asked for fits the smallest of each kind, so one
 # name finds a node anywhere: of H100, for instance, AWS p5, Azure ND H100 v5 or Google a3-highgpu-8g. TorchX
@@ -71,32 +73,8 @@ def train(
         debug: checks and logs of torch.distributed and NCCL, slow
     """
     resource = _resource(h, cpu, gpu, memMB)
-    nodes, ranks = _nodes_and_ranks(j, resource.gpu)
-    # With several nodes the scheduler's variable names the first one. Schedulers that do not set it there set
-    # it on the others.
-    endpoint = f"$${{{macros.rank0_env}:=localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
-    elastic = {"nnodes": nodes, "nproc_per_node": ranks, "max_restarts": max_restarts}
-    elastic |= {"rdzv_backend": "c10d", "rdzv_id": macros.app_id, "tee": 3, "role": ""}
-    command = ["exec", "python", "-m", "torch.distributed.run"]
-    command += [word for flag, value in elastic.items() for word in (f"--{flag}", shlex.quote(str(value)))]
-    command += ["--rdzv_endpoint", endpoint, "-m", "dlrrec_torchrec", "train"]
-    command += map(shlex.quote, _literal(args))
-    role = specs.Role(
-        name="train",
-        image=image,
-        entrypoint="bash",
-        args=["-c", " ".join(command)],
-        # In a store shared with torchrun, ranks that restart meet the keys of those before them, and hang.
-        env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        | _torch_environment(resource, ranks, debug)
-        | (env or {}),
-        num_replicas=nodes,
-        max_retries=max_retries,
-        resource=resource,
-        port_map={"c10d": rdzv_port},
-        mounts=specs.parse_mounts(mounts or []),
-    )
-    return specs.AppDef(name=name, roles=[role])
+    options = (image, name, env, max_restarts, max_retries, mounts, rdzv_port, debug)
+    return _elastic("train", args, j, resource, *options)
 
 
 def evaluate(
@@ -218,6 +196,89 @@ def swing(
         max_retries=max_retries,
         resource=resource,
         port_map={"ray": port},
+        mounts=specs.parse_mounts(mounts or []),
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def bench(
+    *args: str,
+    j: str = "1",
+    h: str = "cpu.large",
+    cpu: int = -1,
+    gpu: int = -1,
+    memMB: int = -1,
+    image: str = IMAGE,
+    name: str = "bench",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+    rdzv_port: int = 29500,
+    debug: bool = False,
+) -> specs.AppDef:
+    """Measures a part of the system on NODES x RANKS processes: `dlrrec bench` under torch elastic.
+
+    Rank 0 prints the table and writes the JSON into the folder of `--out`.
+
+    Args:
+        args: what to measure and its flags, such as embeddings --sharding table_wise
+        j: NODES or NODESxRANKS; ranks on each node: by default one for each of its GPUs, or 1 without GPUs
+        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, such as gpu.small
+        cpu: CPUs of a node, instead of the named number
+        gpu: GPUs of a node, instead of the named number; with 0 the ranks use CPUs only
+        memMB: memory of a node in MiB, instead of the named amount
+        image: container image; local_cwd and slurm run in the current folder instead
+        name: name of the job
+        env: environment variables, A=1,B=2, also instead of those set here
+        max_retries: how often the scheduler starts a failed job again
+        mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
+        rdzv_port: port of the rendezvous on the first node, where there are several nodes
+        debug: checks and logs of torch.distributed and NCCL, slow
+    """
+    if not args or args[0] not in BENCHMARKS:
+        raise ValueError(f"say what to measure: bench {' or bench '.join(BENCHMARKS)}")
+    resource = _resource(h, cpu, gpu, memMB)
+    return _elastic("bench", args, j, resource, image, name, env, 0, max_retries, mounts, rdzv_port, debug)
+
+
+def _elastic(
+    stage: str,
+    args: tuple,
+    j: str,
+    resource: specs.Resource,
+    image: str,
+    name: str,
+    env: Optional[Dict[str, str]],
+    max_restarts: int,
+    max_retries: int,
+    mounts: Optional[List[str]],
+    rdzv_port: int,
+    debug: bool,
+) -> specs.AppDef:
+    """`dlrrec STAGE` on ranks that torch elastic starts."""
+    nodes, ranks = _nodes_and_ranks(j, resource.gpu)
+    # With several nodes the scheduler's variable names the first one. Schedulers that do not set it there set
+    # it on the others.
+    endpoint = f"$${{{macros.rank0_env}:=localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
+    elastic = {"nnodes": nodes, "nproc_per_node": ranks, "max_restarts": max_restarts}
+    elastic |= {"rdzv_backend": "c10d", "rdzv_id": macros.app_id, "tee": 3, "role": ""}
+    command = ["exec", "python", "-m", "torch.distributed.run"]
+    command += [word for flag, value in elastic.items() for word in (f"--{flag}", shlex.quote(str(value)))]
+    command += ["--rdzv_endpoint", endpoint, "-m", "dlrrec_torchrec", stage]
+    command += map(shlex.quote, _literal(args))
+    role = specs.Role(
+        name=stage,
+        image=image,
+        entrypoint="bash",
+        args=["-c", " ".join(command)],
+        # In a store shared with torchrun, ranks that restart meet the keys of those before them, and hang.
+        env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        | _torch_environment(resource, ranks, debug)
+        | (env or {}),
+        num_replicas=nodes,
+        max_retries=max_retries,
+        resource=resource,
+        port_map={"c10d": rdzv_port},
         mounts=specs.parse_mounts(mounts or []),
     )
     return specs.AppDef(name=name, roles=[role])

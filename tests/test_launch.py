@@ -27,7 +27,7 @@ from swing.__main__ import build_parser as swing_parser  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 FILE = ROOT / "launch" / "components.py"
-NAMES = ["train", "evaluate", "extract", "swing"]
+NAMES = ["train", "evaluate", "extract", "swing", "bench"]
 ODD = [
     "a b",
     "it's",
@@ -115,7 +115,7 @@ def test_torchx_accepts_and_explains_every_argument(name, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_components_are_pure(name):
-    words = SWING if name == "swing" else ["--run-dir", "runs/x"]
+    words = {"swing": SWING, "bench": ["embeddings"]}.get(name, ["--run-dir", "runs/x"])
     env = {"A": "1"}
     first = component(name)(*words, env=env)
     role(first).env["B"] = "2"
@@ -172,6 +172,30 @@ def test_every_flag_of_a_stage_reaches_it(name):
         program, words = placed(app).args[:2], placed(app).args[2:]
         assert role(app).entrypoint == "python" and program == ["-m", "dlrrec_torchrec"]
     assert vars(dlrrec_parser().parse_args(words)) == vars(dlrrec_parser().parse_args([name, *flags]))
+
+
+def benchmarks():
+    return next(a for a in subparser(dlrrec_parser(), "bench")._actions if a.choices).choices
+
+
+@pytest.mark.parametrize("part", components.BENCHMARKS)
+def test_every_flag_of_a_benchmark_reaches_it(part):
+    flags = sample_flags(benchmarks()[part])
+    assert len(flags) > 4
+    app = components.bench(part, *flags, j="2x4", h="h100x8", rdzv_port=29501)
+    options, words = torchrun_words(app, {"FIRST_NODE": "node7"})
+    assert (options.nnodes, options.nproc_per_node, options.max_restarts) == ("2", "4", 0)
+    assert options.rdzv_endpoint == "node7:29501" and options.training_script == "dlrrec_torchrec"
+    assert (app.name, role(app).name, role(app).port_map) == ("bench", "bench", {"c10d": 29501})
+    direct = dlrrec_parser().parse_args(["bench", part, *flags])
+    assert vars(dlrrec_parser().parse_args(words)) == vars(direct)
+
+
+def test_what_there_is_to_measure():
+    assert sorted(components.BENCHMARKS) == sorted(benchmarks())
+    for words in ((), ("--out", "x"), ("embedding",)):
+        with pytest.raises(ValueError, match="bench embeddings"):
+            components.bench(*words)
 
 
 @pytest.mark.parametrize("side", ["items", "users"])
