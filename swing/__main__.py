@@ -134,23 +134,28 @@ def _preset_table() -> str:
 
 
 class Bar:
-    """A progress bar on stderr: share of the work done, edges per second, time left."""
+    """A progress bar on stderr: of reading, then of scoring: share done, speed, time left."""
 
     def __init__(self):
         self.progress = Progress(
-            TextColumn("scoring"),
+            TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=Console(stderr=True),
         )
-        self.task = self.progress.add_task("scoring", total=None, speed="")
+        self.task = self.progress.add_task("reading", total=None, speed="")
         self.edges, self.started = 0, 0.0
+
+    def reading(self, rows: int, total: int | None) -> None:
+        self.progress.update(self.task, total=total, completed=rows, speed=f"{rows:,} rows")
 
     def __call__(self, done: dict) -> None:
         self.edges += done["edges"]
-        self.started = self.started or time.monotonic()
+        if not self.started:
+            self.started = time.monotonic()
+            self.progress.reset(self.task, description="scoring")
         seconds = max(time.monotonic() - self.started, 1e-9)
         self.progress.update(
             self.task,
@@ -186,6 +191,7 @@ def find(options: argparse.Namespace) -> int:
             address=options.address,
             overwrite=options.overwrite,
             progress=bar,
+            reading=bar.reading,
         )
     rows = manifest["input"]["rows"]
     for name, text in LEFT_OUT.items():

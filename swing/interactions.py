@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,9 @@ import polars as pl
 from swing import csr
 from swing.config import SwingConfig, SwingError
 from swing.numbering import numbering, ranked
-from swing.tables import Filters, check, scan
+from swing.tables import Filters, check, row_count, scan
+
+ReadProgress = Callable[[int, int | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,11 +67,13 @@ def read(
     user: str = "user_id",
     item: str = "item_id",
     filters: Filters | None = None,
+    progress: ReadProgress | None = None,
 ) -> Interactions:
     """Read interactions from Parquet, CSV or TSV (file, folder, hive partitions, glob) or a frame.
 
     `user` and `item` name the id columns, strings or integers; ids of text files are strings. Rows with a
-    null id are dropped and counted, so are those that `filters` exclude; duplicates count once.
+    null id are dropped and counted, so are those that `filters` exclude; duplicates count once. `progress` is
+    called as rows pass by, with how many have, and how many there are (None: text, which does not say).
     Raises SwingError for an unreadable path, a missing column, an unsuitable type or no rows.
     """
     filters = filters or Filters()
@@ -89,9 +94,12 @@ def read(
         )
         facts = dict.fromkeys(("rows", *reasons), 0)
         pairs: list[tuple[np.ndarray, np.ndarray]] = []
+        total = row_count(source) if progress else None
         with ThreadPoolExecutor(2) as pool:
             for batch in rows.collect_batches(maintain_order=False):
                 facts["rows"] += len(batch)
+                if progress:
+                    progress(facts["rows"], total)
                 for name in reasons:
                     facts[name] += int(batch[name].sum())
                 ids = batch.select("u", "i").drop_nulls()
@@ -126,9 +134,7 @@ def build(interactions: Interactions, config: SwingConfig, side: str = "items") 
     if side == "users":
         anchor_ids, link_ids, link_side = link_ids, anchor_ids, "items"
         ptr, idx = csr.transpose(ptr, idx, len(link_ids))
-    least = (
-        2 if getattr(config, "similarity", "swing") == "swing" else 1
-    )  # linking ids that two neighbours share
+    least = 2 if config.similarity == "swing" else 1  # linking ids that two neighbours share
     for ids, name, count in ((anchor_ids, side, 2), (link_ids, link_side, least)):
         if len(ids) < count:
             raise SwingError(
@@ -178,10 +184,10 @@ def _user_weight(size: np.ndarray, config: SwingConfig) -> np.ndarray:
     Computed once, here, so that machines whose powers and logarithms differ in the last bit agree.
     """
     weight = np.zeros(len(size))
-    some = size > (1 if getattr(config, "similarity", "swing") == "adamic_adar" else 0)
-    if getattr(config, "similarity", "swing") == "swing":
+    some = size > (1 if config.similarity == "adamic_adar" else 0)
+    if config.similarity == "swing":
         weight[some] = (config.user_alpha + size[some]) ** -config.user_beta
-    elif getattr(config, "similarity", "swing") == "adamic_adar":
+    elif config.similarity == "adamic_adar":
         weight[some] = 1.0 / np.log(size[some])
     else:
         weight[some] = 1.0

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from swing import output as folders
 from swing.config import SwingConfig, SwingError
-from swing.interactions import Graph, Interactions, build, read
+from swing.interactions import Graph, Interactions, ReadProgress, build, read
 from swing.local import Scorer
 from swing.machine import peak_memory_mib
 from swing.parts import Counts, Done, Part, arrow_ids, divide, read_counts, score_parts, table, versions
@@ -69,6 +69,7 @@ def run(
     address: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    reading: ReadProgress | None = None,
 ) -> dict[str, Any]:
     """Write the neighbours of one side to the folder `output`; returns its manifest.
 
@@ -84,6 +85,7 @@ def run(
 
     `progress` is called after each piece of work with {"edges", "steps", "resumed", "total_edges",
     "total_steps"}: what was done since the last call, whether an earlier attempt did it, and what there is.
+    `reading` is called while the table is read, as `swing.read` calls its `progress`.
     Raises SwingError for unusable input or output, and where the cluster cannot do it.
     """
     config, output = config or SwingConfig(), Path(output).resolve()
@@ -95,7 +97,8 @@ def run(
         with folders.claimed(output) as warnings:
             before = folders.manifest_of(output, overwrite)
             times = [time.monotonic()]
-            found = source if isinstance(source, Interactions) else read(source, user, item, filters)
+            given = isinstance(source, Interactions)
+            found = source if given else read(source, user, item, filters, reading)
             times.append(time.monotonic())
             fingerprint = _fingerprint(found, config, side)
             if before and before["fingerprint"] == fingerprint:

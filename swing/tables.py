@@ -136,6 +136,23 @@ def scan(source: str | Path | pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
     """
     if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
         return source.lazy()
+    files, kind = _files(source)
+    if kind in _SEPARATORS:
+        return pl.scan_csv(files, separator=_SEPARATORS[kind], infer_schema=False)
+    return pl.scan_parquet(files, hive_partitioning=any("=" in part for p in files for part in p.parts))
+
+
+def row_count(source: str | Path | pl.DataFrame | pl.LazyFrame) -> int | None:
+    """Rows of what `scan` takes, None where only reading them would tell."""
+    if isinstance(source, pl.DataFrame):
+        return source.height
+    if isinstance(source, pl.LazyFrame) or _files(source)[1] != ".parquet":
+        return None
+    return scan(source).select(pl.len()).collect().item()  # from the files' footers
+
+
+def _files(source: str | Path) -> tuple[list[Path], str]:
+    """The files at a path, and their kind. Raises SwingError where there are none, or of several kinds."""
     path = Path(source)
     if path.is_dir():
         found = [p for p in sorted(path.rglob("*")) if not _hidden(p, path)]
@@ -153,11 +170,9 @@ def scan(source: str | Path | pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
     kinds = {_kind(p) for p in files}
     if len(kinds) > 1:
         raise SwingError(f"{source}: files of different kinds ({', '.join(sorted(kinds))}); choose one")
-    if (kind := kinds.pop()) in _SEPARATORS:
-        return pl.scan_csv(files, separator=_SEPARATORS[kind], infer_schema=False)
-    if kind != ".parquet":
+    if (kind := kinds.pop()) not in (".parquet", *_SEPARATORS):
         raise SwingError(f"{files[0]}: expected .parquet, .csv or .tsv, not '{kind}'")
-    return pl.scan_parquet(files, hive_partitioning=any("=" in part for p in files for part in p.parts))
+    return files, kind
 
 
 def _kind(path: Path) -> str:

@@ -1,8 +1,8 @@
 """Runs ray_cases.py in a process of its own.
 
-Ray ends a process that is connected to it, with status 1 and without a word, when it believes that its cluster
-is gone; on a machine busy enough it can believe that. Such an end is no answer, so it is asked a second time. A
-case that fails has answered.
+Ray ends a process that is connected to it, with status 1 and without a word, when it believes that its
+cluster is gone; on a machine busy enough it can believe that. Such an end is no answer, so it is asked a
+second time. A case that fails has answered.
 """
 
 from __future__ import annotations

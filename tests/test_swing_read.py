@@ -298,3 +298,17 @@ def test_the_table_of_strings_grows_and_tells_equal_hashes_apart(monkeypatch):
     monkeypatch.setattr(numbering, "_hash_strings", lambda offsets, data, out: out.fill(7))
     collided = numbering.Strings(pl.String)
     assert collided(pl.Series(["a", "b", "a", "ab", "", "b"])).tolist() == [0, 1, 0, 2, 3, 1]
+
+
+@pytest.mark.parametrize("kind", ["frame", "lazy", "parquet", "csv"])
+def test_progress_while_reading(tmp_path, kind):
+    rows = pl.DataFrame({"user_id": [str(n % 700) for n in range(30_000)], "item_id": list(range(30_000))})
+    source, path = {"frame": rows, "lazy": rows.lazy()}.get(kind), tmp_path / f"rows.{kind}"
+    if source is None:
+        rows.write_parquet(path, row_group_size=9_000) if kind == "parquet" else rows.write_csv(path)
+        source = path
+    seen = []
+    found = swing.read(source, progress=lambda done, total: seen.append((done, total)))
+    assert found.facts["rows"] == 30_000 == seen[-1][0]
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
+    assert {total for _, total in seen} == {30_000 if kind in ("frame", "parquet") else None}
