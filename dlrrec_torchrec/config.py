@@ -207,6 +207,21 @@ class TrainConfig:
     select: str = option("auc", "metric that selects the best epoch (strict)", ("auc", "loss", "accuracy"))
     patience: int = option(5, "stop after so many epochs without a better one (0: never)")
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
+    precision: str = option(
+        "fp32",
+        "of the dense part's matrix products (autocast); weights and losses are fp32",
+        ("fp32", "bf16"),
+    )
+    comms: str = option(
+        "fp32", "numbers in which ranks exchange embeddings and their gradients", ("fp32", "fp16", "bf16")
+    )
+    clip_norm: float = option(
+        0.0, "largest norm of the dense part's gradients (0: any); fused tables are not clipped"
+    )
+    accumulate: int = option(
+        1, "micro-batches of a step, to save memory; fused tables are updated after each of them"
+    )
+    compile: bool = option(False, "compile the dense part (torch.compile); needs a C++ compiler")
     workers: int = option(0, "loader processes for each rank")
     seed: int = option(0, "seed of weights, dropout, negatives and shuffling")
     resume: bool = option(True, "go on from the last checkpoint of an interrupted run")

@@ -91,6 +91,15 @@ def make_optimizer(
     return CombinedOptimizer(parts)
 
 
+def dense_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What `make_optimizer`'s optimizer updates but for tables; of any other optimizer, all."""
+    parts = [("dense", optimizer)]
+    if isinstance(optimizer, CombinedOptimizer):
+        parts = optimizer.optimizers
+    groups = [group for name, part in parts if name == "dense" for group in part.param_groups]
+    return [parameter for group in groups for parameter in group["params"]]
+
+
 def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
     """What the learning rates are multiplied by in step `step` of 0..total-1.
 

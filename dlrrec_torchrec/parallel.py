@@ -25,7 +25,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
+from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
@@ -195,6 +196,8 @@ def shard(
     table_lr: float = 0.01,
     seed: int = 0,
     plan: Plan | None = None,
+    comms: str = "fp32",
+    static_graph: bool = True,
 ) -> DistributedModelParallel:
     """Shard the module's tables, with their optimizer inside the backward pass; replicate the rest.
 
@@ -207,7 +210,13 @@ def shard(
         table_optimizer, table_lr: of all tables: "adam", "rowwise_adagrad" or "sgd".
         seed: of the tables' first values, which are the same for every number of ranks.
         plan: of the tables (default: `plan_tables` without settings).
+        comms: in what numbers ranks exchange looked-up rows and their gradients: "fp32", "fp16" or "bf16".
+        static_graph: every backward pass exchanges gradients: no DistributedDataParallel.no_sync.
+
+    Raises DataError for numbers that the device's process group cannot send.
     """
+    if comms == "bf16" and ranks.device.type == "cpu":
+        raise DataError("train.comms: gloo, which CPUs use, sends no bf16; use fp16 or fp32")
     plan = plan or plan_tables(module, ranks, batch_size=batch_size, table_optimizer=table_optimizer)
     placed = {p.table.name: p for p in plan.tables}
     sharding: dict[str, EmbeddingModuleShardingPlan] = {}
@@ -221,8 +230,14 @@ def shard(
             if placed[table_key(table)].kernel != "dense":
                 kind, options = TABLE_OPTIMIZERS[table_optimizer], {"lr": table_lr}
                 apply_optimizer_in_backward(kind, [parameter], options)
+    kind = CommType(comms)
+    codecs = get_qcomm_codecs_registry(QCommsConfig(kind, kind), device=ranks.device)
     sharded = DistributedModelParallel(
-        module, device=ranks.device, plan=ShardingPlan(sharding), sharders=sharders()
+        module,
+        device=ranks.device,
+        plan=ShardingPlan(sharding),
+        sharders=sharders(codecs),
+        data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=static_graph),
     )
     # FBGEMM fills a table on SSD by itself.
     _fill_tables(sharded, seed, [p.table.name for p in plan.tables if p.kernel == "key_value"])

@@ -19,8 +19,6 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
@@ -34,6 +32,7 @@ from dlrrec_torchrec.history import History
 from dlrrec_torchrec.lockstep import any_rank
 from dlrrec_torchrec.metrics import json_safe
 from dlrrec_torchrec.models.build import build_model, build_wrapper, sparse_keys
+from dlrrec_torchrec.models.compiled import compile_dense
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import class_weights
 from dlrrec_torchrec.optimizers import make_optimizer
@@ -50,6 +49,8 @@ from dlrrec_torchrec.quiet import quiet
 from dlrrec_torchrec.schema import DataError, Manifest
 from dlrrec_torchrec.selection import Selection, selection_for
 from dlrrec_torchrec.signals import Stopped, stop_requests
+from dlrrec_torchrec.steps import make_pipeline
+from dlrrec_torchrec.terminal import progress_bar, warn_of_restarts
 from dlrrec_torchrec.trainer import Trainer
 
 # Settings that do not change the result.
@@ -83,13 +84,12 @@ def train(
     manifest = Manifest("train", settings | {"protocol": protocol}, inputs)
     if done := manifest.current(out_dir):
         return done
-    if train.checkpoint_steps < 0:
-        raise DataError(f"train.checkpoint_steps: {train.checkpoint_steps} must not be negative")
+    _check(train)
 
-    _warn_of_restarts()
+    warn_of_restarts()
     out_dir, facts = Path(out_dir), shards.facts
     with quiet(), process_group(train.device) as ranks, schema.timed(manifest):
-        share = _share_of_batch(train.batch_size, ranks)
+        share = _share_of_batch(train, ranks)
         table_lr = train.lr if train.table_lr is None else train.table_lr
         selection = selection_for(protocol, train.select, train.patience)
         rows, held_out, vectors = _open(shards_dir, facts, model, train, share, selection.split, ranks)
@@ -112,7 +112,18 @@ def train(
         )
         tables = {"batch_size": share, "table_optimizer": train.table_optimizer}
         plan = plan_tables(wrapper, ranks, settings=model.tables, **tables)
-        sharded = shard(wrapper, ranks, table_lr=table_lr, seed=train.seed, plan=plan, **tables)
+        sharded = shard(
+            wrapper,
+            ranks,
+            table_lr=table_lr,
+            seed=train.seed,
+            plan=plan,
+            comms=train.comms,
+            static_graph=train.accumulate == 1,
+            **tables,
+        )
+        if train.compile:
+            compile_dense(plain, ranks.device)
         optimizer = make_optimizer(sharded, train.lr, train.weight_decay, train.table_optimizer)
 
         _clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
@@ -174,9 +185,18 @@ class _Run:
     def to_the_end(self) -> None:
         """From the last checkpoint, or the start, to the last epoch. Raises Stopped when asked to."""
         settings, selection, first = self.settings, self.selection, self.ranks.rank == 0
+        pipeline = make_pipeline(
+            self.model,
+            self.optimizer,
+            self.ranks.device,
+            precision=settings.precision,
+            clip_norm=settings.clip_norm,
+            accumulate=settings.accumulate,
+        )
         self.trainer = Trainer(
             self.model,
             self.optimizer,
+            pipeline,
             self.ranks,
             lr=settings.lr,
             table_lr=self.table_lr,
@@ -194,7 +214,7 @@ class _Run:
         ) as self.checkpoints:
             self._resume()
             with (
-                _progress(first) as self.bar,
+                progress_bar(first) as self.bar,
                 History(self.out_dir, selection.epoch, selection.epoch * len(self.rows), first) as history,
             ):
                 total = settings.epochs * len(self.rows)
@@ -273,28 +293,29 @@ def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, de
     return model.to(resolve_device(device)).eval()
 
 
-def _warn_of_restarts() -> None:
-    """Under torchrun with restarts, every life of the ranks meets in one store unless told otherwise.
-
-    There a new rank may find the address of one that is dead: https://github.com/pytorch/pytorch/issues/135712.
-    """
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ["RANK"] == "0":
-        print(
-            "dlrrec: torchrun restarts ranks reliably only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
-            "environment",
-            file=sys.stderr,
-        )
+def _check(settings: TrainConfig) -> None:
+    """Refuse numbers that cannot be."""
+    least = {"checkpoint_steps": 0, "clip_norm": 0, "accumulate": 1}
+    for name, low in least.items():
+        if not getattr(settings, name) >= low:
+            least_one = "must not be negative" if low == 0 else f"must be at least {low}"
+            raise DataError(f"train.{name}: {getattr(settings, name)} {least_one}")
 
 
-def _share_of_batch(batch_size: int, ranks: Ranks) -> int:
+def _share_of_batch(settings: TrainConfig, ranks: Ranks) -> int:
     """Rows of a step on each rank."""
-    if batch_size % ranks.world_size or batch_size < 2 * ranks.world_size:
+    size = settings.batch_size
+    if size % ranks.world_size or size < 2 * ranks.world_size:
         raise DataError(
-            f"train.batch_size: {batch_size} rows of a step cannot be shared by {ranks.world_size} ranks; "
+            f"train.batch_size: {size} rows of a step cannot be shared by {ranks.world_size} ranks; "
             "take a multiple of the number of ranks, with at least two rows for each"
         )
-    return batch_size // ranks.world_size
+    if size < 2 * ranks.world_size * settings.accumulate:
+        raise DataError(
+            f"train.accumulate: {size} rows of a step cannot be cut into {settings.accumulate} micro-batches "
+            f"on {ranks.world_size} ranks with two rows each; lower it, or raise train.batch_size"
+        )
+    return size // ranks.world_size
 
 
 def _open(
@@ -361,14 +382,3 @@ def _write_best(out_dir: Path, protocol: str, selection: Selection) -> None:
     best: dict[str, Any] = {"epoch": selection.best_epoch, "metrics": selection.best}
     best |= {"protocol": protocol, "split": selection.split, "rule": selection.rule}
     schema.write_text_atomic(out_dir / "best.json", json.dumps(json_safe(best), indent=2) + "\n")
-
-
-def _progress(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )

@@ -21,7 +21,7 @@ from dlrrec_torchrec.models.collectives import gather_rows
 from dlrrec_torchrec.optimizers import lr_factor, set_lr
 from dlrrec_torchrec.parallel import Ranks
 from dlrrec_torchrec.schema import DataError
-from dlrrec_torchrec.steps import make_pipeline
+from dlrrec_torchrec.steps import Pipeline
 
 LOSSES = ("loss_rec", "loss_ii", "loss_uu")
 REPORTED = ("auc", "accuracy", "fpr")  # of the training rows
@@ -33,6 +33,7 @@ class Trainer:
     Args:
         model: around a TrainWrapper.
         optimizer: of tables and dense part.
+        pipeline: of steps with them (`steps.make_pipeline`).
         ranks: this process among the others.
         lr, table_lr: learning rates of the dense part and of the tables, before the schedule.
         schedule, warmup_steps: of the learning rates (`optimizers.lr_factor`).
@@ -50,6 +51,7 @@ class Trainer:
         self,
         model: DistributedModelParallel,
         optimizer: CombinedOptimizer,
+        pipeline: Pipeline,
         ranks: Ranks,
         *,
         lr: float,
@@ -64,7 +66,7 @@ class Trainer:
         self._lr, self._table_lr, self._seed = lr, table_lr, seed
         self._schedule, self._warmup, self._total = schedule, warmup_steps, total_steps
         self._asked = asked
-        self._pipeline = make_pipeline(model, optimizer, ranks.device)
+        self._pipeline = pipeline
         self.step = 0
         self.stopping = False
         self._resumed: Callable[[], Any] | None = None  # puts the random numbers where they were

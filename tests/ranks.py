@@ -35,6 +35,13 @@ TABLES = {
     },
     "half": {"user": TableConfig(dtype="fp16", sharding=["row_wise"], rows=64)},
 }
+# Beside the trainings of VARIANTS: what a step may do otherwise. Without contrastive terms, whose means are
+# over other micro-batches on another number of ranks.
+STEPS = {
+    "accumulate": {"accumulate": 3, "clip_norm": 0.2},
+    "comms": {"comms": "fp16", "table_optimizer": "rowwise_adagrad"},
+    "exact": {"table_optimizer": "rowwise_adagrad"},
+}
 
 
 def sharded(model: ModelConfig, name: str) -> ModelConfig:
@@ -49,6 +56,12 @@ def train_all(shards: Path, small: Path, out: Path) -> None:
     for name, settings in VARIANTS.items():
         model = sharded(WIDE if name == "column_wise" else MODEL, name)
         train(model, ContrastiveConfig(num_negatives=16), settings, "strict", shards, out / name)
+    off = ContrastiveConfig(item_weight=0, user_weight=0)
+    for name, changes in STEPS.items():
+        kinds = {} if name == "accumulate" else {"category": "row_wise", "user": "table_wise"}
+        tables = {table: TableConfig(sharding=[kind]) for table, kind in kinds.items()}
+        settings = dataclasses.replace(TRAIN, epochs=1, **changes)
+        train(dataclasses.replace(MODEL, tables=tables), off, settings, "strict", shards, out / name)
     tiny = TrainConfig(epochs=1, batch_size=8, select="loss", device="cpu", table_optimizer="rowwise_adagrad")
     train(MODEL, ContrastiveConfig(num_negatives=16), tiny, "strict", small, out / "small")
 

@@ -12,8 +12,8 @@ LEVELS = [
     {"schema"},
     {"config", "features", "paths"},
     {"ingest", "split", "extract", "prepare", "neighbors", "data", "models", "metrics"},
-    {"optimizers", "selection", "steps", "history", "quiet", "lockstep", "signals"},
-    {"planning"},
+    {"optimizers", "selection", "history", "quiet", "lockstep", "signals", "terminal"},
+    {"planning", "steps"},
     {"parallel"},
     {"checkpoint", "trainer"},
     {"train"},
@@ -25,8 +25,18 @@ LEVELS = [
     {"__main__"},
 ]
 NO_POLARS = {"data", "models", "metrics", "optimizers", "selection", "steps", "history", "quiet"}
-NO_POLARS |= {"benchmarks", "lockstep", "signals", "planning", "parallel", "checkpoint", "trainer", "train"}
-NO_POLARS |= {"baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
+NO_POLARS |= {
+    "benchmarks",
+    "lockstep",
+    "terminal",
+    "signals",
+    "planning",
+    "parallel",
+    "checkpoint",
+    "trainer",
+    "train",
+}
+NO_POLARS |= {"terminal", "baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
 
 
 def imports(path: Path) -> set[str]:

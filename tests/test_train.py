@@ -270,6 +270,10 @@ def test_refusals_name_the_flag_or_the_file(shards, tmp_path):
         run(shards, tmp_path / "out", batch_size=1)
     with pytest.raises(DataError, match="train.checkpoint_steps: -1 must not be negative"):
         run(shards, tmp_path / "out", checkpoint_steps=-1)
+    with pytest.raises(DataError, match="train.clip_norm: nan must not be negative"):
+        run(shards, tmp_path / "out", clip_norm=math.nan)
+    with pytest.raises(DataError, match="train.accumulate: 100 rows of a step .* 51 micro-batches on 1 ranks"):
+        run(shards, tmp_path / "out", accumulate=51)
     with pytest.raises(DataError, match="train.keep_checkpoints: 0 must be at least 1"):
         run(shards, tmp_path / "out", keep_checkpoints=0)
     empty = write_shards(tmp_path / "empty", rows=(20, 0, 5), users=5, items=5)

@@ -113,6 +113,20 @@ def test_replicated_tables_learn_what_fused_ones_learn(trained):
         assert losses == pytest.approx(two[name], abs=1e-4), name
 
 
+def test_two_ranks_accumulate_as_one(trained):
+    _, folders = trained
+    one, two = (step_losses(folders[n] / "accumulate")["loss_rec"] for n in (1, 2))
+    assert len(one) == 7 and one == pytest.approx(two, abs=1e-4) and one[-1] < one[0]
+
+
+def test_ranks_exchange_embeddings_in_half_precision(trained):
+    _, folders = trained
+    half, exact = (step_losses(folders[2] / name)["loss_rec"] for name in ("comms", "exact"))
+    assert half != exact and half == pytest.approx(exact, abs=2e-3)
+    one = step_losses(folders[1] / "exact")["loss_rec"]
+    assert exact == pytest.approx(one, abs=1e-4)
+
+
 def test_every_rank_has_the_plan_of_rank_0(trained):
     _, folders = trained
     first, second = (json.loads((folders[2] / f"plan-{rank}.json").read_text()) for rank in (0, 1))

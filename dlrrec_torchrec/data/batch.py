@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -86,3 +87,35 @@ def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str
     }
     values = torch.cat([made[key][0].long() for key in keys])
     return KeyedJaggedTensor(list(keys), values, lengths=torch.cat([made[key][1] for key in keys]))
+
+
+def split_rows(batch: Batch, parts: int) -> list[Batch]:
+    """The batch (on a CPU) cut into `parts` batches of consecutive rows, of equal size give or take one row.
+
+    Tensors are views, but for the ids of several features.
+    """
+    if parts <= 1:
+        return [batch]
+    cuts = [len(batch) * part // parts for part in range(parts + 1)]
+    return [_rows(batch, slice(low, high)) for low, high in itertools.pairwise(cuts)]
+
+
+def _rows(batch: Batch, rows: slice) -> Batch:
+    values = {}
+    for field in dataclasses.fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, KeyedJaggedTensor):
+            values[field.name] = _ids_of_rows(value, rows)
+        elif isinstance(value, dict):
+            values[field.name] = {name: tensor[rows] for name, tensor in value.items()}
+        else:
+            values[field.name] = value[rows]
+    return Batch(**values)
+
+
+def _ids_of_rows(ids: KeyedJaggedTensor, rows: slice) -> KeyedJaggedTensor:
+    size, ends = ids.stride(), ids.offsets()
+    lengths = ids.lengths().reshape(-1, size)[:, rows].reshape(-1)
+    firsts = range(0, len(ids.keys()) * size, size)
+    values = [ids.values()[int(ends[k + rows.start]) : int(ends[k + rows.stop])] for k in firsts]
+    return KeyedJaggedTensor(ids.keys(), torch.cat(values), lengths=lengths)

@@ -27,7 +27,8 @@ def info_nce(
     """InfoNCE of DLRREC equation 1, summed over the valid anchors.
 
     For anchor j: -log(exp(u_j . p_j / tau) / (exp(u_j . p_j / tau) + sum_k exp(u_j . n_k / tau))), where k
-    runs over the negatives allowed for j. Without an allowed negative the loss of an anchor is 0.
+    runs over the negatives allowed for j. Without an allowed negative the loss of an anchor is 0. Autocast
+    does not reach into it: the logits are as exact as the vectors.
 
     Args:
         anchors, positives: float [B, D], row by row.
@@ -40,17 +41,18 @@ def info_nce(
     Returns:
         (sum of the losses, number of valid anchors i64): scalars. None valid: 0 with zero gradients.
     """
-    if normalize:
-        anchors, positives, negatives = (F.normalize(x, dim=1) for x in (anchors, positives, negatives))
-    anchors = anchors / temperature
-    near = (anchors * positives).sum(1)
-    if len(negatives):
-        far = torch.where(negative_mask, anchors @ negatives.T, _NOTHING).logsumexp(1)
-    else:
-        far = torch.full_like(near, _NOTHING)
-    # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is the identity
-    losses = F.softplus(far - near, threshold=40)
-    return torch.where(valid, losses, 0.0).sum(), valid.sum()
+    with torch.autocast(anchors.device.type, enabled=False):
+        if normalize:
+            anchors, positives, negatives = (F.normalize(x, dim=1) for x in (anchors, positives, negatives))
+        anchors = anchors / temperature
+        near = (anchors * positives).sum(1)
+        if len(negatives):
+            far = torch.where(negative_mask, anchors @ negatives.T, _NOTHING).logsumexp(1)
+        else:
+            far = torch.full_like(near, _NOTHING)
+        # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
+        losses = F.softplus(far - near, threshold=40)
+        return torch.where(valid, losses, 0.0).sum(), valid.sum()
 
 
 def corpus_loss(

@@ -102,7 +102,7 @@ class DLRREC(DLRM):
             crossed = self.inter_arch(
                 torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
             )
-        return self.over_arch(crossed).squeeze(1)
+        return self.over_arch(crossed).squeeze(1).float()
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor, vectors: dict[str, Tensor]) -> Tensor:
         """Logits f32 [B]; a sigmoid makes them probabilities."""

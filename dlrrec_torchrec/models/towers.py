@@ -51,11 +51,11 @@ class Tower(nn.Module):
             track, share: of batch normalisation, as in MaskedBatchNorm.
 
         Returns:
-            [B, R] in the weights' dtype, zero where the vector is missing.
+            [B, R] in the weights' dtype, also under autocast; zero where the vector is missing.
         """
         vectors = vectors.to(self.layers[-1].weight.dtype)
         present = torch.linalg.vector_norm(vectors, dim=1) > 0  # no square of an f16 underflows in f32
-        reduced = self.layers(vectors)
+        reduced = self.layers(vectors).to(vectors.dtype)  # statistics and losses see no half precision
         if isinstance(self.norm, MaskedBatchNorm):
             return self.norm(reduced, present, track, share)
         return self.norm(reduced) * present.unsqueeze(1)

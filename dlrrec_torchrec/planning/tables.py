@@ -10,7 +10,13 @@ from torch import nn
 from torchrec.distributed.embedding import EmbeddingCollectionSharder
 from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
 from torchrec.distributed.planner.types import ParameterConstraints
-from torchrec.distributed.types import CacheParams, KeyValueParams, ModuleSharder, ShardingType
+from torchrec.distributed.types import (
+    CacheParams,
+    KeyValueParams,
+    ModuleSharder,
+    QuantizedCommCodecs,
+    ShardingType,
+)
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 
@@ -34,9 +40,12 @@ class BagSharder(EmbeddingBagCollectionSharder):
         return types if ShardingType.ROW_WISE.value in types else [*types, ShardingType.ROW_WISE.value]
 
 
-def sharders() -> list[ModuleSharder]:
-    """For every kind of module that holds tables."""
-    return [BagSharder(), EmbeddingCollectionSharder()]
+def sharders(codecs: dict[str, QuantizedCommCodecs] | None = None) -> list[ModuleSharder]:
+    """For every kind of module that holds tables; `codecs`: of what they exchange."""
+    return [
+        BagSharder(qcomm_codecs_registry=codecs),
+        EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,42 @@
+"""torch.compile of the dense part's plain layers."""
+
+from __future__ import annotations
+
+import torch
+from torch._dynamo import config as dynamo
+from torch._inductor.cpp_builder import get_cpp_compiler
+from torch.utils._triton import has_triton
+
+from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.schema import DataError
+
+
+def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor") -> None:
+    """Compile, when they first run, the towers' linear layers, the dense and top MLPs and the interaction.
+
+    Parameters and their names stay as they are. Normalisation over the ranks and the contrastive terms stay
+    eager: their collectives and masks break graphs.
+
+    Args:
+        backend: of torch.compile.
+
+    Raises:
+        DataError: there is no compiler for the device.
+    """
+    if device.type == "cuda":
+        if not has_triton():
+            raise DataError("train.compile: needs Triton for GPUs, which is not installed; leave it off")
+    else:
+        try:
+            get_cpp_compiler()
+        except Exception as error:
+            raise DataError(
+                "train.compile: needs a C++ compiler, and finds none; install g++, name one in the variable "
+                "CXX, or leave it off"
+            ) from error
+    # TorchRec's pipeline traces the model to find out where ids go: there, compiled layers are plain ones.
+    dynamo.error_on_nested_fx_trace = False
+    for tower in model.dense_arch.towers.values():
+        tower.layers.compile(backend=backend)
+    for part in (model.dense_arch.model, model.inter_arch, model.over_arch):
+        part.compile(backend=backend)
