@@ -24,19 +24,9 @@ LEVELS = [
     {"cli"},
     {"__main__"},
 ]
-NO_POLARS = {"data", "models", "metrics", "optimizers", "selection", "steps", "history", "quiet"}
-NO_POLARS |= {
-    "benchmarks",
-    "lockstep",
-    "terminal",
-    "signals",
-    "planning",
-    "parallel",
-    "checkpoint",
-    "trainer",
-    "train",
-}
-NO_POLARS |= {"terminal", "baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
+NO_POLARS = {"data", "models", "metrics", "optimizers", "selection", "steps", "history", "quiet", "terminal"}
+NO_POLARS |= {"benchmarks", "lockstep", "signals", "planning", "parallel", "checkpoint", "trainer", "train"}
+NO_POLARS |= {"baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
 
 
 def imports(path: Path) -> set[str]:
