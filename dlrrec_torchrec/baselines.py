@@ -39,7 +39,7 @@ def read_rows(shards_dir: str | os.PathLike, split: str) -> Rows:
     """All rows of one split of the shards, without their vectors. Raises DataError as `read_table` does."""
     width = int(Manifest.read(shards_dir).facts["dense_width"])
     names = [f.name for f in dataclasses.fields(Rows)]
-    table = read_table(Path(shards_dir) / split, shard_schema(width, []), names).combine_chunks()
+    table = read_table(Path(shards_dir) / split, shard_schema(width, [], 0), names).combine_chunks()
     dense = table["dense"].combine_chunks()
     flat = dense.flatten().to_numpy(zero_copy_only=False).reshape(len(dense), width)
     return Rows(**{n: table[n].to_numpy() for n in names if n != "dense"}, dense=flat)

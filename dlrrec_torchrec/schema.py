@@ -22,7 +22,9 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+from dlrrec_torchrec import packed
+
+SCHEMA_VERSION = 2
 VECTOR_DIM = 384
 NUM_CATEGORIES = 179  # types; the embedding table has one row more, for the padding
 PAD_CATEGORY = 179
@@ -99,21 +101,24 @@ METADATA_CONTENT = pa.schema(
 NEIGHBORS = pa.schema([("id", pa.string()), ("neighbors", _str_list), ("scores", pa.list_(pa.float32()))])
 
 
-def shard_schema(dense: int, modalities: Iterable[str]) -> pa.Schema:
-    """The columns of a training shard with `dense` dense features and the vectors of `modalities`."""
-    return pa.schema(
-        [
-            ("label", pa.float32()),
-            ("rating", pa.float32()),
-            ("dense", pa.list_(pa.float32(), dense)),
-            ("category", pa.list_(pa.int32(), CATEGORY_SLOTS)),  # padded with PAD_CATEGORY
-            ("user", pa.int32()),
-            ("item", pa.int32()),
-            ("user_positives", pa.list_(pa.int32())),  # codes, best first, possibly empty
-            ("item_positives", pa.list_(pa.int32())),
-            *((m, _vector16) for m in modalities),  # zeros where the entity has none
-        ]
-    )
+def shard_schema(dense: int, modalities: Iterable[str], positives: int) -> pa.Schema:
+    """The columns of a training shard; no value is null, and fixed-size lists are stored packed (`packed`).
+
+    Args:
+        dense: dense features.
+        modalities: whose vectors are in the rows.
+        positives: neighbours kept of the user and of the item.
+    """
+    single = {"label": pa.float32(), "rating": pa.float32(), "user": pa.int32(), "item": pa.int32()}
+    lists = {
+        "dense": pa.list_(pa.float32(), dense),
+        "category": pa.list_(pa.int32(), CATEGORY_SLOTS),  # padded with PAD_CATEGORY
+    }
+    if positives:
+        codes = pa.list_(pa.int32(), positives)  # best first, padded with -1
+        lists |= {"user_positives": codes, "item_positives": codes}
+    lists |= {m: _vector16 for m in modalities}  # zeros where the entity has none
+    return pa.schema([pa.field(n, kind, nullable=False) for n, kind in (single | lists).items()])
 
 
 # Entity tables: row i is code i. What serving needs to build a row for any user and item.
@@ -188,24 +193,38 @@ def read_table(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] 
     """All rows of a folder of parts, checked against `schema` (or `columns` of it), in its types."""
     parts = part_files(folder)
     wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
+    stored = packed.stored_schema(wanted)
     for part in parts:
-        check_schema(pq.read_schema(part), wanted, part)
-    return pads.dataset(parts).to_table(columns=wanted.names).cast(wanted)
+        check_schema(pq.read_schema(part), stored, part)
+    return packed.unpack(pads.dataset(parts).to_table(columns=wanted.names).cast(stored)).cast(wanted)
 
 
-def write_table(table: pa.Table, folder: str | os.PathLike, rows_per_part: int = 1 << 20) -> int:
-    """Write `table` as part-00000.parquet, ... into `folder`; at least one part, even when empty."""
+def write_table(
+    table: pa.Table, folder: str | os.PathLike, rows_per_part: int = 1 << 20, first: int = 0
+) -> int:
+    """Write `table` as part-00000.parquet (or `first`), ... into `folder`; at least one, even when empty."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = [f.name for f in table.schema if _same_type(f.type, pa.string())]
-    for number, start in enumerate(range(0, max(table.num_rows, 1), rows_per_part)):
-        pq.write_table(
-            table.slice(start, rows_per_part),
-            folder / f"part-{number:05d}.parquet",
-            compression="zstd",
-            use_dictionary=texts,  # vectors never repeat: without dictionaries they are read twice as fast
-        )
+    stored = packed.pack(table)
+    for number, start in enumerate(range(0, max(table.num_rows, 1), rows_per_part), first):
+        path = folder / f"part-{number:05d}.parquet"
+        pq.write_table(stored.slice(start, rows_per_part), path, **parquet_options(stored.schema))
     return table.num_rows
+
+
+def parquet_options(stored: pa.Schema) -> dict[str, Any]:
+    """How a table is written: rows of shards, which are read in every epoch, for speed, others for size.
+
+    Vectors never repeat, so they have no dictionaries. What was measured: docs/benchmarks.md.
+    """
+    rows = any(map(packed.is_packed, stored))
+    return {
+        "compression": "lz4" if rows else "zstd",
+        "use_dictionary": [
+            f.name for f in stored if not pa.types.is_nested(f.type) and not packed.is_packed(f)
+        ],
+        "write_statistics": not rows,
+    }
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def write_shards(
                 entity[name] = np.zeros_like(entity[name])
 
     labels: dict[str, np.ndarray] = {}
-    wanted = schema.shard_schema(dense, modalities)
+    wanted = schema.shard_schema(dense, modalities, POSITIVES)
     for split, count in zip(schema.SPLITS, rows, strict=True):
         u = rng.integers(0, users, count)
         i = rng.integers(0, items, count)
@@ -91,8 +91,8 @@ def write_shards(
             "category": _fixed(item["category"][i]),
             "user": pa.array(u.astype(np.int32)),
             "item": pa.array(i.astype(np.int32)),
-            "user_positives": pa.array([user["positives"][k] for k in u], pa.list_(pa.int32())),
-            "item_positives": pa.array([item["positives"][k] for k in i], pa.list_(pa.int32())),
+            "user_positives": _positives(user["positives"], u),
+            "item_positives": _positives(item["positives"], i),
         } | {m: pa.FixedSizeListArray.from_arrays(v, schema.VECTOR_DIM) for m, v in vectors.items()}
         schema.write_table(pa.table(columns, schema=wanted), folder / split, rows_per_shard)
 
@@ -161,6 +161,12 @@ def _neighbours(latent: np.ndarray, rng: np.random.Generator) -> list[list[int]]
     np.fill_diagonal(distance, np.inf)
     order = distance.argsort(1)[:, : min(POSITIVES, len(latent) - 1)]
     return [row[: rng.integers(0, POSITIVES + 1)].tolist() for row in order]
+
+
+def _positives(neighbours: list[list[int]], codes: np.ndarray) -> pa.FixedSizeListArray:
+    """[N, POSITIVES] of the neighbours of `codes`, padded with -1."""
+    padded = [(neighbours[k] + [-1] * POSITIVES)[:POSITIVES] for k in codes]
+    return _fixed(np.array(padded, np.int32).reshape(-1, POSITIVES))
 
 
 def _categories(latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:

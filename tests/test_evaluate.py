@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as sk
 import torch
-from shards import write_shards
+from shards import POSITIVES, write_shards
 from sklearn.linear_model import LogisticRegression
 
 from dlrrec_torchrec import evaluate as module
@@ -14,7 +14,14 @@ from dlrrec_torchrec.baselines import Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.config import ModelConfig
 from dlrrec_torchrec.evaluate import evaluate
 from dlrrec_torchrec.metrics import binary_metrics
-from dlrrec_torchrec.schema import DataError, Manifest, jsonable
+from dlrrec_torchrec.schema import (
+    MODALITIES,
+    DataError,
+    Manifest,
+    jsonable,
+    read_table,
+    shard_schema,
+)
 
 DENSE = ["item_count", "user_mean", "item_mean", "user_count", "price"]
 MODEL = ModelConfig(modalities=["user_text", "item_image"], item_id=True)
@@ -43,7 +50,7 @@ class Linear(torch.nn.Module):
 
 def linear_logits(shards):
     """The same from the Parquet files, in plain numpy."""
-    rows = pa.concat_tables(pq.read_table(p) for p in sorted((shards / "test").glob("*.parquet"))).to_pylist()
+    rows = read_table(shards / "test", shard_schema(7, MODALITIES, POSITIVES)).to_pylist()
     return np.array(
         [
             np.arange(7) @ np.array(r["dense"])

@@ -44,8 +44,8 @@ def run(paths: RunPaths, **settings) -> Manifest:
     return prepare(config, paths.split, paths.content, paths.swing, paths.items, paths.shards)
 
 
-def rows_of(paths: RunPaths, split: str, dense: int = 7) -> pa.Table:
-    return read_table(paths.shards / split, shard_schema(dense, MODALITIES))
+def rows_of(paths: RunPaths, split: str, dense: int = 7, positives: int = 10) -> pa.Table:
+    return read_table(paths.shards / split, shard_schema(dense, MODALITIES, positives))
 
 
 def vectors(table: pa.Table, column: str) -> np.ndarray:
@@ -108,7 +108,7 @@ def test_manifest_tells_what_was_made(tmp_path):
         "item_positives": 0.0,
     }
     assert read_table(paths.shards / "entities/items", ITEM_ENTITY)["title"].to_pylist() == [None, "Why?"]
-    assert rows_of(paths, "val").num_rows == 0
+    assert rows_of(paths, "val", positives=4).num_rows == 0
 
 
 def test_positives_keep_their_order_and_drop_what_is_none(tmp_path):
@@ -121,11 +121,13 @@ def test_positives_keep_their_order_and_drop_what_is_none(tmp_path):
     assert read_table(paths.shards / "entities/users", USER_ENTITY)["positives"].to_pylist()[0] == [5, 3]
     items = read_table(paths.shards / "entities/items", ITEM_ENTITY)["positives"].to_pylist()
     assert items == [[], [4, 0], [], [], []]
-    for row in rows_of(paths, "train").to_pylist():
-        assert row["item_positives"] == items[row["item"]]
+    for row in rows_of(paths, "train", positives=2).to_pylist():
+        assert row["item_positives"] == (items[row["item"]] + [-1, -1])[:2]
     run(paths, positives=10)
     assert read_table(paths.shards / "entities/users", USER_ENTITY)["positives"].to_pylist()[0] == [5, 3, 1]
     assert run(paths, positives=0).facts["coverage"]["train"]["item_positives"] == 0
+    assert "item_positives" not in pq.read_schema(paths.shards / "train/part-00000.parquet").names
+    assert rows_of(paths, "train", positives=0).num_rows == 24
 
 
 def test_evaluation_rows_are_what_serving_makes_of_the_entities(tmp_path):
@@ -175,7 +177,7 @@ def test_parts_are_bounded_shuffled_and_the_same_each_time(tmp_path, monkeypatch
 def test_modalities_choose_the_columns(tmp_path):
     paths = random_world(4).write(tmp_path)
     run(paths, modalities=["item_image", "user_text"], dense=["item_count"])
-    wanted = shard_schema(1, ["item_image", "user_text"])
+    wanted = shard_schema(1, ["item_image", "user_text"], 10)
     assert pq.read_schema(paths.shards / "train/part-00000.parquet").names == wanted.names
     assert read_table(paths.shards / "test", wanted).num_rows > 0
     assert read_table(paths.shards / "entities/items", ITEM_ENTITY)["item_text"].null_count == 0

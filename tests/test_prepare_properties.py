@@ -45,7 +45,7 @@ def prepared(world: World, **settings) -> dict[str, dict[tuple[str, str], dict[s
         items = read_table(paths.shards / "entities/items", ITEM_ENTITY)
         made = {"entities": {("", "users"): _row(users, None), ("", "items"): _row(items, None)}}
         for split in ("train", "val", "test"):
-            table = read_table(paths.shards / split, shard_schema(7, MODALITIES))
+            table = read_table(paths.shards / split, shard_schema(7, MODALITIES, config.positives))
             rows = (_row(table, k) for k in range(table.num_rows))
             made[split] = {
                 (users["id"][int(r["user"][0])].as_py(), items["id"][int(r["item"][0])].as_py()): r
@@ -210,7 +210,8 @@ def by_loops(
             made = content(read, category_types())
         ids = sorted({getattr(r, side) for r in world.train})
         neighbours = getattr(world, f"{side}_neighbours")[name][:positives]
-        wanted[f"{side}_positives"] = [ids.index(n) for n, _ in neighbours]
+        codes = [ids.index(n) for n, _ in neighbours]
+        wanted[f"{side}_positives"] = codes + [-1] * (positives - len(codes))
         wanted[side] = [ids.index(name)]
     price = [float(made["price_tag"] == tag) for tag in PRICE_TAGS[1:]]
     (users, user_mean), (items, item_mean) = facts["user"], facts["item"]

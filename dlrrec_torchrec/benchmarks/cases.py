@@ -1,4 +1,4 @@
-"""What an embedding benchmark measures: one case, and the product of a sweep's cases. Needs no torch."""
+"""What the benchmarks measure, as flags, and the product of a sweep's cases. Needs no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 
 from dlrrec_torchrec.config import option
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.schema import MODALITIES, DataError
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 SHARDINGS = ("none", "data_parallel", "table_wise", "column_wise", "row_wise")
@@ -85,6 +85,43 @@ class EmbeddingCase:
     def lookups(self) -> int:
         """Rows looked up in a step, over all tables and ranks."""
         return self.tables * self.batch * self.pooling
+
+
+@dataclasses.dataclass(frozen=True)
+class LoaderCase:
+    """What is read, and how. Every field is a flag."""
+
+    shards: str = option("", "shards of a run to read, as runs/demo/shards (default: random ones)")
+    rows: int = option(196_608, "rows of the random shards; of up to 131,072 most stay in memory")
+    keep: str = option("", "folder for the random shards, made there or found there (default: temporary)")
+    modalities: list = option(list(MODALITIES), "vectors in the rows, for the kind `vectors`")
+    positives: int = option(10, "neighbours of the user and of the item")
+    batch: int = option(4096, "rows of a batch")
+    workers: list = option([0, 2], "loader processes; 0: this one, on one core")
+    warmup: int = option(1, "rounds before those that count")
+    rounds: int = option(5, "rounds that are measured, an epoch each")
+    seed: int = option(0, "seed of rows and order")
+
+    def __post_init__(self) -> None:
+        at_least(self, {"rows": 1, "positives": 0, "batch": 1, "warmup": 0, "rounds": 1, "seed": 0})
+        check_modalities(self.modalities)
+        if not self.workers or min(self.workers) < 0:
+            raise DataError(f"--workers {' '.join(map(str, self.workers))}: give numbers, 0 or more")
+
+
+def at_least(case: object, least: dict[str, float]) -> None:
+    """Raise DataError naming the first flag whose value is below its least."""
+    for name, low in least.items():
+        if getattr(case, name) < low:
+            flag = name.replace("_", "-")
+            raise DataError(f"--{flag} {getattr(case, name)}: must be at least {low}")
+
+
+def check_modalities(modalities: Sequence[str]) -> None:
+    """Raise DataError for a modality that there is not."""
+    for name in modalities:
+        if name not in MODALITIES:
+            raise DataError(f"--modalities {name}: is not one of {', '.join(MODALITIES)}")
 
 
 def parse_sweeps(texts: Sequence[str]) -> dict[str, list]:

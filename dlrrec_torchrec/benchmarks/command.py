@@ -6,60 +6,117 @@ import argparse
 import dataclasses
 import json
 import os
+import sys
 import typing
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, parse_sweeps, product
+from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, parse_sweeps, product
 from dlrrec_torchrec.schema import DataError, write_text_atomic
 
 EMBEDDINGS_EXAMPLE = """examples:
   dlrrec bench embeddings --sweep pooling=1,11,50
   dlrrec bench embeddings --sweep distribution=uniform,zipf --sweep rows=100000,1000000 --optimizer sgd
   dlrrec bench embeddings --world-size 2 --sharding table_wise"""
+LOADER_EXAMPLE = """Kinds of rows: `vectors` (all that training reads), `ids` (the same without the vectors),
+`ids without positives`. The JSON names the columns that each reads.
+
+examples:
+  dlrrec bench loader
+  dlrrec bench loader --shards runs/demo/shards --modalities user_text item_text
+  dlrrec bench loader --workers 0 1 4 --rounds 10"""
+LOADER_LEGEND = (
+    "medians (p10 to p90). per CPU second: by the processor's time, which other work changes less.\n"
+    "plain read + copy: of the loader's time, what a plain read of the same bytes of the files and\n"
+    "a copy of its batches' bytes take."
+)
 
 
 def add_bench(commands: Any) -> None:
     """Add `bench` and its sub-commands to the `dlrrec` parser's sub-commands."""
     bench = commands.add_parser("bench", help="measure parts of the system on this machine")
     parts = bench.add_subparsers(title="benchmarks", metavar="PART", required=True)
-    _add_embeddings(parts)
-
-
-def _add_embeddings(parts: Any) -> None:
     line = "embedding tables: FBGEMM's beside torch.nn.EmbeddingBag and a plain memory copy"
-    command = parts.add_parser(
-        "embeddings",
-        help=line,
-        description="E" + line[1:] + ".",
-        epilog=EMBEDDINGS_EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    hints = typing.get_type_hints(EmbeddingCase)
-    for known in dataclasses.fields(EmbeddingCase):
-        command.add_argument(
-            "--" + known.name.replace("_", "-"),
-            type=hints[known.name],
-            default=known.default,
-            choices=known.metadata["choices"],
-            metavar=None if known.metadata["choices"] else known.name.upper(),
-            help=known.metadata["help"].replace("%", "%%") + f" (default: {known.default})",
-        )
-    command.add_argument(
+    embeddings = _add(parts, "embeddings", EmbeddingCase, line, EMBEDDINGS_EXAMPLE, _embeddings)
+    embeddings.add_argument(
         "--sweep",
         action="append",
         default=[],
         metavar="FLAG=V1,V2,...",
         help="measure with each of these values; several sweeps: with each combination",
     )
+    line = "rows per second from shards to batches, beside a plain read and copy of the same bytes"
+    _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader)
+
+
+def _add(
+    parts: Any, name: str, case: type, line: str, example: str, action: Callable
+) -> argparse.ArgumentParser:
+    """A benchmark's command: every field of `case` is a flag."""
+    command = parts.add_parser(
+        name,
+        help=line,
+        description=line[0].upper() + line[1:] + ".",
+        epilog=example,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    hints = typing.get_type_hints(case)
+    for known in dataclasses.fields(case):
+        default, choices, kind = _default(known), known.metadata["choices"], hints[known.name]
+        options: dict[str, Any] = {"metavar": None if choices else known.name.upper(), "choices": choices}
+        if kind is bool:
+            options = {"action": argparse.BooleanOptionalAction}
+        elif kind is list:
+            options |= {"nargs": "*", "type": type(default[0])}
+        else:
+            options["type"] = kind
+        shown = " ".join(map(str, default)) if kind is list else default
+        text = known.metadata["help"].replace("%", "%%")
+        # An empty default's meaning is in its help; argparse itself shows that of a switch.
+        text += f" (default: {shown})" if shown != "" and kind is not bool else ""
+        command.add_argument("--" + known.name.replace("_", "-"), default=default, help=text, **options)
     command.add_argument("--out", default="runs/bench", help="folder of the results (default: runs/bench)")
     command.add_argument("--json", action="store_true", help="print the JSON instead of the table")
-    command.set_defaults(action=_embeddings)
+    command.set_defaults(action=action)
+    return command
+
+
+def _default(known: dataclasses.Field) -> Any:
+    made = known.default_factory
+    return known.default if made is dataclasses.MISSING else made()
+
+
+def _given(arguments: argparse.Namespace, case: type) -> dict[str, Any]:
+    return {known.name: getattr(arguments, known.name) for known in dataclasses.fields(case)}
+
+
+def _loader(arguments: argparse.Namespace) -> int:
+    case, out = LoaderCase(**_given(arguments, LoaderCase)), Path(arguments.out)
+    from dlrrec_torchrec.benchmarks.loading import format_loader, run
+    from dlrrec_torchrec.benchmarks.machine import describe_machine
+    from dlrrec_torchrec.benchmarks.report import align
+
+    _make_folder(out)
+    report = {"benchmark": "loader", "machine": describe_machine()}
+    report |= run(case, say=_progress)
+    _publish(report, out / "loader.json", arguments.json, [align(format_loader(report)), LOADER_LEGEND])
+    return 0
+
+
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _publish(report: dict[str, Any], path: Path, as_json: bool, shown: Sequence[str]) -> None:
+    """Write the JSON; print it, or what is shown of it."""
+    text = json.dumps(report, indent=2)
+    write_text_atomic(path, text + "\n")
+    print(text if as_json else "\n".join([*shown, f"written: {path}"]))
 
 
 def _embeddings(arguments: argparse.Namespace) -> int:
-    given = {known.name: getattr(arguments, known.name) for known in dataclasses.fields(EmbeddingCase)}
-    cases = product(given, parse_sweeps(arguments.sweep))
+    cases = product(_given(arguments, EmbeddingCase), parse_sweeps(arguments.sweep))
     from dlrrec_torchrec.benchmarks.embeddings import run
     from dlrrec_torchrec.benchmarks.machine import describe_machine
     from dlrrec_torchrec.benchmarks.report import draw, format_table

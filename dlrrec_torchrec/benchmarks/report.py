@@ -1,4 +1,4 @@
-"""The results of an embedding benchmark as a text table and as a picture."""
+"""Results as text tables, and those of the embedding benchmark as a picture."""
 
 from __future__ import annotations
 
@@ -39,6 +39,11 @@ def format_table(results: Sequence[Mapping[str, Any]]) -> str:
                 row += ["-", "-"]
             row.append(f"{own['share']['unique']:.1%}")
         rows.append([*row, f"{result['copy']['bandwidth'] / 1e9:.1f}"])
+    return align(rows)
+
+
+def align(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines of right-aligned columns."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
     return "\n".join("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
 

@@ -158,7 +158,7 @@ def measure_training(
             loss.backward()
             optimizer.step()
     weights = sum(p.numel() * p.element_size() for p in sharded.parameters())
-    least = 6 * weights + _batch_bytes(batch)
+    least = 6 * weights + batch.nbytes
 
     pinned = [b.pin_memory() for b in data.batches] if device.type == "cuda" else data.batches
     pipeline, batches, seconds = make_pipeline(sharded, optimizer, device), itertools.cycle(pinned), []
@@ -190,12 +190,6 @@ def measure_training(
     if device.type == "cuda":
         result["peak_memory"] = torch.cuda.max_memory_allocated(device)
     return result
-
-
-def _batch_bytes(batch: Batch) -> int:
-    tensors = [batch.dense, batch.label, batch.user, batch.item, batch.user_positives, batch.item_positives]
-    tensors += [*batch.vectors.values(), batch.sparse.values(), batch.sparse.lengths()]
-    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _wait(device: torch.device) -> None:

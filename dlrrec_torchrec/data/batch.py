@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
@@ -46,6 +47,13 @@ class Batch(Pipelineable):
     def __len__(self) -> int:
         return self.label.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the batch's numbers."""
+        tensors = [self.dense, self.label, self.user, self.item, self.user_positives, self.item_positives]
+        tensors += [*self.vectors.values(), self.sparse.values(), self.sparse.lengths()]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
         """A copy on `device`."""
         return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
@@ -71,22 +79,30 @@ def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str
     """The jagged ids of B rows, in the order of `keys`.
 
     Args:
-        category: i32 or i64 [B, 11], padded with PAD_CATEGORY anywhere.
-        user, item: i32 or i64 [B]; -1 gives no id.
+        category: i32 or i64 [B, 11] in host memory, padded with PAD_CATEGORY anywhere.
+        user, item: i32 or i64 [B] in host memory; -1 gives no id.
         keys: out of SPARSE_KEYS.
 
     Returns:
         i64 values, i32 lengths. Padding is left out, so that a sum over the ids equals
         `torch.nn.EmbeddingBag(padding_idx=PAD_CATEGORY, mode="sum")`.
     """
-    present = category != PAD_CATEGORY
-    made = {
-        "category": (category[present], present.sum(1, dtype=torch.int32)),
-        "user": (user[user >= 0], (user >= 0).int()),
-        "item": (item[item >= 0], (item >= 0).int()),
-    }
-    values = torch.cat([made[key][0].long() for key in keys])
-    return KeyedJaggedTensor(list(keys), values, lengths=torch.cat([made[key][1] for key in keys]))
+    wanted = {"category": category, "user": user, "item": item}
+    made = [_jagged(wanted[key].numpy(), PAD_CATEGORY if key == "category" else -1) for key in keys]
+    values = np.concatenate([values for values, _ in made], dtype=np.int64)
+    lengths = np.concatenate([lengths for _, lengths in made])
+    return KeyedJaggedTensor(list(keys), torch.from_numpy(values), lengths=torch.from_numpy(lengths))
+
+
+def _jagged(codes: np.ndarray, padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """(codes that are not padding, i32 [B] their number in each row) of integers [B] or [B, at most 255]."""
+    present = codes != padding
+    if present.all():
+        width = codes.size // len(codes) if len(codes) else 0
+        return codes.reshape(-1), np.full(len(codes), width, np.int32)
+    rows = present.reshape(len(codes), -1).view(np.uint8)
+    number = rows @ np.ones(rows.shape[1], np.uint8)  # several times as fast as a sum over the columns
+    return codes[present], number.astype(np.int32)
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from collections import OrderedDict
 from collections.abc import Iterator
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -43,7 +42,7 @@ class ShardDataset(Dataset):
         drop_last: bool,
         window_rows: int,
     ) -> None:
-        self._reader, self._keys = reader, sparse_keys
+        self.reader, self._keys = reader, sparse_keys
         self._rank, self._world, self._seed, self._shuffle = rank, world_size, seed, shuffle
         self._window_rows = window_rows
         self._sizes = [chunk.rows for chunk in reader.chunks]
@@ -52,7 +51,7 @@ class ShardDataset(Dataset):
         self.batches = rows // whole if drop_last else -(-rows // whole)
         self.rows = self.batches * whole if drop_last else rows
         self._order: tuple[int, EpochOrder] | None = None
-        self._cache: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
+        self._cache: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self._cached_rows = 0
 
     def __len__(self) -> int:
@@ -60,7 +59,7 @@ class ShardDataset(Dataset):
 
     def check(self) -> None:
         """Check this rank's share of the files (see `ShardReader.check`)."""
-        self._reader.check(self._rank, self._world)
+        self.reader.check(self._rank, self._world)
 
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, number = key
@@ -68,22 +67,22 @@ class ShardDataset(Dataset):
             order = EpochOrder(self._sizes, self._seed, epoch, self._shuffle, self._window_rows)
             self._order = (epoch, order)
         low, high = (self.rows * g // self.batches for g in (number, number + 1))
-        chunk, row = self._order[1].rows(low, high)
+        places = self._order[1].places(low, high)
         share = slice(*((high - low) * r // self._world for r in (self._rank, self._rank + 1)))
         size = -(-(high - low) // self._world)
-        return self._batch(chunk[share], row[share], size)
+        return self._batch(self._order[1].pieces(places[share]), size)
 
-    def _batch(self, chunk: np.ndarray, row: np.ndarray, size: int) -> Batch:
-        """The rows, and as much padding as makes them `size`."""
-        cuts = [0, *(np.flatnonzero(np.diff(chunk)) + 1).tolist(), len(chunk)]
-        pieces = [(self._columns(int(chunk[a])), row[a:b]) for a, b in pairwise(cuts) if a < b]
-        pieces = pieces or [(self._columns(0), row)]  # of padding alone: it needs the columns' types
+    def _batch(self, found: list[tuple[int, np.ndarray]], size: int) -> Batch:
+        """These rows of chunks, and as much padding as makes them `size`."""
+        # Of padding alone: it needs the columns' types.
+        found = found or [(0, np.empty(0, np.int64))]
+        pieces = [(self._columns(chunk), rows) for chunk, rows in found]
         columns = {name: _gather(pieces, name, size) for name in pieces[0][0]}
         user, item = columns["user"].long(), columns["item"].long()
         return Batch(
             dense=columns["dense"],
             sparse=make_sparse(columns["category"], user, item, self._keys),
-            vectors={name: columns[name] for name in self._reader.modalities},
+            vectors={name: columns[name] for name in self.reader.modalities},
             label=columns["label"],
             user=user,
             item=item,
@@ -91,12 +90,12 @@ class ShardDataset(Dataset):
             item_positives=columns["item_positives"].long(),
         )
 
-    def _columns(self, chunk: int) -> dict[str, Tensor]:
+    def _columns(self, chunk: int) -> dict[str, np.ndarray]:
         """A chunk's columns, read or out of the cache (the least recently used chunks make room)."""
         if chunk in self._cache:
             self._cache.move_to_end(chunk)
         else:
-            self._cache[chunk] = self._reader.read(chunk)
+            self._cache[chunk] = self.reader.read(chunk)
             self._cached_rows += self._sizes[chunk]
             while self._cached_rows > 2 * self._window_rows and len(self._cache) > 1:
                 old, _ = self._cache.popitem(last=False)
@@ -104,19 +103,19 @@ class ShardDataset(Dataset):
         return self._cache[chunk]
 
 
-def _gather(pieces: list[tuple[dict[str, Tensor], np.ndarray]], name: str, size: int) -> Tensor:
+def _gather(pieces: list[tuple[dict[str, np.ndarray], np.ndarray]], name: str, size: int) -> Tensor:
     """`size` rows, those of all pieces and then padding: a view of one run of one chunk, else one copy."""
     columns, rows = pieces[0]
+    first = columns[name]
     if len(rows) == size and rows[-1] - rows[0] == size - 1:
-        return columns[name][rows[0] : rows[-1] + 1]
-    out = columns[name].new_empty((size, *columns[name].shape[1:]))
-    start = 0
+        return torch.from_numpy(first[rows[0] : rows[-1] + 1])
+    out, start = np.empty((size, *first.shape[1:]), first.dtype), 0
     for columns, rows in pieces:
         end = start + len(rows)
-        torch.index_select(columns[name], 0, torch.from_numpy(rows), out=out[start:end])
+        columns[name].take(rows, 0, out[start:end], "clip")  # otherwise numpy would copy once more
         start = end
     out[start:] = _PADDING.get(name, 0)
-    return out
+    return torch.from_numpy(out)
 
 
 class _Epoch:

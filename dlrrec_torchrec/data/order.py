@@ -9,6 +9,7 @@ is random, while a rank, which takes one slice of each batch, reads only one sli
 from __future__ import annotations
 
 from collections import OrderedDict
+from itertools import pairwise
 
 import numpy as np
 
@@ -43,28 +44,38 @@ class EpochOrder:
         self._edges = np.array(edges)
         self._permutations: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def rows(self, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
-        """(chunk, row in it), i64 [high - low] each, of places low..high-1 of the epoch.
+    def places(self, low: int, high: int) -> np.ndarray:
+        """The rows of the epoch's places low..high-1, i64 [high - low], ascending.
 
-        Within each window that the range touches, rows stand in the order of the (permuted) chunks.
+        A row is told by its place where the (permuted) chunks stand one after the other.
         """
-        places = [np.empty(0, np.int64)]
+        found = [np.empty(0, np.int64)]
         first = int(np.searchsorted(self._edges, low, side="right")) - 1
         for window in range(first, len(self._edges) - 1):
             begin, end = self._edges[window], self._edges[window + 1]
             if begin >= high:
                 break
             inside = slice(max(low, begin) - begin, min(high, end) - begin)
-            places.append(begin + np.sort(self._permutation(window, end - begin)[inside]))
-        place = np.concatenate(places)
-        chunk = np.searchsorted(self._starts, place, side="right") - 1
-        return self._chunks[chunk], place - self._starts[chunk]
+            found.append(begin + np.sort(self._permutation(window, end - begin)[inside]))
+        return np.concatenate(found)
+
+    def pieces(self, places: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """(chunk, rows in it, i64 and ascending) for ascending `places`, as long as they are."""
+        if not len(places):
+            return []
+        first, last = np.searchsorted(self._starts, places[[0, -1]], side="right") - 1
+        cuts = [0, *np.searchsorted(places, self._starts[first + 1 : last + 1]).tolist(), len(places)]
+        return [
+            (int(self._chunks[chunk]), places[a:b] - self._starts[chunk])
+            for chunk, (a, b) in enumerate(pairwise(cuts), start=first)
+            if a < b
+        ]
 
     def _permutation(self, window: int, rows: int) -> np.ndarray:
         if window not in self._permutations:
             generator = np.random.default_rng([*self._key, window + 1])
             order = generator.permutation(rows) if self._shuffle else np.arange(rows)
-            self._permutations[window] = order
+            self._permutations[window] = order.astype(np.int32)  # half as long to sort
             if len(self._permutations) > 2:
                 self._permutations.popitem(last=False)
         return self._permutations[window]

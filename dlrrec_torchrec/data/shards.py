@@ -1,24 +1,22 @@
 """Reading and checking the Parquet parts of one split.
 
 The unit of reading is a *chunk*: one Parquet row group (one part, as the prepare stage writes them). Its
-columns become tensors over Arrow's own memory, without a copy; only the ragged positives are laid out anew.
+columns become tensors over Arrow's own memory, without a copy.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 from torch.utils.data import get_worker_info
 
-from dlrrec_torchrec import schema
+from dlrrec_torchrec import packed, schema
 from dlrrec_torchrec.schema import DataError
 
 
@@ -39,7 +37,10 @@ class ShardReader:
         shards_dir: what the prepare stage wrote.
         split: train, val or test.
         modalities: vector columns to read.
-        positives: columns of the padded positives.
+        positives: columns of the padded positives, at most; with 0 they are not read.
+
+    Attributes:
+        columns: that `read` reads.
 
     Raises:
         DataError: no shards, an unknown split or modality, a part with a column missing or of another type.
@@ -58,16 +59,27 @@ class ShardReader:
                     f"{', '.join(facts['modalities'])}); change model.modalities or run prepare again with it"
                 )
         self.modalities = list(modalities)
-        self.positives = positives
         self.users, self.items = facts["users"], facts["items"]
-        self.schema = schema.shard_schema(facts["dense_width"], modalities)
+        self.schema = schema.shard_schema(facts["dense_width"], modalities, facts["positives"])
+        self.positives = min(positives, facts["positives"])
+        unread = ["rating"] if self.positives else ["rating", "user_positives", "item_positives"]
+        self.columns = [name for name in self.schema.names if name not in unread]
+        stored = packed.stored_schema(self.schema)
+        user, item = self.users - 1, self.items - 1
+        self._limits = {
+            "category": (0, schema.PAD_CATEGORY, f"is outside 0..{schema.PAD_CATEGORY}"),
+            "user": (0, user, f"is outside 0..{user} (entity table)"),
+            "item": (0, item, f"is outside 0..{item} (entity table)"),
+            "user_positives": (-1, user, f"is outside -1..{user} (entity table; -1 is padding)"),
+            "item_positives": (-1, item, f"is outside -1..{item} (entity table; -1 is padding)"),
+        }
         self.chunks: list[Chunk] = []
         for path in schema.part_files(Path(shards_dir) / split):
             try:
                 metadata = pq.read_metadata(path)
             except (pa.ArrowInvalid, OSError) as error:
                 raise DataError(f"{path}: not a readable Parquet file ({error}); run prepare again") from None
-            schema.check_schema(metadata.schema.to_arrow_schema(), self.schema, path)
+            schema.check_schema(metadata.schema.to_arrow_schema(), stored, path)
             first = 0
             for group in range(metadata.num_row_groups):
                 rows = metadata.row_group(group).num_rows
@@ -87,87 +99,81 @@ class ShardReader:
         for chunk in self.chunks[rank::world_size]:
             self._columns(chunk, names)
 
-    def read(self, index: int) -> dict[str, Tensor]:
-        """The columns of chunk `index`, one row of each tensor for a row of the chunk.
+    def read(self, index: int) -> dict[str, np.ndarray]:
+        """The columns of chunk `index`, one row of each array for a row of the chunk.
 
         Returns:
             label f32 [n]; dense f32 [n, D]; category i32 [n, 11]; user, item i32 [n]; user_positives,
-            item_positives i32 [n, P] padded with -1; each modality f16 [n, 384].
+            item_positives i32 [n, P] padded with -1, where P is at most what the shards hold; each modality
+            f16 [n, 384]. Views of Arrow's memory.
 
         Raises:
             DataError: as `check`, and for a vector that is not finite.
         """
-        return self._columns(self.chunks[index], [name for name in self.schema.names if name != "rating"])
+        chunk = self.chunks[index]
+        columns = self._columns(chunk, self.columns)
+        for name in ("user_positives", "item_positives"):
+            codes = columns.get(name, np.empty((chunk.rows, 0), np.int32))
+            columns[name] = np.ascontiguousarray(codes[:, : self.positives])
+        return columns
 
-    def _columns(self, chunk: Chunk, names: list[str]) -> dict[str, Tensor]:
+    def _columns(self, chunk: Chunk, names: list[str]) -> dict[str, np.ndarray]:
         try:
-            table = pq.ParquetFile(chunk.path).read_row_group(
-                chunk.group, columns=names, use_threads=get_worker_info() is None
-            )
+            file = pq.ParquetFile(chunk.path)
+            table = file.read_row_group(chunk.group, columns=names, use_threads=get_worker_info() is None)
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{chunk.path}: damaged Parquet file ({error}); run prepare again") from None
         columns = {}
         for name in names:
-            array = table[name].cast(self.schema.field(name).type).combine_chunks()
-            if isinstance(array, pa.ChunkedArray):  # no chunk at all, or one that combine_chunks left wrapped
-                array = array.chunk(0)
+            column = table[name]
+            array = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             if array.null_count:
                 self._refuse(chunk, name, array.is_null().to_numpy(zero_copy_only=False), "is null")
-            if pa.types.is_list(array.type):
-                columns[name] = self._positives(chunk, name, array)
-            else:
-                columns[name] = self._values(chunk, name, array)
+            kind = self.schema.field(name).type
+            width = kind.list_size if pa.types.is_fixed_size_list(kind) else 0
+            if width:
+                array = _numbers(array, kind)
+            # A view that keeps Arrow's memory alive. (Arrow's own is marked read-only, at which torch warns.)
+            values = torch.from_dlpack(array).numpy()
+            self._check(chunk, name, values, width)
+            columns[name] = values.reshape(-1, width) if width else values
         return columns
 
-    def _values(self, chunk: Chunk, name: str, array: pa.Array) -> Tensor:
-        width = array.type.list_size if pa.types.is_fixed_size_list(array.type) else 0
-        flat = array.flatten() if width else array
-        if flat.null_count:
-            rows = flat.is_null().to_numpy(zero_copy_only=False).reshape(-1, width).any(1)
-            self._refuse(chunk, name, rows, "holds a null")
-        values = flat.to_numpy()  # a view
-        limits: dict[str, tuple[Callable[[np.ndarray], np.ndarray], str]] = {
-            "label": (lambda x: (x != 0) & (x != 1), "is neither 0 nor 1"),
-            "category": (
-                lambda x: (x < 0) | (x > schema.PAD_CATEGORY),
-                f"is outside 0..{schema.PAD_CATEGORY}",
-            ),
-            "user": (lambda x: (x < 0) | (x >= self.users), f"is outside 0..{self.users - 1} (entity table)"),
-            "item": (lambda x: (x < 0) | (x >= self.items), f"is outside 0..{self.items - 1} (entity table)"),
-        }
-        wrong, why = limits.get(name, (_not_finite, "is not a finite number"))
-        bad = wrong(values)
-        if bad.any():
-            self._refuse(chunk, name, bad.reshape(-1, max(width, 1)).any(1), why)
-        tensor = torch.from_dlpack(flat)  # Arrow's memory, kept alive by the tensor
-        return tensor.view(-1, width) if width else tensor
-
-    def _positives(self, chunk: Chunk, name: str, array: pa.ListArray) -> Tensor:
-        """i32 [n, P]: the first P codes of each list, padded with -1."""
-        offsets = array.offsets.to_numpy()
-        codes = array.values
-        if codes.null_count:
-            codes = codes.fill_null(-1)
-        codes = codes.to_numpy()
-        limit = self.users if name == "user_positives" else self.items
-        bad = np.flatnonzero((codes < 0) | (codes >= limit))
-        bad = bad[(bad >= offsets[0]) & (bad < offsets[-1])]
-        if len(bad):
-            rows = np.zeros(len(array), bool)
-            rows[np.searchsorted(offsets, bad[0], side="right") - 1] = True
-            self._refuse(chunk, name, rows, f"holds a code outside 0..{limit - 1} (entity table)")
-        slots = np.arange(self.positives)
-        used = slots < np.diff(offsets)[:, None]
-        padded = np.full(used.shape, -1, np.int32)
-        padded[used] = codes[(offsets[:-1, None] + slots)[used]]
-        return torch.from_numpy(padded)
+    def _check(self, chunk: Chunk, name: str, values: np.ndarray, width: int) -> None:
+        """Refuse values [n · width] that the column cannot hold; to see that all are fine is fast."""
+        if name == "label":
+            wrong, why = (values != 0) & (values != 1), "is neither 0 nor 1"
+            if not wrong.any():
+                return
+        elif values.dtype == np.int32:
+            least, most, why = self._limits[name]
+            if not len(values) or (values.min() >= least and values.max() <= most):
+                return
+            wrong = (values < least) | (values > most)
+        else:
+            if _all_finite(values):
+                return
+            wrong, why = ~np.isfinite(values), "is not a finite number"
+        self._refuse(chunk, name, wrong.reshape(-1, max(width, 1)).any(1), why)
 
     def _refuse(self, chunk: Chunk, name: str, bad_rows: np.ndarray, why: str) -> None:
         row = chunk.first + int(np.flatnonzero(bad_rows)[0])
         raise DataError(f"{chunk.path}: column '{name}', row {row}: value {why}; run prepare again")
 
 
-def _not_finite(values: np.ndarray) -> np.ndarray:
-    if values.dtype == np.float16:  # by the bits: numpy's isfinite is slow on half precision
-        return (values.view(np.uint16) & 0x7C00) == 0x7C00
-    return ~np.isfinite(values)
+def _numbers(rows: pa.FixedSizeBinaryArray, kind: pa.FixedSizeListType) -> pa.Array:
+    """The numbers of packed rows one after the other, a view of them."""
+    width = kind.list_size
+    return pa.Array.from_buffers(
+        kind.value_type, len(rows) * width, [None, rows.buffers()[1]], 0, rows.offset * width
+    )
+
+
+def _all_finite(values: np.ndarray) -> bool:
+    """Whether no value is infinite or not a number."""
+    if values.dtype != np.float16:
+        return bool(np.isfinite(values).all())
+    if not len(values):
+        return True
+    # By the bits, at a tenth of the time: from 0x7C00 on, positive, or 0xFC00, negative, none is finite.
+    return bool(values.view(np.int16).max() < 0x7C00 and values.view(np.uint16).max() < 0xFC00)

@@ -91,6 +91,7 @@ def prepare(
             dense=config.dense,
             rating_range=rating_range,
             modalities=config.modalities,
+            positives=config.positives,
             rows_per_shard=config.rows_per_shard,
         )
         positive = int((train.label > 0.5).sum())
@@ -119,6 +120,8 @@ def prepare(
 
 def _check_settings(config: PrepareConfig) -> None:
     dense_width(config.dense)
+    if not config.dense:
+        raise DataError("prepare.dense: names no feature; the model needs at least one")
     for name in config.modalities:
         if name not in MODALITIES:
             raise DataError(f"prepare.modalities: unknown '{name}' (known: {', '.join(MODALITIES)})")
@@ -142,10 +145,11 @@ def _write(
     dense: list[str],
     rating_range: tuple[float, float],
     modalities: list[str],
+    positives: int,
     rows_per_shard: int,
 ) -> dict[str, dict[str, float]]:
     """Write the parts of all splits and entity tables; the shares of rows that have each thing, by split."""
-    schema = shard_schema(dense_width(dense), modalities)
+    schema = shard_schema(dense_width(dense), modalities, positives)
     coverage = {name: shards.Coverage() for name in splits}
     order = shards.training_order(len(splits["train"].label))
 

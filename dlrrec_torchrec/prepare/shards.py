@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dlrrec_torchrec import packed
 from dlrrec_torchrec.features import dense_matrix
+from dlrrec_torchrec.packed import lists
 from dlrrec_torchrec.prepare.leave_one_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.sides import Features, Side
-from dlrrec_torchrec.schema import ITEM_ENTITY, MODALITIES, USER_ENTITY
+from dlrrec_torchrec.schema import ITEM_ENTITY, USER_ENTITY, parquet_options
 
 SHUFFLE_SEED = 0  # of the training rows' order, which is the same for every run over the same number of rows
 
@@ -32,14 +34,14 @@ def write_parts(
         advance: told the number of rows after each chunk.
     """
     folder.mkdir(parents=True)
-    light = [name for name in schema.names if name not in MODALITIES]  # vectors repeat too little
+    stored = packed.stored_schema(schema)
     for number, first in enumerate(range(0, max(num_rows, 1), rows_per_part)):
         last = min(first + rows_per_part, num_rows)
         path = folder / f"part-{number:05d}.parquet"
-        with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=light) as writer:
+        with pq.ParquetWriter(path, stored, **parquet_options(stored)) as writer:
             for start in range(first, last, CHUNK_ROWS):
                 stop = min(start + CHUNK_ROWS, last)
-                writer.write_table(make(start, stop))
+                writer.write_table(packed.pack(make(start, stop)))
                 advance(stop - start)
 
 
@@ -75,17 +77,18 @@ def rows_table(
     columns = {
         "label": label,
         "rating": rating,
-        "dense": _lists(
+        "dense": lists(
             dense_matrix(dense, user.count, item.count, user.mean, item.mean, item.price_tag, rating_range)
         ),
-        "category": _lists(item.category),
+        "category": lists(item.category),
         "user": user.code,
         "item": item.code,
-        "user_positives": user.positives,
-        "item_positives": item.positives,
     }
+    for name, side in (("user_positives", user), ("item_positives", item)):
+        if name in schema.names:
+            columns[name] = lists(_padded(side.positives, schema.field(name).type.list_size))
     vectors = user.vectors | item.vectors
-    columns |= {name: _lists(vectors[name]) for name in schema.names if name in vectors}
+    columns |= {name: lists(vectors[name]) for name in schema.names if name in vectors}
     return pa.table([pa.array(columns[name]) for name in schema.names], schema=schema)
 
 
@@ -102,7 +105,7 @@ def entity_tables(
             "count": features.count.astype(np.int32),
             "mean_rating": features.mean,
             "positives": features.positives,
-            **{m: _lists(v) for m, v in features.vectors.items()},
+            **{m: lists(v) for m, v in features.vectors.items()},
         }
 
     def make_users(start: int, stop: int) -> pa.Table:
@@ -114,7 +117,7 @@ def entity_tables(
         columns |= {
             "title": titles.slice(start, stop - start),
             "price_tag": pa.array(features.price_tag, pa.string()),
-            "category": _lists(features.category),
+            "category": lists(features.category),
         }
         return pa.table([pa.array(columns[name]) for name in ITEM_ENTITY.names], schema=ITEM_ENTITY)
 
@@ -129,5 +132,8 @@ def training_order(num_rows: int) -> np.ndarray:
     return np.random.default_rng(SHUFFLE_SEED).permutation(num_rows)
 
 
-def _lists(matrix: np.ndarray) -> pa.FixedSizeListArray:
-    return pa.FixedSizeListArray.from_arrays(pa.array(matrix.reshape(-1)), matrix.shape[1])
+def _padded(codes: pa.ListArray, width: int) -> np.ndarray:
+    """int32 [N, width] of lists of at most so many codes, padded with -1."""
+    out = np.full((len(codes), width), -1, np.int32)
+    out[np.arange(width) < codes.value_lengths().to_numpy()[:, None]] = codes.flatten().to_numpy()
+    return out

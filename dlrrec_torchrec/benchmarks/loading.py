@@ -1,0 +1,221 @@
+"""`dlrrec bench loader`: rows per second from Parquet shards to batches, beside a plain read.
+
+Each round takes in turn, for every kind of row and number of workers: a plain read of the very bytes of the
+files that the loader decodes, an epoch of the loader, and a plain copy of as many bytes as its batches hold.
+What the two plain ones take of the loader's time shows how far it is from what the machine can do at best.
+All three see the same minute of the machine, so the share holds on a busy one too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from dlrrec_torchrec.benchmarks.cases import LoaderCase
+from dlrrec_torchrec.benchmarks.rows import write_random_shards
+from dlrrec_torchrec.benchmarks.timing import summary
+from dlrrec_torchrec.data.loader import ShardLoader, make_loader
+from dlrrec_torchrec.schema import DataError, part_files
+
+USERS, ITEMS = 30_000, 15_000
+
+
+def kinds(case: LoaderCase) -> dict[str, dict[str, Any]]:
+    """Name -> what `make_loader` is asked for."""
+    every = {"modalities": list(case.modalities), "positives": case.positives}
+    found = {"vectors": every} if case.modalities else {}
+    found["ids"] = every | {"modalities": []}
+    if case.positives:
+        found["ids without positives"] = {"modalities": [], "positives": 0}
+    return found
+
+
+def run(case: LoaderCase, say: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
+    """Measure.
+
+    Args:
+        say: called with a line before each part.
+
+    Returns:
+        case: its settings. rows: of an epoch.
+        results: for each kind of row and number of workers
+            kind, workers, columns (of the files that are read);
+            bytes: of an epoch, `file` (compressed, those columns) and `batches`;
+            seconds: of an epoch, `loader`, `read` and `copy` (median, p10, p90 of the rounds);
+            rows_per_second (median, p10, p90); rows_per_cpu_second: the same by the processor's time instead
+                of the clock's, which other work on the machine changes less; only without workers;
+            share: (read + copy) / loader of the same round (median, p10, p90).
+
+    Raises:
+        DataError: shards that cannot be read, or an epoch that is not the files' rows.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise DataError("bench loader measures one process and its workers; start it with one rank (-j 1)")
+    with _shards(case, say) as folder, one_core():
+        measured = [
+            _Measured(folder, case, kind, wanted, workers)
+            for workers in case.workers
+            for kind, wanted in kinds(case).items()
+        ]
+        for number in range(case.warmup + case.rounds):
+            say(f"round {number + 1} of {case.warmup + case.rounds}")
+            for one in measured:
+                one.round(number, number >= case.warmup)
+        rows = measured[0].loader.rows
+        return {"case": dataclasses.asdict(case), "rows": rows, "results": [m.result() for m in measured]}
+
+
+class _Measured:
+    """One kind of row by one number of workers, and what its rounds took."""
+
+    def __init__(
+        self, folder: Path, case: LoaderCase, kind: str, wanted: dict[str, Any], workers: int
+    ) -> None:
+        self.kind, self.workers = kind, workers
+        self.loader = make_loader(
+            folder, "train", case.batch, seed=case.seed, shuffle=True, workers=workers, **wanted
+        )
+        self.columns = self.loader.dataset.reader.columns
+        self.ranges = column_ranges(folder / "train", self.columns)
+        self.file_bytes = sum(size for parts in self.ranges.values() for _, size in parts)
+        check_rows(self.loader, folder / "train")
+        self.batch_bytes = 0
+        self.seconds: dict[str, list[float]] = {"read": [], "copy": [], "loader": [], "cpu": []}
+
+    def round(self, epoch: int, counts: bool) -> None:
+        read = _timed(lambda: read_ranges(self.ranges))[0]
+        self.loader.set_epoch(epoch)
+        loader, cpu, self.batch_bytes = _timed(lambda: sum(batch.nbytes for batch in self.loader))
+        copy = _timed(lambda: copy_bytes(self.batch_bytes))[0]
+        if counts:
+            for name, value in {"read": read, "copy": copy, "loader": loader, "cpu": cpu}.items():
+                self.seconds[name].append(value)
+
+    def result(self) -> dict[str, Any]:
+        times, rows = self.seconds, self.loader.rows
+        plain = zip(times["read"], times["copy"], times["loader"], strict=True)
+        found: dict[str, Any] = {"kind": self.kind, "workers": self.workers, "columns": self.columns}
+        found["bytes"] = {"file": self.file_bytes, "batches": self.batch_bytes}
+        found["seconds"] = {name: summary(times[name]) for name in ("loader", "read", "copy")}
+        found["rows_per_second"] = summary([rows / t for t in times["loader"]])
+        if not self.workers:
+            found["rows_per_cpu_second"] = summary([rows / t for t in times["cpu"]])
+        found["share"] = summary([(read + copy) / loader for read, copy, loader in plain])
+        return found
+
+
+def format_loader(report: dict[str, Any]) -> list[list[str]]:
+    """Rows of a table: medians, with p10 to p90 in brackets."""
+
+    def spread(found: dict[str, float], form: str, factor: float = 1.0) -> str:
+        low, middle, high = (form.format(factor * found[k]) for k in ("p10", "median", "p90"))
+        return f"{middle} ({low} to {high})"
+
+    header = ["rows with", "workers", "thousand rows/s", "per CPU second", "file B/row", "batch B/row"]
+    table = [[*header, "plain read + copy"]]
+    for found in report["results"]:
+        cpu = found.get("rows_per_cpu_second")
+        table.append(
+            [
+                found["kind"],
+                str(found["workers"]),
+                spread(found["rows_per_second"], "{:,.0f}", 1e-3),
+                spread(cpu, "{:,.0f}", 1e-3) if cpu else "-",
+                *(f"{found['bytes'][name] / report['rows']:,.0f}" for name in ("file", "batches")),
+                spread(found["share"], "{:.0%}"),
+            ]
+        )
+    return table
+
+
+@contextlib.contextmanager
+def _shards(case: LoaderCase, say: Callable[[str], Any]) -> Iterator[Path]:
+    if case.shards:
+        yield Path(case.shards)
+        return
+    with contextlib.ExitStack() as stack:
+        folder = Path(case.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrrec-loader-")))
+        options = {"users": USERS, "items": ITEMS, "modalities": case.modalities, "positives": case.positives}
+        say(f"{case.rows:,} random rows in {folder}")
+        write_random_shards(folder, case.rows, seed=case.seed, **options)
+        yield folder
+
+
+@contextlib.contextmanager
+def one_core() -> Iterator[None]:
+    """What this process computes, it computes on one thread: torch, and Arrow's decoding and reading."""
+    before = torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)
+    pa.set_io_thread_count(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        pa.set_cpu_count(before[1])
+        pa.set_io_thread_count(before[2])
+
+
+def check_rows(loader: ShardLoader, folder: Path) -> None:
+    """Raise DataError unless an epoch's labels and ids sum up to those of the files."""
+    names = ("label", "user", "item")
+    found = np.zeros(len(names), np.int64)
+    for batch in loader:
+        found += [int(getattr(batch, name).sum()) for name in names]
+    wanted = np.zeros(len(names), np.int64)
+    for path in part_files(folder):
+        table = pq.read_table(path, columns=list(names))
+        wanted += [int(table[name].to_numpy().sum(dtype=np.float64)) for name in names]
+    if not np.array_equal(found, wanted):
+        raise DataError(f"{folder}: the loader's rows are not the files' (sums {found} and {wanted})")
+
+
+def column_ranges(folder: Path, columns: Sequence[str]) -> dict[Path, list[tuple[int, int]]]:
+    """Part -> (offset, bytes) of each column of each row group."""
+    found: dict[Path, list[tuple[int, int]]] = {}
+    for path in part_files(folder):
+        metadata = pq.read_metadata(path)
+        for group in range(metadata.num_row_groups):
+            parts = [metadata.row_group(group).column(k) for k in range(metadata.num_columns)]
+            for part in parts:
+                if part.path_in_schema.split(".")[0] in columns:
+                    start = part.dictionary_page_offset or part.data_page_offset
+                    found.setdefault(path, []).append((start, part.total_compressed_size))
+    return found
+
+
+def read_ranges(ranges: dict[Path, list[tuple[int, int]]]) -> int:
+    """Read them into one buffer; returns the bytes."""
+    buffer, total = memoryview(bytearray(max(size for parts in ranges.values() for _, size in parts))), 0
+    for path, parts in ranges.items():
+        with open(path, "rb", buffering=0) as file:
+            for start, size in parts:
+                file.seek(start)
+                total += file.readinto(buffer[:size])
+    return total
+
+
+def copy_bytes(number: int) -> None:
+    """Copy so many bytes, 16 MiB at a time, more than the caches of one core hold."""
+    source, target = np.ones(1 << 24, np.uint8), np.zeros(1 << 24, np.uint8)
+    for start in range(0, number, len(source)):
+        size = min(len(source), number - start)
+        target[:size] = source[:size]
+
+
+def _timed(function: Callable[[], Any]) -> tuple[float, float, Any]:
+    """(seconds by the clock, seconds of this process's threads on a core, what it returns)."""
+    start, cpu = time.perf_counter(), time.process_time()
+    result = function()
+    return time.perf_counter() - start, time.process_time() - cpu, result
