@@ -30,6 +30,7 @@ NODES = {
     "a100x8": specs.Resource(cpu=88, gpu=8, memMB=600 * 1024),
     "h100x8": specs.Resource(cpu=88, gpu=8, memMB=1600 * 1024),
     "h200x8": specs.Resource(cpu=88, gpu=8, memMB=1600 * 1024),
+    "b200x8": specs.Resource(cpu=176, gpu=8, memMB=1600 * 1024),
 }
 EFA = "vpc.amazonaws.com/efa"
 
@@ -58,7 +59,7 @@ def train(
     Args:
         args: flags of `dlrrec train`, after a `--`
         j: NODES or NODESxRANKS; ranks on each node: by default one for each of its GPUs, or 1 without GPUs
-        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, such as
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX, such as
             aws_p5.48xlarge, aws_g5.12xlarge, gpu.small, cpu.xlarge
         cpu: CPUs of a node, instead of the named number
         gpu: GPUs of a node, instead of the named number; with 0 the ranks use CPUs only
@@ -93,7 +94,8 @@ def evaluate(
 
     Args:
         args: flags of `dlrrec evaluate`, after a `--`
-        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, such as gpu.small
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX,
+            such as gpu.small
         cpu: CPUs of the node, instead of the named number
         gpu: GPUs of the node, instead of the named number
         memMB: memory of the node in MiB, instead of the named amount
@@ -125,7 +127,8 @@ def extract(
 
     Args:
         args: flags of `dlrrec extract`, after a `--`
-        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, as cpu.xlarge
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX,
+            as cpu.xlarge
         cpu: CPUs of the node, instead of the named number
         gpu: GPUs of the node, instead of the named number
         memMB: memory of the node in MiB, instead of the named amount
@@ -223,7 +226,8 @@ def bench(
     Args:
         args: what to measure and its flags, such as embeddings --sharding table_wise
         j: NODES or NODESxRANKS; ranks on each node: by default one for each of its GPUs, or 1 without GPUs
-        h: kind of node: a100x8, h100x8, h200x8 (8 GPUs each) or a named resource of TorchX, such as gpu.small
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX,
+            such as gpu.small
         cpu: CPUs of a node, instead of the named number
         gpu: GPUs of a node, instead of the named number; with 0 the ranks use CPUs only
         memMB: memory of a node in MiB, instead of the named amount

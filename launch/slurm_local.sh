@@ -94,6 +94,16 @@ install_packages() {
     awk '$NF == "installed" {print $1}' | sort) >"$DIR/packages"
 }
 
+# Daemons of other users must reach their files, and munged insists on it.
+check_access() {
+  local folder=$DIR
+  while [[ $folder != / ]]; do
+    (($(stat -L -c %a "$folder") % 2)) ||
+      die "$folder: other users may not enter it (chmod o+x), so the daemons cannot work in $DIR"
+    folder=$(dirname "$folder")
+  done
+}
+
 configure() {
   local host node
   host=$(hostname -s)
@@ -160,6 +170,7 @@ start() {
   fi
   [[ -e $DIR ]] && stop quietly
   mkdir -p "$DIR/log"
+  check_access
   install_packages
   configure
 

@@ -360,7 +360,6 @@ def test_docker_request():
 
 
 def test_kubernetes_request():
-    pytest.importorskip("kubernetes")
     app = components.train("--run-dir", "/data/x", j="2", h="aws_p5.48xlarge", max_retries=2)
     with pytest.warns(UserWarning, match="Volcano"):
         made = request(app, "kubernetes", queue="default")
@@ -368,9 +367,28 @@ def test_kubernetes_request():
     assert len(tasks) == 2 and made.resource["spec"]["maxRetry"] == 2
     for task, variable in zip(tasks, ("TORCHX_RANK0_HOST", "VC_TRAIN_0_HOSTS"), strict=True):
         (container,) = task["template"].spec.containers
+        assert container.image == components.IMAGE
+        given = {variable.name: variable.value for variable in container.env}
+        assert given["NCCL_DEBUG"] == "WARN" and given["FI_PROVIDER"] == "efa"
         options = torchrun_parser().parse_args(bash_words(container.command[2], {variable: "first"})[2:])
         assert options.rdzv_endpoint == "first:29500"
         assert container.resources.limits["nvidia.com/gpu"] == "8"
         assert container.resources.limits[components.EFA] == "32"
         selected = task["template"].spec.node_selector
         assert selected == {"node.kubernetes.io/instance-type": "p5.48xlarge"}
+
+
+def test_kubernetes_gives_shared_memory_and_folders():
+    """Ranks pass tensors through /dev/shm, which is tiny in a pod unless it is asked for."""
+    app = components.swing(*SWING, j=2, mounts=["type=volume", "src=claim", "dst=/data"])
+    made = request(app, "kubernetes", queue="default")
+    for rank, task in enumerate(made.resource["spec"]["tasks"]):
+        pod = task["template"].spec
+        places = {mount.name: mount.mount_path for mount in pod.containers[0].volume_mounts}
+        volumes = {volume.name: volume for volume in pod.volumes}
+        (shared,) = [n for n, p in places.items() if p == "/dev/shm"]
+        assert volumes[shared].empty_dir.medium == "Memory"
+        (data,) = [n for n, p in places.items() if p == "/data"]
+        assert volumes[data].persistent_volume_claim.claim_name == "claim"
+        words = pod.containers[0].command
+        assert words[words.index("--rank") + 1] == str(rank)
