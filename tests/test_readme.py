@@ -4,6 +4,7 @@ import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,7 @@ def test_every_command_runs(clone):
         if "--source" in words:  # no configuration file whose training could be made small
             words += ["--epochs", "1", "--set", "train.batch_size=64"]
         program = [sys.executable] if words[0] == "python" else [str(BIN / words[0])]
+        start = time.monotonic()
         done = subprocess.run(
             [*program, *words[1:]],
             cwd=clone,
@@ -103,7 +105,7 @@ def test_every_command_runs(clone):
             timeout=200,
             stdin=subprocess.DEVNULL,
         )
-        print(command, flush=True)
+        print(f"{time.monotonic() - start:6.1f} s  {command}", flush=True)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
         ran.append(command)
     assert len(ran) > 12
