@@ -31,6 +31,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from dlrrec_torchrec.lockstep import host_group
+from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.parallel import Ranks
 from dlrrec_torchrec.schema import DataError
 
@@ -88,7 +89,7 @@ class Checkpoints:
             DataError: it cannot be written.
         """
         self.wait()
-        tensors = {"model": model.state_dict(), "optimizer": optimizer.state_dict()["state"]}
+        tensors = {"model": _kept(model), "optimizer": optimizer.state_dict()["state"]}
         state = dict(state) | {"ranks": self._ranks.world_size}
         if self._writer is None:
             self._write(tensors, state, own, best)
@@ -236,7 +237,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> N
     _, sums, problem = _inspect(path)
     problem = problem or _damage(path, sums)
     if not problem:
-        weights = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+        weights = {f"{prefix}{name}": tensor for name, tensor in _kept(model).items()}
         try:
             dcp.load({"model": weights}, checkpoint_id=str(path), no_dist=True)
         except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
@@ -251,14 +252,21 @@ def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedO
         if isinstance(part, KeyedOptimizerWrapper) and not part.state:
             part.init_state()  # its moments do not exist before the first step; fused ones always do
             part.zero_grad(set_to_none=True)
-    weights, moments = model.state_dict(), optimizer.state_dict()
+    weights, moments = _kept(model), optimizer.state_dict()
     try:
         dcp.load({"model": weights, "optimizer": moments["state"]}, checkpoint_id=str(path))
     except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
         return f"cannot be loaded ({_first_line(error)})"
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, strict=False)
     optimizer.load_state_dict(moments)
     return ""
+
+
+def _kept(model: nn.Module) -> dict[str, Any]:
+    """The model's state without content tables, which are filled from the shards again."""
+    left_out = tuple(path for path, module in model.named_modules() if isinstance(module, ContentTables))
+    prefixes = tuple(f"{path}." for path in left_out)
+    return {name: value for name, value in model.state_dict().items() if not name.startswith(prefixes)}
 
 
 def _inspect(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:

@@ -116,7 +116,10 @@ class PrepareConfig:
     )
     smoothing: float = option(0.0, "pseudo-reviews of the global mean added to each mean rating")
     rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
-    modalities: list = option(["user_text", "item_text", "item_image"], "vectors written into the rows")
+    modalities: list = option(
+        ["user_text", "item_text", "item_image"],
+        "vectors written into the rows; none for model.vectors: table",
+    )
     positives: int = option(10, "SWING neighbours kept as positives")
     rows_per_shard: int = option(8192, "rows of one Parquet shard")
 
@@ -141,9 +144,13 @@ class TableConfig:
     """
 
     rows: int | None = option(None, "rows (default: as many as the shards have ids)")
-    dim: int | None = option(None, "columns (default: model.embedding_dim)")
+    dim: int | None = option(None, "columns (default: model.embedding_dim; 384 of content vectors)")
     pooling: float | None = option(None, "ids that an example looks up, on average (for predictions)")
-    dtype: str = option("fp32", "numbers of the weights; bf16 is for plans only", ("fp32", "fp16", "bf16"))
+    dtype: str | None = option(
+        None,
+        "numbers of the weights (default: fp32; fp16 of content vectors); bf16 is for plans only",
+        ("fp32", "fp16", "bf16"),
+    )
     sharding: list = option(
         [], "sharding types the planner may choose from (default: all but data_parallel)", SHARDING_TYPES
     )
@@ -158,6 +165,12 @@ class ModelConfig:
     """DLRREC: towers inside a DLRM."""
 
     modalities: list = option(["user_text", "item_text", "item_image"], "towers to build")
+    vectors: str = option(
+        "row",
+        "where content vectors are: row (without the row's own review), or table (looked up by id, made of "
+        "all training reviews: not leave-one-out; rows need no vectors then)",
+        ("row", "table"),
+    )
     text_tower: list = option([256, 32], "layer sizes of the text towers")
     image_tower: list = option([64, 32], "layer sizes of the image tower")
     tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
@@ -171,7 +184,9 @@ class ModelConfig:
     interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
     dropout: float = option(0.1, "dropout in the top MLP")
     tables: dict[str, TableConfig] = option(
-        {}, "how a table is kept, as user=dtype=fp16,sharding=row_wise (tables: category, user, item)"
+        {},
+        "how a table is kept, as user=dtype=fp16,sharding=row_wise (tables: category, user, item and, with "
+        "vectors: table, the modalities)",
     )
 
 
@@ -333,14 +348,14 @@ def _tables(body: Any, where: str) -> dict[str, TableConfig]:
 
 def _checked(value: Any, hint: Any, known: dataclasses.Field, where: str) -> Any:
     choices = known.metadata.get("choices")
+    if value is None and isinstance(hint, types.UnionType):
+        return None
     if choices and hint is list and isinstance(value, str):
         value = value.split("+")
     for one in value if isinstance(value, list) else [value]:
         if choices and one not in choices:
             raise DataError(f"{where}: {one!r} is not one of {', '.join(choices)}")
     if isinstance(hint, types.UnionType):
-        if value is None:
-            return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
     if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:

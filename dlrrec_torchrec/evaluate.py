@@ -23,7 +23,7 @@ from rich.progress import track
 
 from dlrrec_torchrec import schema
 from dlrrec_torchrec.baselines import Prediction, Rows, baseline_predictions, read_rows
-from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import (
     average_precision,
@@ -34,7 +34,7 @@ from dlrrec_torchrec.metrics import (
     sigmoid,
     user_auc,
 )
-from dlrrec_torchrec.models.build import sparse_keys
+from dlrrec_torchrec.models.build import build_lookups, row_modalities, sparse_keys
 from dlrrec_torchrec.schema import DataError, Manifest
 from dlrrec_torchrec.train import load_trained
 
@@ -133,16 +133,17 @@ def score_rows(
 
     Raises DataError if the loader's rows are not `rows`, or a logit is not a number.
     """
-    settings = ModelConfig(**Manifest.read(train_dir).config["model"])
+    settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
     model = load_trained(train_dir, shards_dir, device)
     place = next(model.parameters()).device
     loader = make_loader(
         shards_dir,
         "test",
         batch_size,
-        modalities=settings.modalities,
+        modalities=row_modalities(settings),
         positives=0,
         sparse_keys=sparse_keys(settings),
+        lookups=build_lookups(settings),
     )
     logits, users, items = [], [], []
     console = Console(stderr=True)
@@ -153,7 +154,7 @@ def score_rows(
             users.append(batch.user.numpy())
             items.append(batch.item.numpy())
             batch = batch.to(place)
-            logits.append(model(batch.dense, batch.sparse, batch.vectors).double().cpu().numpy())
+            logits.append(model.score(batch).double().cpu().numpy())
     if not np.array_equal(_joined(users), rows.user) or not np.array_equal(_joined(items), rows.item):
         raise DataError(f"{shards_dir}: the loader's test rows are not the shards'; run prepare again")
     logit = _joined(logits)

@@ -82,7 +82,8 @@ def make_optimizer(
         ]
         return torch.optim.AdamW(groups, lr=lr)
 
-    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    rest = dict(in_backward_optimizer_filter(trained))
     tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
     dense = {name: p for name, p in rest.items() if name not in tables}
     parts = [("tables", model.fused_optimizer), ("dense", KeyedOptimizerWrapper(dense, adam))]

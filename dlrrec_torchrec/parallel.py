@@ -207,7 +207,7 @@ def shard(
     Args:
         module: holds collections whose tables are on "meta".
         batch_size: rows of a step on each rank, for the planner.
-        table_optimizer, table_lr: of all tables: "adam", "rowwise_adagrad" or "sgd".
+        table_optimizer, table_lr: of all tables but frozen ones: "adam", "rowwise_adagrad" or "sgd".
         seed: of the tables' first values, which are the same for every number of ranks.
         plan: of the tables (default: `plan_tables` without settings).
         comms: in what numbers ranks exchange looked-up rows and their gradients: "fp32", "fp16" or "bf16".
@@ -227,7 +227,7 @@ def shard(
         for name, parameter in collection.named_parameters():
             table = name.split(".")[-2]
             own[table] = placed[table_key(table)].parameter
-            if placed[table_key(table)].kernel != "dense":
+            if placed[table_key(table)].kernel != "dense" and parameter.requires_grad:
                 kind, options = TABLE_OPTIMIZERS[table_optimizer], {"lr": table_lr}
                 apply_optimizer_in_backward(kind, [parameter], options)
     kind = CommType(comms)
@@ -239,8 +239,9 @@ def shard(
         sharders=sharders(codecs),
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=static_graph),
     )
-    # FBGEMM fills a table on SSD by itself.
-    _fill_tables(sharded, seed, [p.table.name for p in plan.tables if p.kernel == "key_value"])
+    # FBGEMM fills a table on SSD by itself, `content.fill_content` those of content vectors.
+    others = [p.table.name for p in plan.tables if p.kernel == "key_value" or p.table.frozen]
+    _fill_tables(sharded, seed, others)
     return sharded
 
 

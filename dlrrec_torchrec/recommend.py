@@ -17,10 +17,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlrrec_torchrec import schema
-from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.entities import Entities, Items, load_entities, pair_batch
 from dlrrec_torchrec.metrics import json_safe, sigmoid
-from dlrrec_torchrec.models.build import sparse_keys
+from dlrrec_torchrec.models.build import build_lookups, row_modalities, sparse_keys
 from dlrrec_torchrec.schema import PAD_CATEGORY, DataError, Manifest
 from dlrrec_torchrec.train import load_trained
 
@@ -150,7 +150,8 @@ def score_items(
 ) -> np.ndarray:
     """Logits f64 [N] of the item codes `items` [N] for one user, by the best checkpoint in `train_dir`."""
     facts = Manifest.read(shards_dir).facts
-    settings = ModelConfig(**Manifest.read(train_dir).config["model"])
+    settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
+    lookups = build_lookups(settings)
     model = load_trained(train_dir, shards_dir, device)
     place = next(model.parameters()).device
     logits = [np.zeros(0)]
@@ -163,10 +164,11 @@ def score_items(
                 codes,
                 facts["dense"],
                 facts["rating_range"],
-                settings.modalities,
+                row_modalities(settings),
                 sparse_keys(settings),
-            ).to(place)
-            logits.append(model(batch.dense, batch.sparse, batch.vectors).double().cpu().numpy())
+            )
+            batch = (lookups(batch) if lookups else batch).to(place)
+            logits.append(model.score(batch).double().cpu().numpy())
     return np.concatenate(logits)
 
 

@@ -26,13 +26,21 @@ from torchrec.optim.keyed import CombinedOptimizer
 from dlrrec_torchrec import schema
 from dlrrec_torchrec.checkpoint import BEST, Checkpoints, latest_state, load_model
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig, from_dict
+from dlrrec_torchrec.content import fill_content
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.history import History
 from dlrrec_torchrec.lockstep import any_rank
 from dlrrec_torchrec.metrics import json_safe
-from dlrrec_torchrec.models.build import build_model, build_wrapper, sparse_keys
+from dlrrec_torchrec.models.build import (
+    build_lookups,
+    build_model,
+    build_wrapper,
+    row_modalities,
+    sparse_keys,
+)
 from dlrrec_torchrec.models.compiled import compile_dense
+from dlrrec_torchrec.models.content import Lookups
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import class_weights
 from dlrrec_torchrec.optimizers import make_optimizer
@@ -55,6 +63,11 @@ from dlrrec_torchrec.trainer import Trainer
 
 # Settings that do not change the result.
 _FREE = ("workers", "resume", "checkpoint_steps", "keep_checkpoints", "background_checkpoints")
+
+NOT_LEFT_OUT = (
+    "vectors from tables: those of a training row know its own review (not leave-one-out), so metrics of "
+    "training rows are too good; validation and test rows are not concerned"
+)
 
 
 def train(
@@ -92,7 +105,12 @@ def train(
         share = _share_of_batch(train, ranks)
         table_lr = train.lr if train.table_lr is None else train.table_lr
         selection = selection_for(protocol, train.select, train.patience)
-        rows, held_out, vectors = _open(shards_dir, facts, model, train, share, selection.split, ranks)
+        lookups = build_lookups(
+            model, contrastive, num_users=facts["users"], num_items=facts["items"], seed=train.seed
+        )
+        rows, held_out, vectors = _open(
+            shards_dir, facts, model, train, share, selection.split, ranks, lookups
+        )
 
         torch.manual_seed(train.seed)
         plain = build_model(
@@ -122,6 +140,7 @@ def train(
             static_graph=train.accumulate == 1,
             **tables,
         )
+        fill_content(sharded, shards_dir, ranks)
         if train.compile:
             compile_dense(plain, ranks.device)
         optimizer = make_optimizer(sharded, train.lr, train.weight_decay, train.table_optimizer)
@@ -129,6 +148,8 @@ def train(
         _clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.rank == 0:
             save_plan(plan, out_dir)
+            if lookups:
+                print(NOT_LEFT_OUT, file=sys.stderr)
         with stop_requests() as asked:
             _Run(
                 out_dir=out_dir,
@@ -156,6 +177,7 @@ def train(
                 "ranks": ranks.world_size,
                 "device": ranks.device.type,
                 "tables": describe_plan(sharded),
+                "leave_one_out": lookups is None,
             }
         )
     if ranks.rank == 0:
@@ -290,6 +312,7 @@ def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, de
     )
     with quiet():
         load_model(Path(train_dir) / "checkpoints" / BEST, model, prefix="model.")
+    fill_content(model, shards_dir)
     return model.to(resolve_device(device)).eval()
 
 
@@ -326,13 +349,14 @@ def _open(
     share: int,
     split: str,
     ranks: Ranks,
+    lookups: Lookups | None,
 ) -> tuple[ShardLoader, ShardLoader, dict[str, Tensor]]:
-    """Rows to train on, rows of `split`, and the entities' vectors by modality.
+    """Rows to train on, rows of `split`, and the entities' vectors by modality, unless they are in tables.
 
     Shards that would fail in the middle of a training are refused, on all ranks together.
     """
     loading = {
-        "modalities": model.modalities,
+        "modalities": row_modalities(model),
         "sparse_keys": sparse_keys(model),
         "rank": ranks.rank,
         "world_size": ranks.world_size,
@@ -348,12 +372,15 @@ def _open(
             positives=facts["positives"],
             seed=settings.seed,
             shuffle=True,
+            lookups=lookups,
             **loading,
         )
-        held_out = make_loader(shards_dir, split, share, positives=0, **loading)
+        held_out = make_loader(shards_dir, split, share, positives=0, lookups=build_lookups(model), **loading)
         rows.check()
         held_out.check()
-        vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards_dir).vectors.items()}
+        vectors = {}
+        if not lookups:
+            vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards_dir).vectors.items()}
     except DataError as found:
         error = found
     ranks.agree(error)

@@ -139,7 +139,7 @@ class Trainer:
         batches = Lockstep(rows, self._asked)
         for batch in batches:
             batch = batch.to(self._ranks.device)
-            logits = model(batch.dense, batch.sparse, batch.vectors)
+            logits = model.score(batch)
             both.append(torch.stack([batch.label, logits.float()], dim=1))
             users.append(batch.user)
             if batches.stop:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,8 +18,48 @@ from dlrrec_torchrec.schema import PAD_CATEGORY
 SPARSE_KEYS = ("category", "user", "item")
 
 
+class _Parts(Pipelineable):
+    """Moves the tensors in a dataclass's fields, in dictionaries and in parts of its own kind; None stays."""
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
+        """A copy on `device`."""
+        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """A copy in page-locked memory, from which a GPU copies without waiting."""
+        return self._map(lambda x: x.pin_memory())
+
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keep the memory of every tensor until `stream` is done with it."""
+        self._map(lambda x: x.record_stream(stream))
+
+    def _map(self, function: Callable) -> Self:
+        def mapped(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {name: function(part) for name, part in value.items()}
+            return None if value is None else function(value)
+
+        return type(self)(**{f.name: mapped(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
 @dataclasses.dataclass
-class Batch(Pipelineable):
+class Lookup(_Parts):
+    """The distinct entities whose vectors a batch looks up in content tables, each once.
+
+    Attributes:
+        ids: for each modality the distinct codes of its side, ascending, spread over the batch's rows.
+        codes: "user", "item" -> these codes, i64 [U].
+        places: "SIDE_anchor" i64 [B], and with contrastive terms "SIDE_positive" i64 [B], "SIDE_negative"
+            i64 [N] -> where in `codes` each row's entity is; U where there is none.
+    """
+
+    ids: KeyedJaggedTensor
+    codes: dict[str, Tensor]
+    places: dict[str, Tensor]
+
+
+@dataclasses.dataclass
+class Batch(_Parts):
     """B rows, ready for the model.
 
     The last row may be padding, where a global batch has a row less for this rank than for others: label -1,
@@ -33,6 +74,7 @@ class Batch(Pipelineable):
         label: f32 [B], 0 or 1, -1 for padding.
         user, item: i64 [B] codes, -1 for padding.
         user_positives, item_positives: i64 [B, P] codes, best first, padded with -1.
+        lookup: the vectors to look up, where they are in tables instead of in `vectors`.
     """
 
     dense: Tensor
@@ -43,6 +85,7 @@ class Batch(Pipelineable):
     item: Tensor
     user_positives: Tensor
     item_positives: Tensor
+    lookup: Lookup | None = None
 
     def __len__(self) -> int:
         return self.label.shape[0]
@@ -50,29 +93,12 @@ class Batch(Pipelineable):
     @property
     def nbytes(self) -> int:
         """Bytes of the batch's numbers."""
-        tensors = [self.dense, self.label, self.user, self.item, self.user_positives, self.item_positives]
-        tensors += [*self.vectors.values(), self.sparse.values(), self.sparse.lengths()]
+        found: list[Tensor] = []
+        self._map(found.append)
+        tensors = [t for t in found if isinstance(t, Tensor)]
+        for ids in (one for one in found if isinstance(one, KeyedJaggedTensor)):
+            tensors += [ids.values(), ids.lengths()]
         return sum(tensor.nbytes for tensor in tensors)
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Batch:
-        """A copy on `device`."""
-        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Batch:
-        """A copy in page-locked memory, from which a GPU copies without waiting."""
-        return self._map(lambda x: x.pin_memory())
-
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the memory of every tensor until `stream` is done with it."""
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            for part in value.values() if isinstance(value, dict) else (value,):
-                part.record_stream(stream)
-
-    def _map(self, function: Callable) -> Batch:
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        vectors = {name: function(v) for name, v in values.pop("vectors").items()}
-        return Batch(vectors=vectors, **{name: function(v) for name, v in values.items()})
 
 
 def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str]) -> KeyedJaggedTensor:

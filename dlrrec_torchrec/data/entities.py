@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 
 from dlrrec_torchrec import schema
@@ -96,6 +97,39 @@ def load_entities(shards_dir: str | os.PathLike) -> Entities:
             "item_image": _matrix(items["item_image"], 0),
         },
     )
+
+
+def read_vectors(
+    shards_dir: str | os.PathLike, modality: str, first: int, last: int
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The vectors of the entities with codes in [first, last), group by group of the Parquet files.
+
+    Yields (code of the first, f16 [n, 384]); missing vectors are zeros. Files and groups without such codes
+    are not read.
+
+    Raises:
+        DataError: no table, a column of another type, a damaged file, or a vector that is not finite; names
+            the file.
+    """
+    kinds = {"user": ("users", schema.USER_ENTITY), "item": ("items", schema.ITEM_ENTITY)}
+    name, wanted = kinds[modality.split("_")[0]]
+    start = 0
+    for path in schema.part_files(Path(shards_dir) / "entities" / name):
+        try:
+            file = pq.ParquetFile(path)
+            schema.check_schema(file.schema_arrow, pa.schema([wanted.field(modality)]), path)
+            for group in range(file.num_row_groups):
+                end = start + file.metadata.row_group(group).num_rows
+                if start < last and end > first:
+                    matrix = _matrix(file.read_row_group(group, columns=[modality])[modality], 0)
+                    if not np.isfinite(matrix).all():
+                        raise DataError(
+                            f"{path}: column '{modality}' holds no finite number; run prepare again"
+                        )
+                    yield max(start, first), matrix[max(first - start, 0) : last - start]
+                start = end
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(f"{path}: damaged Parquet file ({error}); run prepare again") from None
 
 
 def pair_batch(

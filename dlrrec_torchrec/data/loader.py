@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -41,8 +41,9 @@ class ShardDataset(Dataset):
         shuffle: bool,
         drop_last: bool,
         window_rows: int,
+        lookups: Callable[[Batch, int], Batch] | None,
     ) -> None:
-        self.reader, self._keys = reader, sparse_keys
+        self.reader, self._keys, self._lookups = reader, sparse_keys, lookups
         self._rank, self._world, self._seed, self._shuffle = rank, world_size, seed, shuffle
         self._window_rows = window_rows
         self._sizes = [chunk.rows for chunk in reader.chunks]
@@ -70,7 +71,8 @@ class ShardDataset(Dataset):
         places = self._order[1].places(low, high)
         share = slice(*((high - low) * r // self._world for r in (self._rank, self._rank + 1)))
         size = -(-(high - low) // self._world)
-        return self._batch(self._order[1].pieces(places[share]), size)
+        batch = self._batch(self._order[1].pieces(places[share]), size)
+        return self._lookups(batch, (epoch - 1) * self.batches + number) if self._lookups else batch
 
     def _batch(self, found: list[tuple[int, np.ndarray]], size: int) -> Batch:
         """These rows of chunks, and as much padding as makes them `size`."""
@@ -185,6 +187,7 @@ def make_loader(
     drop_last: bool = False,
     pin_memory: bool = False,
     window_rows: int = WINDOW_ROWS,
+    lookups: Callable[[Batch, int], Batch] | None = None,
 ) -> ShardLoader:
     """A loader of one split's batches for one rank.
 
@@ -202,6 +205,8 @@ def make_loader(
             the same. Each keeps its own two windows of rows.
         pin_memory: put batches into page-locked memory, for a GPU.
         window_rows: rows shuffled together.
+        lookups: what a batch looks up in content tables, from the batch and the number of its training step
+            (0 is the first of epoch 1) to the batch with it.
 
     Raises:
         DataError: shards, split, modality or key that is not there; a part of the wrong schema; while
@@ -214,6 +219,15 @@ def make_loader(
             raise DataError(f"unknown sparse feature '{key}' (known: {', '.join(SPARSE_KEYS)})")
     reader = ShardReader(shards_dir, split, list(modalities), positives)
     dataset = ShardDataset(
-        reader, batch_size, tuple(sparse_keys), rank, world_size, seed, shuffle, drop_last, window_rows
+        reader,
+        batch_size,
+        tuple(sparse_keys),
+        rank,
+        world_size,
+        seed,
+        shuffle,
+        drop_last,
+        window_rows,
+        lookups,
     )
     return ShardLoader(dataset, workers, pin_memory)

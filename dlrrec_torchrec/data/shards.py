@@ -56,7 +56,8 @@ class ShardReader:
             if name not in facts["modalities"]:
                 raise DataError(
                     f"{shards_dir}: modality '{name}' is not in these shards (they hold: "
-                    f"{', '.join(facts['modalities'])}); change model.modalities or run prepare again with it"
+                    f"{', '.join(facts['modalities']) or 'none'}); set model.vectors=table or change "
+                    "model.modalities, or run prepare again with it"
                 )
         self.modalities = list(modalities)
         self.users, self.items = facts["users"], facts["items"]

@@ -10,10 +10,12 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.models.content import ContentTables, Draws, Lookups, side_of
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.wrapper import TrainWrapper
-from dlrrec_torchrec.schema import NUM_CATEGORIES, DataError
+from dlrrec_torchrec.schema import MODALITIES, NUM_CATEGORIES, VECTOR_DIM, DataError
 
+VECTORS = ("row", "table")
 _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
@@ -45,6 +47,8 @@ def build_model(
         DataError: settings that do not fit together, naming the flags.
     """
     needed = {"category": NUM_CATEGORIES + 1, "user": num_users, "item": num_items}
+    if model.vectors not in VECTORS:
+        raise DataError(f"model.vectors: {model.vectors!r} is not one of {', '.join(VECTORS)}")
     keys = sparse_keys(model)
     if not keys:
         raise DataError(
@@ -62,12 +66,13 @@ def build_model(
                 embedding_dim=model.embedding_dim,
                 num_embeddings=_rows(key, needed[key], settings[key], model.embedding_dim),
                 feature_names=[key],
-                data_type=_DTYPES[settings[key].dtype] if meta else DataType.FP32,
+                data_type=_DTYPES[settings[key].dtype or "fp32"] if meta else DataType.FP32,
             )
             for key in keys
         ],
         device=torch.device("meta" if meta else "cpu"),
     )
+    entities = {"user": num_users, "item": num_items}
     built = DLRREC(
         tables,
         dense_width,
@@ -80,8 +85,55 @@ def build_model(
         tower_dropout=model.tower_dropout,
         interaction=model.interaction,
         dropout=model.dropout,
+        content=_content(model, entities, tables.device) if in_tables(model) else None,
     )
     return built if meta else built.to(device)
+
+
+def in_tables(model: ModelConfig) -> bool:
+    """Whether the model looks its content vectors up in tables."""
+    return model.vectors == "table" and bool(model.modalities)
+
+
+def row_modalities(model: ModelConfig) -> list[str]:
+    """The vectors that the model needs in the rows."""
+    return [] if in_tables(model) else list(model.modalities)
+
+
+def build_lookups(
+    model: ModelConfig,
+    contrastive: ContrastiveConfig | None = None,
+    *,
+    num_users: int = 0,
+    num_items: int = 0,
+    seed: int = 0,
+) -> Lookups | None:
+    """What a loader does for the model's content tables; None where the vectors are in the rows.
+
+    Args:
+        contrastive: also look up what stands against the anchors, as the wrapper of this `seed` expects it.
+    """
+    if not in_tables(model):
+        return None
+    draws = []
+    if contrastive is not None:
+        negatives = contrastive.num_negatives if contrastive.negatives == "corpus" else 0
+        for side, weight, entities in (
+            ("item", contrastive.item_weight, num_items),
+            ("user", contrastive.user_weight, num_users),
+        ):
+            if weight and any(side_of(m) == side for m in model.modalities):
+                draws.append(Draws(side, entities, contrastive.positive, negatives, seed))
+    return Lookups(tuple(model.modalities), tuple(draws))
+
+
+def _content(model: ModelConfig, entities: dict[str, int], device: torch.device) -> ContentTables:
+    """Not yet filled. Unlike other tables, whole ones have the same data type: the shards' vectors are fp16."""
+    settings = {name: model.tables.get(name, TableConfig()) for name in model.modalities}
+    rows = {n: _rows(n, entities[side_of(n)], settings[n], VECTOR_DIM) for n in model.modalities}
+    data_types = {name: _DTYPES[table.dtype or "fp16"] for name, table in settings.items()}
+    tables = ContentTables(rows, entities, data_types, torch.device("meta"))
+    return tables if device.type == "meta" else tables.to_empty(device=device)
 
 
 def _rows(key: str, needed: int, settings: TableConfig, dim: int) -> int:
@@ -90,8 +142,12 @@ def _rows(key: str, needed: int, settings: TableConfig, dim: int) -> int:
         raise DataError(f"model.tables.{key}.rows: {settings.rows:,}, but there are {needed:,} ids")
     if settings.dim not in (None, dim):
         raise DataError(
-            f"model.tables.{key}.dim: {settings.dim}, but the model's tables are of one dimension, "
-            f"model.embedding_dim ({dim})"
+            f"model.tables.{key}.dim: {settings.dim}, but "
+            + (
+                f"content vectors have {dim} numbers"
+                if key in MODALITIES
+                else f"the model's tables are of one dimension, model.embedding_dim ({dim})"
+            )
         )
     return settings.rows or needed
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,9 +11,13 @@ from torchrec.models.dlrm import DLRM, InteractionArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrrec_torchrec.models.content import ContentTables, side_of
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
 from dlrrec_torchrec.schema import MODALITIES, VECTOR_DIM, DataError
+
+if TYPE_CHECKING:
+    from dlrrec_torchrec.data.batch import Batch
 
 INTERACTIONS = ("dot", "pairwise", "dcn")
 
@@ -31,6 +36,7 @@ class DLRREC(DLRM):
         vector_dim: size of the content vectors.
         interaction: "dot" (DLRM: all dot products of vectors), "pairwise" (all products of scalars) or "dcn".
         dropout: between the layers of the top MLP.
+        content: tables of the content vectors; None: they come with the rows.
         dense_device: where the dense part is built.
 
     Raises:
@@ -51,6 +57,7 @@ class DLRREC(DLRM):
         vector_dim: int = VECTOR_DIM,
         interaction: str = "dot",
         dropout: float = 0.1,
+        content: ContentTables | None = None,
         dense_device: torch.device | None = None,
     ) -> None:
         tables = embedding_bag_collection.embedding_bag_configs()
@@ -63,6 +70,7 @@ class DLRREC(DLRM):
         super().__init__(embedding_bag_collection, dense_in_features, [embedding_dim], [1, 1], dense_device)
         self.modalities = list(modalities)
         self.interaction = interaction
+        self.content = content
         self.dense_arch = MultiModalDenseArch(
             dense_in_features,
             list(dense_arch_layer_sizes),
@@ -103,6 +111,17 @@ class DLRREC(DLRM):
                 torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
             )
         return self.over_arch(crossed).squeeze(1).float()
+
+    def score(self, batch: Batch) -> Tensor:
+        """Logits f32 [B] of a batch, wherever its vectors come from."""
+        if self.content is None:
+            return self(batch.dense, batch.sparse, batch.vectors)
+        found, places = self.content(batch.lookup.ids), batch.lookup.places
+        reduced = {}
+        for name in self.modalities:
+            anchors = (places[f"{side_of(name)}_anchor"], None, True)
+            (reduced[name],) = self.dense_arch.reduce_uses(found, name, [anchors])
+        return self.predict(batch.dense, batch.sparse, reduced)
 
     def forward(self, dense: Tensor, sparse: KeyedJaggedTensor, vectors: dict[str, Tensor]) -> Tensor:
         """Logits f32 [B]; a sigmoid makes them probabilities."""

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torchrec.models.dlrm import DenseArch
 
+from dlrrec_torchrec.models.content import take_rows, use_counts
 from dlrrec_torchrec.models.norm import MaskedBatchNorm
 
 NORMS = ("batch", "layer", "none")
+for _name in ("take_rows", "use_counts"):  # one node each for the FX tracer
+    torch.fx.wrap(_name)
 
 
 class Tower(nn.Module):
@@ -53,12 +56,22 @@ class Tower(nn.Module):
         Returns:
             [B, R] in the weights' dtype, also under autocast; zero where the vector is missing.
         """
+        return self.normalize(*self.project(vectors), track, share)
+
+    def project(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """All but the normalisation: [B, R], and which vectors are present, bool [B]."""
         vectors = vectors.to(self.layers[-1].weight.dtype)
         present = torch.linalg.vector_norm(vectors, dim=1) > 0  # no square of an f16 underflows in f32
-        reduced = self.layers(vectors).to(vectors.dtype)  # statistics and losses see no half precision
+        projected = self.layers(vectors).to(vectors.dtype)  # statistics and losses see no half precision
+        return projected, present
+
+    def normalize(
+        self, projected: Tensor, present: Tensor, track: bool = True, share: Tensor | None = None
+    ) -> Tensor:
+        """What `forward` makes of what `project` has made."""
         if isinstance(self.norm, MaskedBatchNorm):
-            return self.norm(reduced, present, track, share)
-        return self.norm(reduced) * present.unsqueeze(1)
+            return self.norm(projected, present, track, share)
+        return self.norm(projected) * present.unsqueeze(1)
 
 
 class MultiModalDenseArch(DenseArch):
@@ -100,3 +113,26 @@ class MultiModalDenseArch(DenseArch):
         """The reduced vectors [B, R] of `modalities` (default: all); `track` and `share` as in Tower."""
         names = self.towers if modalities is None else modalities
         return {name: self.towers[name](vectors[name], track, share) for name in names}
+
+    def reduce_uses(
+        self, vectors: dict[str, Tensor], name: str, uses: Sequence[tuple[Tensor, Tensor | None, bool]]
+    ) -> list[Tensor]:
+        """Reduced vectors for several uses of the same U distinct vectors, which pass the tower once.
+
+        Each use has batch statistics of its own, as if its vectors had been reduced alone.
+
+        Args:
+            vectors: modality -> [U, vector_dim]; name: the modality.
+            uses: (places i64 [n] among the distinct ones, U for a missing one; share f32 [n] or None; track),
+                the last two as in Tower.
+
+        Returns:
+            for each use [n, R].
+        """
+        tower = self.towers[name]
+        projected, present = tower.project(vectors[name])
+        found = []
+        for places, share, track in uses:
+            counts = use_counts(places, share, projected)
+            found.append(take_rows(tower.normalize(projected, present, track, counts), places))
+        return found

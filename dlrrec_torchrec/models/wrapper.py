@@ -9,21 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from dlrrec_torchrec.models.collectives import all_sum, world_size
+from dlrrec_torchrec.models.content import Draws, side_of
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import weighted_bce_sum
-from dlrrec_torchrec.models.sampling import POSITIVE, choose_positives, draw_negatives
+from dlrrec_torchrec.models.sampling import POSITIVE
 from dlrrec_torchrec.schema import DataError
 
 if TYPE_CHECKING:
-    from dlrrec_torchrec.data.batch import Batch
+    from dlrrec_torchrec.data.batch import Batch, Lookup
 
 NEGATIVES = ("corpus", "batch")
-_SEEDS = {"item": 0, "user": 1}
+Reduced = dict[str, Tensor]  # modality -> [B, R]
 
 # What depends on shapes or on the process group is one node for the FX tracer. TorchRec's pipelined trainer
 # traces the wrapper, and pipelines only if it can see that the ids reach the embedding tables unchanged.
-for _name in ("choose_positives", "draw_negatives", "corpus_loss", "batch_loss"):
+for _name in ("corpus_loss", "batch_loss"):
     torch.fx.wrap(_name)
 
 
@@ -40,7 +41,8 @@ class TrainWrapper(nn.Module):
     Args:
         model: the model.
         corpus: modality -> f16 or f32 [entities, vector_dim], row i is code i, zeros where it has none.
-            Needed for the modalities of every term whose weight is not 0. Kept as f16, outside the state.
+            Needed for the modalities of every term whose weight is not 0, where the model has no content
+            tables. Kept as f16, outside the state.
         class_weights: of the labels 0 and 1 (`losses.class_weights`).
         item_weight, user_weight: w1, w2; 0 switches a term off.
         learnable: learn w1 and w2 (`contrastive.TermWeight`).
@@ -91,21 +93,28 @@ class TrainWrapper(nn.Module):
         )
         self.weights = nn.ModuleDict()  # the terms that are on
         self.sides: dict[str, list[str]] = {}  # their modalities
-        self.entities: dict[str, int] = {}
+        self.draws: dict[str, Draws] = {}
         for side, weight in (("item", item_weight), ("user", user_weight)):
             term = TermWeight(weight, learnable, f"{side}_weight")
             if weight:
                 self.weights[side] = term
-                self.sides[side] = self._add_corpus(side, corpus)
+                self.sides[side], entities = self._add_corpus(side, corpus)
+                drawn = num_negatives if negatives == "corpus" else 0
+                self.draws[side] = Draws(side, entities, positive, drawn, seed)
 
-    def _add_corpus(self, side: str, corpus: Mapping[str, Tensor]) -> list[str]:
-        """Keep the side's vectors with a row of zeros at the end, where code -1 leads; returns the names."""
+    def _add_corpus(self, side: str, corpus: Mapping[str, Tensor]) -> tuple[list[str], int]:
+        """The side's modalities and entities.
+
+        Vectors that are not in tables are kept, with a row of zeros at the end, where code -1 leads.
+        """
         names = [m for m in self.model.modalities if m.startswith(f"{side}_")]
         if not names:
             raise DataError(
                 f"contrastive.{side}_weight: there is no vector of {side}s to contrast; set it to 0, or add "
                 f"a modality of {side}s to model.modalities"
             )
+        if self.model.content is not None:
+            return names, self.model.content.entities[side]
         if missing := [m for m in names if m not in corpus]:
             raise DataError(
                 f"contrastive.{side}_weight: no vectors of the entities for {', '.join(missing)}; add it to "
@@ -119,8 +128,7 @@ class TrainWrapper(nn.Module):
             vectors = torch.as_tensor(corpus[name]).half()
             padded = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
             self.register_buffer(f"corpus_{name}", padded, persistent=False)
-        self.entities[side] = len(corpus[names[0]])
-        return names
+        return names, len(corpus[names[0]])
 
     def forward(self, batch: Batch, step: int | Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch.
@@ -136,13 +144,16 @@ class TrainWrapper(nn.Module):
             `loss_uu` (without term weights, 0 where off) as means over all ranks.
         """
         step = next_step(self.step, step, self.training)
-        reduced = self.model.reduce(batch.vectors)
+        if self.model.content is None:
+            reduced, others = self._from_rows(batch, step)
+        else:
+            reduced, others = self._from_tables(batch)
         logits = self.model.predict(batch.dense, batch.sparse, reduced)
         terms = {"rec": (weighted_bce_sum(logits, batch.label, self.class_weights), row_count(batch.label))}
-        if "item" in self.sides:
-            terms["ii"] = self._contrast("item", batch.item, batch.item_positives, reduced, step)
-        if "user" in self.sides:
-            terms["uu"] = self._contrast("user", batch.user, batch.user_positives, reduced, step)
+        for side, term in (("item", "ii"), ("user", "uu")):
+            if side in self.sides:
+                codes, neighbours = getattr(batch, side), getattr(batch, f"{side}_positives")
+                terms[term] = self._contrast(side, codes, neighbours, reduced, *others[side])
 
         local, joined = global_means([terms[name][0] for name in terms], [terms[name][1] for name in terms])
         parts = {"logits": logits.detach(), "label": batch.label}
@@ -156,25 +167,51 @@ class TrainWrapper(nn.Module):
                 parts[f"loss_{name}"] = torch.zeros_like(joined[0])
         return loss, parts
 
+    def _from_rows(self, batch: Batch, step: Tensor) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
+        """The anchors' reduced vectors out of the rows; for each side those that stand against them.
+
+        The latter are (of the positives and then of the negatives [B + N, sum of R], codes of the negatives).
+        """
+        reduced, others = self.model.reduce(batch.vectors), {}
+        for side, names in self.sides.items():
+            corpus = {name: getattr(self, f"corpus_{name}") for name in names}
+            wanted, drawn, share = drawn_codes(
+                self.draws[side], getattr(batch, f"{side}_positives"), getattr(batch, side), step
+            )
+            rows = wanted.remainder(corpus[names[0]].shape[0])  # -1 becomes the row of zeros
+            vectors = {name: corpus[name].index_select(0, rows) for name in names}
+            found = self.model.dense_arch.reduce(vectors, names, track=False, share=share)
+            others[side] = (joined_vectors(found, names), drawn)
+        return reduced, others
+
+    def _from_tables(self, batch: Batch) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
+        """As `_from_rows`, out of the content tables; each distinct entity passes the towers once."""
+        found, reduced = self.model.content(batch.lookup.ids), {}
+        against = {side: looked_up(draws, batch.lookup) for side, draws in self.draws.items()}
+        for name in self.model.modalities:
+            side = side_of(name)
+            uses = [(batch.lookup.places[f"{side}_anchor"], None, True)]
+            if side in against:
+                places, _, share = against[side]
+                uses.append((places, share, False))
+            reduced[name] = self.model.dense_arch.reduce_uses(found, name, uses)
+        anchors = {name: rows[0] for name, rows in reduced.items()}
+        others = {name: rows[-1] for name, rows in reduced.items()}
+        return anchors, {
+            side: (joined_vectors(others, names), against[side][1]) for side, names in self.sides.items()
+        }
+
     def _contrast(
-        self, side: str, codes: Tensor, neighbours: Tensor, reduced: dict[str, Tensor], step: Tensor
+        self,
+        side: str,
+        codes: Tensor,
+        neighbours: Tensor,
+        reduced: Reduced,
+        others: Tensor,
+        drawn: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(sum of the side's losses, number of valid anchors) on this rank."""
-        names = self.sides[side]
-        seed = 2 * self.seed + _SEEDS[side]
-        corpus = {name: getattr(self, f"corpus_{name}") for name in names}
-        entities = self.entities[side]
-        wanted = choose_positives(neighbours, codes, self.positive, seed, step)
-        batch = codes.shape[0]
-        share = None
-        if self.negatives == "corpus":
-            drawn = draw_negatives(self.num_negatives, entities, seed, step, step.device)
-            share = shares(wanted, drawn)
-            wanted = torch.cat([wanted, drawn])
-        rows = wanted.remainder(entities + 1)  # -1 becomes the row of zeros
-        vectors = {name: corpus[name].index_select(0, rows) for name in names}
-        others = joined_vectors(self.model.dense_arch.reduce(vectors, names, track=False, share=share), names)
-        anchors = joined_vectors(reduced, names)
+        anchors, batch = joined_vectors(reduced, self.sides[side]), codes.shape[0]
         if self.negatives == "corpus":
             return corpus_loss(
                 anchors,
@@ -187,6 +224,24 @@ class TrainWrapper(nn.Module):
                 self.normalize,
             )
         return batch_loss(anchors, codes, neighbours, others, self.temperature, self.normalize)
+
+
+@torch.fx.wrap
+def drawn_codes(
+    draws: Draws, neighbours: Tensor, codes: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of the positives and then of the negatives [B + N], of the negatives [N], their shares."""
+    wanted = draws.positives(neighbours, codes, step)
+    drawn = draws.corpus(step, step.device) if draws.negatives else wanted[:0]
+    return torch.cat([wanted, drawn]), drawn, shares(wanted, drawn)
+
+
+@torch.fx.wrap
+def looked_up(draws: Draws, lookup: Lookup) -> tuple[Tensor, Tensor, Tensor]:
+    """As `drawn_codes`, out of a lookup, but with places instead of the codes of the first."""
+    wanted = lookup.places[f"{draws.side}_positive"]
+    drawn = lookup.places[f"{draws.side}_negative"] if draws.negatives else wanted[:0]
+    return torch.cat([wanted, drawn]), lookup.codes[draws.side][drawn], shares(wanted, drawn)
 
 
 def joined_vectors(reduced: dict[str, Tensor], names: Sequence[str]) -> Tensor:

@@ -21,7 +21,7 @@ from torchrec.distributed.types import ModuleSharder, ParameterSharding
 
 from dlrrec_torchrec.config import KERNELS, SHARDING_TYPES
 from dlrrec_torchrec.planning.devices import Device
-from dlrrec_torchrec.planning.tables import Table, constraints, module_of, sharders
+from dlrrec_torchrec.planning.tables import Table, constraints, module_of, optimizer_of, sharders
 from dlrrec_torchrec.schema import DataError
 
 RESERVED = 0.15  # of each rank's memory, for activations, fragments and other programs
@@ -194,6 +194,7 @@ def _prepared(request: Request) -> tuple[Topology, EmbeddingEnumerator, dict[str
 def _placed(
     table: Table, option: ShardingOption, parameter: ParameterSharding, optimizer: str
 ) -> PlacedTable:
+    optimizer = optimizer_of(table, optimizer)
     shards = tuple(
         Shard(
             rank=shard.rank,
@@ -241,13 +242,16 @@ class _Enumerator(EmbeddingEnumerator):
         super().populate_estimates(sharding_options)
         for option in sharding_options:
             table, kernel = self._tables[option.name], option.compute_kernel
-            managed = kernel in ("fused_uvm", "fused_uvm_caching") and self._request.optimizer == "adam"
+            optimizer = optimizer_of(table, self._request.optimizer)
+            managed = kernel in ("fused_uvm", "fused_uvm_caching") and optimizer == "adam"
             on_host = managed or self._request.device.kind == "cpu"
             for shard in option.shards:
                 weights = math.prod(shard.size) * table.itemsize
-                extra = state_bytes(self._request.optimizer, *shard.size)
+                extra = state_bytes(optimizer, *shard.size)
                 extra += weights if kernel == "dense" else 0
                 extra += math.ceil(weights * table.cache) if kernel == "key_value" else 0
+                if table.frozen:
+                    shard.perf.bwd_compute = shard.perf.bwd_comms = 0.0
                 shard.storage += Storage(hbm=0, ddr=extra) if on_host else Storage(hbm=extra, ddr=0)
 
 

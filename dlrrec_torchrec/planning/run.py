@@ -8,7 +8,8 @@ import torch
 
 from dlrrec_torchrec.config import RunConfig, TableConfig
 from dlrrec_torchrec.features import dense_width
-from dlrrec_torchrec.models.build import build_model, build_wrapper, sparse_keys
+from dlrrec_torchrec.models.build import build_model, build_wrapper, in_tables, sparse_keys
+from dlrrec_torchrec.models.content import side_of
 from dlrrec_torchrec.planning.devices import Device
 from dlrrec_torchrec.planning.planner import Request
 from dlrrec_torchrec.planning.tables import configured, dense_bytes, tables_in
@@ -41,7 +42,11 @@ def run_request(
     if model:
         keys = sparse_keys(config.model)
         facts = Manifest.read(shards).facts if shards else {}
-        ids = {key: facts.get(f"{key}s") or _rows(key, settings, key in keys) for key in ("user", "item")}
+        content = config.model.modalities if in_tables(config.model) else []
+        ids = {}
+        for key in ("user", "item"):
+            needing = [name for name in (*keys, *content) if side_of(name) == key]
+            ids[key] = facts.get(f"{key}s") or _rows(needing, settings)
         built = module = build_model(
             config.model,
             dense_width=facts.get("dense_width") or dense_width(config.prepare.dense),
@@ -49,15 +54,16 @@ def run_request(
             num_items=ids["item"],
             device="meta",
         )
-        if facts:
+        if facts and not content:
             vectors = {
                 m: torch.empty(ids[m.split("_")[0]], VECTOR_DIM, dtype=torch.float16, device="meta")
                 for m in facts["modalities"]
             }
             module = build_wrapper(built, config.contrastive, corpus=vectors)
-        tables = tables_in(module, {key: settings[key] for key in keys if key in settings})
+        own = (*keys, *content)
+        tables = tables_in(module, {name: settings[name] for name in own if name in settings})
         taken = dense_bytes(module)
-        settings = {name: table for name, table in settings.items() if name not in keys}
+        settings = {name: table for name, table in settings.items() if name not in own}
     # The batch is the training's, over all ranks.
     batch = max(config.train.batch_size // world_size, 1)
     tables += [configured(name, t, None, t.dim or config.model.embedding_dim) for name, t in settings.items()]
@@ -72,11 +78,13 @@ def run_request(
     )
 
 
-def _rows(key: str, settings: dict[str, TableConfig], needed: bool) -> int:
-    rows = settings[key].rows if key in settings else None
-    if rows is None and needed:
+def _rows(needing: list[str], settings: dict[str, TableConfig]) -> int:
+    """How many ids there are, by the settings of the tables that need them; 1 where none does."""
+    known = [settings[name].rows for name in needing if name in settings and settings[name].rows]
+    if len(known) < len(needing):
+        name = next(n for n in needing if n not in settings or not settings[n].rows)
         raise DataError(
-            f"table {key}: how many rows? give the --run-dir of a run with shards, or "
-            f"--set model.tables.{key}.rows=N"
+            f"table {name}: how many rows? give the --run-dir of a run with shards, or "
+            f"--set model.tables.{name}.rows=N"
         )
-    return rows or 1
+    return min(known, default=1)

@@ -66,6 +66,7 @@ class Table:
     min_columns: int = 128
     ssd: str = ""
     pooled: bool = True  # looked up as a sum, not one by one
+    frozen: bool = False  # not trained: no optimizer, no backward pass
 
     def __post_init__(self) -> None:
         for name, fits, wanted in (
@@ -108,9 +109,9 @@ def configured(name: str, settings: TableConfig, rows: int | None, dim: int | No
                 "(or, for `dlrrec plan`, --table NAME=ROWS,DIM)"
             )
     given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    given |= {key: tuple(given[key]) for key in ("sharding", "kernels")} | sizes | known
-    pooling = given.pop("pooling")
-    return Table(name, **given, **({} if pooling is None else {"pooling": pooling}))
+    given |= {key: tuple(given[key]) for key in ("sharding", "kernels")} | sizes
+    given |= {"pooling": settings.pooling or 1.0, "dtype": settings.dtype or "fp32"} | known
+    return Table(name, **given)
 
 
 def tables_in(module: nn.Module, settings: Mapping[str, TableConfig]) -> list[Table]:
@@ -124,24 +125,20 @@ def tables_in(module: nn.Module, settings: Mapping[str, TableConfig]) -> list[Ta
         if isinstance(collection, (EmbeddingBagCollection, EmbeddingCollection)):
             pooled = isinstance(collection, EmbeddingBagCollection)
             configs = collection.embedding_bag_configs() if pooled else collection.embedding_configs()
+            frozen = not any(p.requires_grad for p in collection.parameters())
             for table in configs:
                 name = table_key(table.name)
-                found.append(
-                    configured(
-                        name,
-                        settings.get(name, TableConfig()),
-                        table.num_embeddings,
-                        table.embedding_dim,
-                        dtype=_DTYPE_NAMES[table.data_type],
-                        pooled=pooled,
-                    )
-                )
+                own = settings.get(name, TableConfig())
+                known = {"dtype": _DTYPE_NAMES[table.data_type], "pooled": pooled, "frozen": frozen}
+                if frozen:  # an example looks up its entity and, for the contrastive terms, a positive
+                    known["pooling"] = own.pooling or 2.0
+                found.append(configured(name, own, table.num_embeddings, table.embedding_dim, **known))
     names = [table.name for table in found]
     for name in settings:
         if name not in names:
             raise DataError(
                 f"model.tables.{name}: the model has no such table (it has: {', '.join(names)}; "
-                "model.category, model.user_id and model.item_id switch them on)"
+                "model.category, model.user_id, model.item_id and model.vectors=table switch them on)"
             )
     return found
 
@@ -197,6 +194,7 @@ def constraints(table: Table, device: Device, optimizer: str) -> ParameterConstr
 
     Raises DataError where nothing is left, with the reason against each choice.
     """
+    optimizer = optimizer_of(table, optimizer)
     kernels = table.kernels or ("fused", "dense")
     if table.sharding:
         wanted = table.sharding
@@ -231,6 +229,11 @@ def constraints(table: Table, device: Device, optimizer: str) -> ParameterConstr
     )
 
 
+def optimizer_of(table: Table, optimizer: str) -> str:
+    """A frozen table is kept as one under SGD, whose step is never taken: no state, fused everywhere."""
+    return "sgd" if table.frozen else optimizer
+
+
 def _fused(device: Device, optimizer: str) -> bool:
     return is_fused(optimizer, torch.device(device.kind))
 
@@ -242,6 +245,8 @@ def _default_sharding(device: Device) -> tuple[str, ...]:
 
 def _against_sharding(sharding: str, table: Table, device: Device, optimizer: str) -> str | None:
     """Why the table cannot be sharded so, None if it can."""
+    if sharding == _REPLICATED and table.frozen:
+        return "tables of content vectors are not replicated"
     if sharding == _REPLICATED:
         return None if table.dtype == "fp32" else "replicated tables are fp32"
     if not _fused(device, optimizer):
