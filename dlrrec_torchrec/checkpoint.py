@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torch.distributed.checkpoint.api import CheckpointException
-from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.distributed.model_parallel import DistributedModelParallel, get_unwrapped_module
 from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from dlrrec_torchrec.lockstep import host_group
@@ -264,8 +264,8 @@ def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedO
 
 def _kept(model: nn.Module) -> dict[str, Any]:
     """The model's state without content tables, which are filled from the shards again."""
-    left_out = tuple(path for path, module in model.named_modules() if isinstance(module, ContentTables))
-    prefixes = tuple(f"{path}." for path in left_out)
+    modules = get_unwrapped_module(model).named_modules()
+    prefixes = tuple(f"{path}." for path, module in modules if isinstance(module, ContentTables))
     return {name: value for name, value in model.state_dict().items() if not name.startswith(prefixes)}
 
 

@@ -62,7 +62,7 @@ def write_shards(
     }
     for entity, vectors in ((user, ["user_text"]), (item, ["item_text", "item_image"])):
         for name in vectors:
-            if name not in modalities:
+            if modalities and name not in modalities:  # rows without any leave them to the entity tables
                 entity[name] = np.zeros_like(entity[name])
 
     labels: dict[str, np.ndarray] = {}

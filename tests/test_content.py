@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_models_wrapper import DENSE, ITEMS, USERS, random_batch, random_corpus
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
+from dlrrec_torchrec import parallel
+from dlrrec_torchrec.config import (
+    ContrastiveConfig,
+    ModelConfig,
+    RunConfig,
+    TableConfig,
+    TrainConfig,
+    from_dict,
+)
+from dlrrec_torchrec.content import fill_content
 from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.entities import load_entities, pair_batch, read_vectors
+from dlrrec_torchrec.evaluate import evaluate
 from dlrrec_torchrec.models.build import build_lookups, build_model, build_wrapper
 from dlrrec_torchrec.models.content import distinct_codes
 from dlrrec_torchrec.models.wrapper import TrainWrapper
-from dlrrec_torchrec.schema import MODALITIES
+from dlrrec_torchrec.optimizers import make_optimizer
+from dlrrec_torchrec.planning import make_plan, named_device, run_request
+from dlrrec_torchrec.quiet import quiet
+from dlrrec_torchrec.recommend import recommend
+from dlrrec_torchrec.schema import MODALITIES, DataError, Manifest
+from dlrrec_torchrec.train import load_trained, train
+from tests.shards import write_shards
 
 SIZES = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
 SIZES |= {"over_arch": [20, 6, 1], "dropout": 0.0}
@@ -153,3 +174,136 @@ def test_traced_wrapper_equals_plain(case, training):
     for step in range(2):
         batch = with_lookup(entity_batch(step), step, **CASES[case])
         torch.testing.assert_close(traced(batch), plain(batch))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Rows of ids alone; the entity tables have the vectors."""
+    return write_shards(
+        tmp_path_factory.mktemp("content") / "shards", rows=(80, 20, 20), users=30, items=20, modalities=()
+    )
+
+
+def test_parts_of_a_table_are_read_alone(shards):
+    whole = load_entities(shards).vectors
+    for name, matrix in whole.items():
+        for first, last in ((0, len(matrix)), (3, 11), (7, 7)):
+            parts = list(read_vectors(shards, name, first, last))
+            found = np.concatenate([part for _, part in parts]) if parts else matrix[:0]
+            assert found.tobytes() == matrix[first:last].tobytes()
+            assert not parts or parts[0][0] == first
+
+
+def test_tables_hold_the_entities_and_then_zeros(shards):
+    tables = {"user_text": TableConfig(rows=40), "item_image": TableConfig(sharding=["column_wise"])}
+    config = ModelConfig(vectors="table", tables=tables)
+    sizes = {"dense_width": 7, "num_users": 30, "num_items": 20}
+    module = build_model(config, **sizes, device="meta")
+    with quiet(), parallel.process_group("cpu") as ranks:
+        plan = parallel.plan_tables(module, ranks, batch_size=10, settings=tables)
+        sharded = parallel.shard(module, ranks, batch_size=10, plan=plan)
+        fill_content(sharded, shards, ranks)
+        ids = with_codes({"user_text": [29, 30, 39], "item_text": [0, 19], "item_image": [19, 19]})
+        found = sharded.module.content(ids)
+        optimizers = make_optimizer(sharded, 0.01)
+        held = [k for k in optimizers.state_dict()["state"] if "content" in k and "." in k]
+        assert not any(optimizers.state_dict()["state"][name] for name in held)
+    whole = load_entities(shards).vectors
+    assert {p.table.name: p.table.frozen for p in plan.tables} == {"category": False} | dict.fromkeys(
+        MODALITIES, True
+    )
+    assert found["user_text"][0].half().numpy().tobytes() == whole["user_text"][29].tobytes()
+    assert not found["user_text"][1:].any() and not found["item_text"].requires_grad
+    for name in ("item_text", "item_image"):
+        wanted = whole[name][[0, 19] if name == "item_text" else [19, 19]]
+        assert found[name].half().numpy().tobytes() == wanted.tobytes()
+
+
+def with_codes(codes: dict[str, list[int]]) -> KeyedJaggedTensor:
+    lengths = torch.tensor([len(one) for one in codes.values()], dtype=torch.int32)
+    return KeyedJaggedTensor(list(codes), torch.tensor(sum(codes.values(), [])), lengths=lengths)
+
+
+def test_rows_of_ids_alone_train_evaluate_and_recommend(shards, tmp_path, capsys):
+    settings_ = TrainConfig(epochs=1, batch_size=40, device="cpu")
+    terms = ContrastiveConfig(num_negatives=8)
+    manifest = train(ModelConfig(vectors="table"), terms, settings_, "strict", shards, tmp_path / "train")
+    assert manifest.facts["leave_one_out"] is False
+    assert "not leave-one-out" in capsys.readouterr().err
+    evaluate({"dlrrec": tmp_path / "train"}, shards, tmp_path / "evaluation")
+    entities, model = load_entities(shards), load_trained(tmp_path / "train", shards)
+    with pytest.raises(DataError, match=r"'user_text' is not in these shards.*model.vectors=table"):
+        train(ModelConfig(), terms, settings_, "strict", shards, tmp_path / "row")
+    found = recommend(shards, tmp_path / "train", "user-3", n=3, include_seen=True)
+    facts = Manifest.read(shards).facts
+    batch = pair_batch(
+        entities,
+        [3] * 20,
+        np.arange(20),
+        facts["dense"],
+        facts["rating_range"],
+        list(MODALITIES),
+        ["category"],
+    )
+    with torch.no_grad():  # the vectors handed over
+        wanted = model(batch.dense, batch.sparse, batch.vectors).sigmoid()
+    assert [i.probability for i in found.items] == pytest.approx(wanted.sort(descending=True).values[:3])
+    predicted = pq.read_table(tmp_path / "evaluation" / "predictions" / "dlrrec.parquet")
+    batch = pair_batch(
+        entities,
+        predicted["user"].to_numpy(),
+        predicted["item"].to_numpy(),
+        facts["dense"],
+        facts["rating_range"],
+        list(MODALITIES),
+        ["category"],
+    )
+    with torch.no_grad():
+        wanted = model(batch.dense, batch.sparse, batch.vectors)
+    assert predicted["score"].to_pylist() == pytest.approx(wanted.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"user_text": TableConfig(dim=32)}, ["model.tables.user_text.dim", "384"]),
+        ({"item_text": TableConfig(rows=3)}, ["model.tables.item_text.rows", "20 ids"]),
+        ({"item_text": TableConfig(sharding=["data_parallel"])}, ["item_text", "not replicated"]),
+        ({"item_text": TableConfig(kernels=["fused_uvm_caching"])}, ["item_text", "needs a GPU"]),
+    ],
+)
+def test_settings_that_cannot_be_are_named(tables, words):
+    config = ModelConfig(vectors="table", tables=tables)
+    with pytest.raises(DataError) as caught, parallel.process_group("cpu") as ranks:
+        model = build_model(config, dense_width=7, num_users=30, num_items=20, device="meta")
+        parallel.plan_tables(model, ranks, batch_size=10, settings=tables)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_damaged_entities_are_named(shards, tmp_path):
+    broken = tmp_path / "shards"
+    shutil.copytree(shards, broken)
+    model = build_model(ModelConfig(vectors="table"), dense_width=7, num_users=30, num_items=21)
+    with pytest.raises(DataError, match="20 rows of item_text, but there are 21 ids"):
+        fill_content(model, broken)
+    (broken / "entities" / "items" / "part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="items/part-00000.parquet"):
+        fill_content(model, broken)
+
+
+def test_a_plan_without_shards_names_the_missing_rows():
+    where = {"world_size": 64, "local_world_size": 8}
+    tables = {name: {"rows": "1e8", "kernels": "fused+fused_uvm_caching"} for name in MODALITIES}
+    body = {"vectors": "table", "tables": tables}
+    config = from_dict(RunConfig, {"model": body, "train": {"table_optimizer": "adam"}}, "test")
+    plan = make_plan(run_request(config, named_device("h200"), **where))
+    placed = {p.table.name: p for p in plan.tables}
+    for name in MODALITIES:
+        table = placed[name].table
+        assert (table.rows, table.dim, table.dtype, table.pooled) == (10**8, 384, "fp16", False)
+        assert sum(s.weight_bytes for s in placed[name].shards) == 10**8 * 384 * 2
+        assert sum(s.optimizer_bytes for s in placed[name].shards) == 0
+        assert all(s.backward_ms == 0 for s in placed[name].shards)
+    del config.model.tables["item_image"]
+    with pytest.raises(DataError, match=r"item_image: how many rows.*model.tables.item_image.rows=N"):
+        run_request(config, named_device("h200"), **where)

@@ -34,6 +34,9 @@ class Linear(torch.nn.Module):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.arange(7, dtype=torch.float32))
 
+    def score(self, batch):
+        return self(batch.dense, batch.sparse, batch.vectors)
+
     def forward(self, dense, sparse, vectors):
         types = sparse["category"]
         categories = torch.segment_reduce(

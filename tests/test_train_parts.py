@@ -14,10 +14,11 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec import parallel
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
+from dlrrec_torchrec.content import fill_content
 from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import make_loader
-from dlrrec_torchrec.models.build import build_model, build_wrapper
+from dlrrec_torchrec.models.build import build_lookups, build_model, build_wrapper
 from dlrrec_torchrec.optimizers import RowAdam, lr_factor, make_optimizer
 from dlrrec_torchrec.quiet import quiet
 from dlrrec_torchrec.schema import MODALITIES
@@ -104,32 +105,48 @@ def test_row_adam_equals_sparse_adam_on_the_rows_with_a_gradient(touched, seed):
     torch.testing.assert_close(ours, theirs, atol=1e-9, rtol=1e-9)
 
 
-def test_torchrec_pipeline_takes_the_same_steps_as_plain_ones(tmp_path):
+@pytest.mark.parametrize("vectors", ["row", "table"])
+def test_torchrec_pipeline_takes_the_same_steps_as_plain_ones(tmp_path, vectors, caplog):
     shards = write_shards(tmp_path / "shards", rows=(120, 10, 10), users=20, items=10)
-    vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards).vectors.items()}
-    rows = make_loader(shards, "train", 30, modalities=list(MODALITIES), positives=5, shuffle=True)
+    corpus = {m: torch.from_numpy(v) for m, v in load_entities(shards).vectors.items()}
+    config, terms = ModelConfig(dropout=0.0, vectors=vectors), ContrastiveConfig(num_negatives=8)
+    sizes = {"num_users": 20, "num_items": 10}
+    rows = make_loader(
+        shards,
+        "train",
+        30,
+        modalities=list(MODALITIES) if vectors == "row" else [],
+        positives=5,
+        shuffle=True,
+        lookups=build_lookups(config, terms, **sizes),
+    )
     losses = {}
     for kind in (PlainPipeline, TrainPipelineSparseDist):
         with parallel.process_group("cpu") as ranks:
             torch.manual_seed(0)
-            model = build_model(
-                ModelConfig(dropout=0.0), dense_width=7, num_users=20, num_items=10, device="meta"
-            )
-            wrapper = build_wrapper(model, ContrastiveConfig(num_negatives=8), corpus=vectors)
+            model = build_model(config, dense_width=7, device="meta", **sizes)
+            wrapper = build_wrapper(model, terms, corpus=corpus)
             sharded = parallel.shard(wrapper, ranks, batch_size=30, table_optimizer="rowwise_adagrad")
+            fill_content(sharded, shards, ranks)
             pipeline = kind(sharded, make_optimizer(sharded, 0.01), ranks.device)
             losses[kind] = []
-            for epoch in range(2):
+            for epoch in (1, 2):
                 rows.set_epoch(epoch)
                 batches = iter(rows)
                 for _ in range(len(rows)):
-                    losses[kind].append(float(pipeline.progress(batches)["loss_rec"]))
+                    with caplog.at_level(logging.INFO, "torchrec"):
+                        losses[kind].append(float(pipeline.progress(batches)["loss_uu"]))
                 pipeline.detach()
                 with torch.no_grad():  # the detached model predicts outside of the pipeline
                     sharded.eval()(next(iter(rows)))
                 sharded.train()
     plain, overlapped = losses.values()
     assert len(plain) == 8 and plain == pytest.approx(overlapped, abs=1e-6)
+    said = [r.getMessage() for r in caplog.records]
+    assert not any("NOT be pipelined" in m for m in said)
+    tables = {"embedding_bag_collection"} | ({"model.content.tables"} if vectors == "table" else set())
+    for name in tables:
+        assert any("will be pipelined" in m and name in m for m in said), said
 
 
 def test_sharded_tables_have_the_gradients_of_plain_ones(tmp_path):

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint import FileSystemReader
 
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import cross_entropy
+from dlrrec_torchrec.models.content import Lookups
 from dlrrec_torchrec.schema import MODALITIES, Manifest
 from dlrrec_torchrec.train import load_trained
 from tests.ranks import VARIANTS, train_all
@@ -55,12 +57,17 @@ def step_losses(folder: Path) -> dict[str, list[float]]:
 
 def logits(folder: Path, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
     model = load_trained(folder, shards)
-    rows = make_loader(
-        shards, "val", 256, modalities=list(MODALITIES), positives=0, sparse_keys=("category", "user")
+    (batch,) = make_loader(
+        shards,
+        "val",
+        256,
+        modalities=list(MODALITIES) if model.content is None else [],
+        positives=0,
+        sparse_keys=("category", "user"),
+        lookups=None if model.content is None else Lookups(MODALITIES),
     )
     with torch.no_grad():
-        (batch,) = rows
-        return model(batch.dense, batch.sparse, batch.vectors), batch.label
+        return model.score(batch), batch.label
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -76,14 +83,33 @@ def test_two_ranks_train_as_one(trained, variant):
     )
 
 
+def test_vectors_in_tables_train_as_vectors_in_rows(trained):
+    """The rows' vectors are the entities' here. The tables need no place in a checkpoint."""
+    shards, folders = trained
+    by_row, by_table = (step_losses(folders[1] / variant) for variant in ("adam", "content"))
+    for name, losses in by_row.items():
+        assert losses == pytest.approx(by_table[name], abs=1e-4), name
+    torch.testing.assert_close(
+        logits(folders[1] / "adam", shards)[0], logits(folders[2] / "content", shards)[0], atol=1e-3, rtol=0
+    )
+    for ranks in folders:
+        saved = FileSystemReader(folders[ranks] / "content" / "checkpoints" / "best").read_metadata()
+        names = saved.state_dict_metadata
+        assert any("t_user.weight" in name for name in names)
+        assert not any(modality in name and "tables" in name for name in names for modality in MODALITIES)
+        assert Manifest.read(folders[ranks] / "content").facts["leave_one_out"] is False
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
     shards, folders = trained
     plan = Manifest.read(folders[2] / variant).facts["tables"]
+    content = {"t_user_text": "row_wise", "t_item_text": "table_wise", "t_item_image": "column_wise"}
     kind = variant if variant.endswith("_wise") else "data_parallel"
     kinds = {"t_category": kind, "t_user": kind}
     kinds |= {
         "mixed": {"t_user": "row_wise"},
+        "content": content,
         "half": {"t_category": "table_wise", "t_user": "row_wise"},
     }.get(variant, {})
     assert plan == kinds

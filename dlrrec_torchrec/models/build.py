@@ -128,7 +128,7 @@ def build_lookups(
 
 
 def _content(model: ModelConfig, entities: dict[str, int], device: torch.device) -> ContentTables:
-    """Not yet filled. Unlike other tables, whole ones have the same data type: the shards' vectors are fp16."""
+    """Not yet filled. Whole ones keep their data type, unlike other tables: the vectors are fp16 anyway."""
     settings = {name: model.tables.get(name, TableConfig()) for name in model.modalities}
     rows = {n: _rows(n, entities[side_of(n)], settings[n], VECTOR_DIM) for n in model.modalities}
     data_types = {name: _DTYPES[table.dtype or "fp16"] for name, table in settings.items()}
