@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from dlrrec_torchrec.data.entities import read_vectors
-from dlrrec_torchrec.models.content import ContentTables, side_of
+from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.parallel import Ranks
 from dlrrec_torchrec.schema import DataError
 

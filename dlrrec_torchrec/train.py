@@ -19,7 +19,6 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -27,20 +26,13 @@ from dlrrec_torchrec import schema
 from dlrrec_torchrec.checkpoint import BEST, Checkpoints, latest_state, load_model
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig, from_dict
 from dlrrec_torchrec.content import fill_content
-from dlrrec_torchrec.data.entities import load_entities
-from dlrrec_torchrec.data.loader import ShardLoader, make_loader
+from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.history import History
+from dlrrec_torchrec.inputs import open_rows
 from dlrrec_torchrec.lockstep import any_rank
 from dlrrec_torchrec.metrics import json_safe
-from dlrrec_torchrec.models.build import (
-    build_lookups,
-    build_model,
-    build_wrapper,
-    row_modalities,
-    sparse_keys,
-)
+from dlrrec_torchrec.models.build import build_lookups, build_model, build_wrapper, in_tables
 from dlrrec_torchrec.models.compiled import compile_dense
-from dlrrec_torchrec.models.content import Lookups
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import class_weights
 from dlrrec_torchrec.optimizers import make_optimizer
@@ -108,7 +100,7 @@ def train(
         lookups = build_lookups(
             model, contrastive, num_users=facts["users"], num_items=facts["items"], seed=train.seed
         )
-        rows, held_out, vectors = _open(
+        rows, held_out, vectors = open_rows(
             shards_dir, facts, model, train, share, selection.split, ranks, lookups
         )
 
@@ -148,7 +140,7 @@ def train(
         _clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.rank == 0:
             save_plan(plan, out_dir)
-            if lookups:
+            if in_tables(model):
                 print(NOT_LEFT_OUT, file=sys.stderr)
         with stop_requests() as asked:
             _Run(
@@ -177,7 +169,7 @@ def train(
                 "ranks": ranks.world_size,
                 "device": ranks.device.type,
                 "tables": describe_plan(sharded),
-                "leave_one_out": lookups is None,
+                "leave_one_out": not in_tables(model),
             }
         )
     if ranks.rank == 0:
@@ -339,60 +331,6 @@ def _share_of_batch(settings: TrainConfig, ranks: Ranks) -> int:
             f"on {ranks.world_size} ranks with two rows each; lower it, or raise train.batch_size"
         )
     return size // ranks.world_size
-
-
-def _open(
-    shards_dir: str | os.PathLike,
-    facts: dict[str, Any],
-    model: ModelConfig,
-    settings: TrainConfig,
-    share: int,
-    split: str,
-    ranks: Ranks,
-    lookups: Lookups | None,
-) -> tuple[ShardLoader, ShardLoader, dict[str, Tensor]]:
-    """Rows to train on, rows of `split`, and the entities' vectors by modality, unless they are in tables.
-
-    Shards that would fail in the middle of a training are refused, on all ranks together.
-    """
-    loading = {
-        "modalities": row_modalities(model),
-        "sparse_keys": sparse_keys(model),
-        "rank": ranks.rank,
-        "world_size": ranks.world_size,
-        "workers": settings.workers,
-        "pin_memory": ranks.device.type == "cuda",
-    }
-    error = None
-    try:
-        rows = make_loader(
-            shards_dir,
-            "train",
-            share,
-            positives=facts["positives"],
-            seed=settings.seed,
-            shuffle=True,
-            lookups=lookups,
-            **loading,
-        )
-        held_out = make_loader(shards_dir, split, share, positives=0, lookups=build_lookups(model), **loading)
-        rows.check()
-        held_out.check()
-        vectors = {}
-        if not lookups:
-            vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards_dir).vectors.items()}
-    except DataError as found:
-        error = found
-    ranks.agree(error)
-    if rows.rows < 2 * ranks.world_size:
-        raise DataError(
-            f"{Path(shards_dir) / 'train'}: {rows.rows} rows, too few for {ranks.world_size} ranks"
-        )
-    if not held_out.rows:
-        raise DataError(
-            f"{Path(shards_dir) / split}: no rows to select the best epoch by; make this split larger"
-        )
-    return rows, held_out, vectors
 
 
 def _clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) -> None:

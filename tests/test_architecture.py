@@ -16,7 +16,7 @@ LEVELS = [
     {"optimizers", "selection", "history", "quiet", "lockstep", "signals", "terminal"},
     {"planning", "steps"},
     {"parallel"},
-    {"checkpoint", "content", "trainer"},
+    {"checkpoint", "content", "inputs", "trainer"},
     {"train"},
     {"baselines", "figures"},
     {"evaluate", "recommend", "export", "report"},
@@ -39,7 +39,7 @@ NO_POLARS = {
 }
 NO_POLARS |= {"benchmarks", "lockstep", "signals", "planning", "parallel", "checkpoint", "trainer", "train"}
 NO_POLARS |= {"baselines", "evaluate", "recommend", "figures", "report", "schema", "config", "features"}
-NO_POLARS |= {"content"}
+NO_POLARS |= {"content", "inputs"}
 
 
 def imports(path: Path) -> set[str]:

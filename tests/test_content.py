@@ -24,11 +24,11 @@ from dlrrec_torchrec.config import (
     from_dict,
 )
 from dlrrec_torchrec.content import fill_content
-from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.batch import Batch, split_rows
 from dlrrec_torchrec.data.entities import load_entities, pair_batch, read_vectors
+from dlrrec_torchrec.data.lookup import distinct_codes
 from dlrrec_torchrec.evaluate import evaluate
 from dlrrec_torchrec.models.build import build_lookups, build_model, build_wrapper
-from dlrrec_torchrec.models.content import distinct_codes
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.optimizers import make_optimizer
 from dlrrec_torchrec.planning import make_plan, named_device, run_request
@@ -155,6 +155,19 @@ def test_distinct_codes(codes):
     assert distinct.tolist() == sorted({*codes} - {-1})
     padded = [*distinct.tolist(), -1]
     assert [padded[k] for k in place.tolist()] == codes
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_rows_cut_into_micro_batches_look_up_their_own(parts):
+    whole = with_lookup(entity_batch(padding=True), 2)
+    row = 0
+    for part in split_rows(whole, parts):
+        alone = with_lookup(entity_batch(part=slice(row, row + len(part)), padding=len(part) + row == 24), 2)
+        row += len(part)
+        for kind in ("codes", "places"):
+            torch.testing.assert_close(getattr(part.lookup, kind), getattr(alone.lookup, kind))
+        assert part.lookup.ids.values().equal(alone.lookup.ids.values())
+        assert part.lookup.ids.lengths().equal(alone.lookup.ids.lengths())
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 24])

@@ -4,62 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any, Self
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
-from torchrec.streamable import Pipelineable
 
+from dlrrec_torchrec.data.lookup import Lookup, Parts
 from dlrrec_torchrec.schema import PAD_CATEGORY
 
 SPARSE_KEYS = ("category", "user", "item")
 
 
-class _Parts(Pipelineable):
-    """Moves the tensors in a dataclass's fields, in dictionaries and in parts of its own kind; None stays."""
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> Self:
-        """A copy on `device`."""
-        return self._map(lambda x: x.to(device=device, non_blocking=non_blocking))
-
-    def pin_memory(self) -> Self:
-        """A copy in page-locked memory, from which a GPU copies without waiting."""
-        return self._map(lambda x: x.pin_memory())
-
-    def record_stream(self, stream: torch.Stream) -> None:
-        """Keep the memory of every tensor until `stream` is done with it."""
-        self._map(lambda x: x.record_stream(stream))
-
-    def _map(self, function: Callable) -> Self:
-        def mapped(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {name: function(part) for name, part in value.items()}
-            return None if value is None else function(value)
-
-        return type(self)(**{f.name: mapped(getattr(self, f.name)) for f in dataclasses.fields(self)})
-
-
 @dataclasses.dataclass
-class Lookup(_Parts):
-    """The distinct entities whose vectors a batch looks up in content tables, each once.
-
-    Attributes:
-        ids: for each modality the distinct codes of its side, ascending, spread over the batch's rows.
-        codes: "user", "item" -> these codes, i64 [U].
-        places: "SIDE_anchor" i64 [B], and with contrastive terms "SIDE_positive" i64 [B], "SIDE_negative"
-            i64 [N] -> where in `codes` each row's entity is; U where there is none.
-    """
-
-    ids: KeyedJaggedTensor
-    codes: dict[str, Tensor]
-    places: dict[str, Tensor]
-
-
-@dataclasses.dataclass
-class Batch(_Parts):
+class Batch(Parts):
     """B rows, ready for the model.
 
     The last row may be padding, where a global batch has a row less for this rank than for others: label -1,
@@ -150,7 +109,9 @@ def _rows(batch: Batch, rows: slice) -> Batch:
             values[field.name] = _ids_of_rows(value, rows)
         elif isinstance(value, dict):
             values[field.name] = {name: tensor[rows] for name, tensor in value.items()}
-        else:
+        elif isinstance(value, Lookup):
+            values[field.name] = value.of_rows(rows)
+        elif value is not None:
             values[field.name] = value[rows]
     return Batch(**values)
 

@@ -10,7 +10,8 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
-from dlrrec_torchrec.models.content import ContentTables, Draws, Lookups, side_of
+from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.models.content import ContentTables, Draws, Lookups
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.schema import MODALITIES, NUM_CATEGORIES, VECTOR_DIM, DataError

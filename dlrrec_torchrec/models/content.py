@@ -15,16 +15,12 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrrec_torchrec.data.batch import Batch, Lookup
+from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.lookup import make_lookup, side_of
 from dlrrec_torchrec.models.sampling import choose_positives, draw_negatives
 from dlrrec_torchrec.schema import VECTOR_DIM
 
 _STREAMS = {"item": 0, "user": 1}
-
-
-def side_of(modality: str) -> str:
-    """ "user" or "item": whose vectors they are."""
-    return modality.split("_")[0]
 
 
 class ContentTables(nn.Module):
@@ -113,36 +109,16 @@ class Lookups:
 
     def __call__(self, batch: Batch, step: int = 0) -> Batch:
         """The batch with its `lookup`. `step`: number of the training step, for the draws."""
-        codes: dict[str, Tensor] = {}
-        places: dict[str, Tensor] = {}
+        wanted: dict[str, dict[str, Tensor]] = {}
         drawn = {draws.side: draws for draws in self.draws}
         for side in sorted({side_of(name) for name in self.modalities}):
-            wanted = {"anchor": getattr(batch, side)}
+            roles = wanted[side] = {"anchor": getattr(batch, side)}
             if side in drawn:
                 neighbours = getattr(batch, f"{side}_positives")
-                wanted["positive"] = drawn[side].positives(neighbours, wanted["anchor"], step)
+                roles["positive"] = drawn[side].positives(neighbours, roles["anchor"], step)
                 if drawn[side].negatives:
-                    wanted["negative"] = drawn[side].corpus(step)
-            codes[side], place = distinct_codes(torch.cat(list(wanted.values())))
-            sizes = [len(one) for one in wanted.values()]
-            found = zip(wanted, place.split(sizes), strict=True)
-            places |= {f"{side}_{role}": part for role, part in found}
-        # FBGEMM's kernels work row by row, so the ids are spread evenly over as many rows as the batch has.
-        rows = max(len(batch), 1)
-        cuts = torch.arange(rows + 1)
-        values = [codes[side_of(name)] for name in self.modalities]
-        lengths = [(cuts * len(one) // rows).diff().int() for one in values]
-        ids = KeyedJaggedTensor(list(self.modalities), torch.cat(values), lengths=torch.cat(lengths))
-        return dataclasses.replace(batch, lookup=Lookup(ids, codes, places))
-
-
-def distinct_codes(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct codes in `codes` [n], ascending [U], and where each is among them [n]; U for -1."""
-    distinct, place = torch.unique(codes, return_inverse=True)
-    if len(distinct) and distinct[0] < 0:
-        distinct, place = distinct[1:], place - 1
-        place = torch.where(place < 0, len(distinct), place)
-    return distinct, place
+                    roles["negative"] = drawn[side].corpus(step)
+        return dataclasses.replace(batch, lookup=make_lookup(wanted, self.modalities))
 
 
 @torch.fx.wrap

@@ -11,7 +11,8 @@ from torchrec.models.dlrm import DLRM, InteractionArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrrec_torchrec.models.content import ContentTables, side_of
+from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
 from dlrrec_torchrec.schema import MODALITIES, VECTOR_DIM, DataError

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.models.collectives import all_sum, world_size
-from dlrrec_torchrec.models.content import Draws, side_of
+from dlrrec_torchrec.models.content import Draws
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import weighted_bce_sum
@@ -17,7 +18,8 @@ from dlrrec_torchrec.models.sampling import POSITIVE
 from dlrrec_torchrec.schema import DataError
 
 if TYPE_CHECKING:
-    from dlrrec_torchrec.data.batch import Batch, Lookup
+    from dlrrec_torchrec.data.batch import Batch
+    from dlrrec_torchrec.data.lookup import Lookup
 
 NEGATIVES = ("corpus", "batch")
 Reduced = dict[str, Tensor]  # modality -> [B, R]

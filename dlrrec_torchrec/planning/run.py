@@ -7,9 +7,9 @@ import os
 import torch
 
 from dlrrec_torchrec.config import RunConfig, TableConfig
+from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.features import dense_width
 from dlrrec_torchrec.models.build import build_model, build_wrapper, in_tables, sparse_keys
-from dlrrec_torchrec.models.content import side_of
 from dlrrec_torchrec.planning.devices import Device
 from dlrrec_torchrec.planning.planner import Request
 from dlrrec_torchrec.planning.tables import configured, dense_bytes, tables_in
