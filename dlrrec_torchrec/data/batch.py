@@ -49,16 +49,6 @@ class Batch(Parts):
     def __len__(self) -> int:
         return self.label.shape[0]
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the batch's numbers."""
-        found: list[Tensor] = []
-        self._map(found.append)
-        tensors = [t for t in found if isinstance(t, Tensor)]
-        for ids in (one for one in found if isinstance(one, KeyedJaggedTensor)):
-            tensors += [ids.values(), ids.lengths()]
-        return sum(tensor.nbytes for tensor in tensors)
-
 
 def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str]) -> KeyedJaggedTensor:
     """The jagged ids of B rows, in the order of `keys`.

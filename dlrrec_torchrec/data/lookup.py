@@ -27,6 +27,15 @@ class Parts(Pipelineable):
         """Keep the memory of every tensor until `stream` is done with it."""
         self._map(lambda x: x.record_stream(stream))
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all numbers."""
+        found: list[Any] = []
+        self._map(found.append)
+        ids = [one for one in found if isinstance(one, KeyedJaggedTensor)]
+        whole = [one for one in found if not isinstance(one, KeyedJaggedTensor)]
+        return sum(one.nbytes for one in [*whole, *(part for k in ids for part in (k.values(), k.lengths()))])
+
     def _map(self, function: Callable) -> Self:
         def mapped(value: Any) -> Any:
             if isinstance(value, dict):
