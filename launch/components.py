@@ -21,7 +21,7 @@ from torchx import specs
 from torchx.specs import macros
 
 IMAGE = "dlrrec-torchrec:latest"
-BENCHMARKS = ("embeddings", "loader")
+BENCHMARKS = ("embeddings", "train", "loader")
 
 # Nodes with 8 GPUs as clouds and clusters have them. What is asked for fits the smallest of each kind, so one
 # name finds a node anywhere: of H100, for instance, AWS p5, Azure ND H100 v5 or Google a3-highgpu-8g. TorchX

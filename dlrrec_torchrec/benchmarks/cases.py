@@ -109,6 +109,41 @@ class LoaderCase:
             raise DataError(f"--workers {' '.join(map(str, self.workers))}: give numbers, 0 or more")
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainCase:
+    """A training step, and what it is measured on. Every field is a flag."""
+
+    batch: int = option(4096, "rows of a step, over all ranks")
+    negatives: int = option(256, "corpus negatives of the contrastive terms")
+    modalities: list = option(list(MODALITIES), "vectors in the rows, one tower each")
+    positives: int = option(10, "neighbours of the user and of the item in a row")
+    users: int = option(28_912, "users of the random data (default: the papers')")
+    items: int = option(15_290, "items of the random data (default: the papers')")
+    loader: bool = option(False, "end to end: rows by the real loader out of shards, an epoch a round")
+    shards: str = option("", "for --loader: shards of a run (default: random ones)")
+    rows: int = option(196_608, "for --loader: rows of the random shards")
+    keep: str = option("", "for --loader: folder for the random shards, made or found (default: temporary)")
+    workers: int = option(0, "for --loader: loader processes")
+    steps: int = option(8, "steps of a round, without --loader")
+    warmup: int = option(2, "rounds before those that count")
+    rounds: int = option(10, "rounds that are measured")
+    threads: int = option(0, "threads of each process (0: the cores shared among the processes)")
+    device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
+    precision: str = option("fp32", "fp32, or bf16: autocast of the forward pass", ("fp32", "bf16"))
+    compile: bool = option(False, "torch.compile of this project's dense part")
+    reference: str = option(
+        "plain", "plain: the same model in plain torch beside it, on one rank; none", ("plain", "none")
+    )
+    seed: int = option(0, "seed of data, weights and draws")
+
+    def __post_init__(self) -> None:
+        at_least(self, {"batch": 2, "negatives": 1, "positives": 1, "users": 2, "items": 2, "rows": 2})
+        at_least(self, {"workers": 0, "steps": 1, "warmup": 0, "rounds": 1, "threads": 0, "seed": 0})
+        check_modalities(self.modalities)
+        if not {m.split("_")[0] for m in self.modalities} >= {"user", "item"}:
+            raise DataError("--modalities: the contrastive terms need one of users and one of items")
+
+
 def at_least(case: object, least: dict[str, float]) -> None:
     """Raise DataError naming the first flag whose value is below its least."""
     for name, low in least.items():

@@ -12,13 +12,25 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, parse_sweeps, product
+from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, TrainCase, parse_sweeps, product
 from dlrrec_torchrec.schema import DataError, write_text_atomic
 
 EMBEDDINGS_EXAMPLE = """examples:
   dlrrec bench embeddings --sweep pooling=1,11,50
   dlrrec bench embeddings --sweep distribution=uniform,zipf --sweep rows=100000,1000000 --optimizer sgd
   dlrrec bench embeddings --world-size 2 --sharding table_wise"""
+TRAIN_EXAMPLE = """dlrrec: with both contrastive terms; bce: without. Before anything is timed, both sides
+must have computed the same losses from equal weights, before and after an update.
+
+examples:
+  dlrrec bench train
+  dlrrec bench train --loader --rounds 3 --warmup 1
+  dlrrec bench train --batch 16384 --precision bf16 --device cuda
+  torchrun --nproc_per_node 2 -m dlrrec_torchrec bench train"""
+TRAIN_LEGEND = (
+    "medians (p10 to p90); ratios are of the same round. Parts: each without those it contains; profiling\n"
+    "itself takes time, so read their shares."
+)
 LOADER_EXAMPLE = """Kinds of rows: `vectors` (all that training reads), `ids` (the same without the vectors),
 `ids without positives`. The JSON names the columns that each reads.
 
@@ -46,6 +58,8 @@ def add_bench(commands: Any) -> None:
         metavar="FLAG=V1,V2,...",
         help="measure with each of these values; several sweeps: with each combination",
     )
+    line = "the whole training step and its parts, beside the same model in plain torch"
+    _add(parts, "train", TrainCase, line, TRAIN_EXAMPLE, _train)
     line = "rows per second from shards to batches, beside a plain read and copy of the same bytes"
     _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader)
 
@@ -101,6 +115,23 @@ def _loader(arguments: argparse.Namespace) -> int:
     report = {"benchmark": "loader", "machine": describe_machine()}
     report |= run(case, say=_progress)
     _publish(report, out / "loader.json", arguments.json, [align(format_loader(report)), LOADER_LEGEND])
+    return 0
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    case, out = TrainCase(**_given(arguments, TrainCase)), Path(arguments.out)
+    from dlrrec_torchrec.benchmarks.machine import describe_machine
+    from dlrrec_torchrec.benchmarks.report import align
+    from dlrrec_torchrec.benchmarks.training import format_training, run
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        _make_folder(out)
+    report = {"benchmark": "train", "machine": describe_machine()}
+    report |= run(case, say=_progress if first else lambda line: None)
+    if first:
+        shown = [*map(align, format_training(report)), TRAIN_LEGEND]
+        _publish(report, out / "train.json", arguments.json, ["\n\n".join(shown)])
     return 0
 
 
