@@ -7,6 +7,7 @@ import inspect
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -129,6 +130,7 @@ def test_two_nodes_of_a_real_slurm_train(tiny_run, tmp_path, monkeypatch):
     monkeypatch.setenv("SLURM_LOCAL_PORT", "18800")
     monkeypatch.setenv("SLURM_CONF", str(cluster / "etc" / "slurm.conf"))
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     monkeypatch.chdir(tmp_path)
     try:
         refused = slurm_local("start")
