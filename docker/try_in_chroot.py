@@ -7,8 +7,8 @@
 Each stage begins with a clean Debian by `debootstrap`. RUN, COPY, ENV, ARG, WORKDIR and USER are taken from
 the Dockerfile and done in it by chroot, in a mount namespace that goes with the command. Then its ENTRYPOINT
 runs `run --config configs/demo.yaml` and its HEALTHCHECK as its USER. An instruction that this does not know
-stops it before anything is done. Debian's mirror and pip's settings are the host's; an ARG that names a package
-index is then left out. Needs root, Debian's debootstrap and about 10 GB; standard library only.
+stops it before anything is done. Debian's mirror and pip's settings are the host's; an ARG that names a
+package index is then left out. Needs root, Debian's debootstrap and about 10 GB; standard library only.
 """
 
 from __future__ import annotations
