@@ -99,13 +99,25 @@ def parse(text: str) -> list[Instruction]:
             )
         if one.name == "RUN" and (one.text.startswith("[") or "<<" in one.text):
             raise Refused(f"line {one.line}: RUN in the form of a list or with <<: write a shell command")
-        if one.name == "FROM" and not re.fullmatch(r"debian:\w+-\d{8}-slim( AS \w+)?", one.text):
-            raise Refused(
-                f"line {one.line}: FROM must be debian:CODENAME-DATE-slim [AS NAME], for debootstrap"
-            )
     if not found or found[0].name != "FROM":
         raise Refused("the first instruction must be FROM")
     return found
+
+
+def codename(found: list[Instruction]) -> str:
+    """The Debian of all stages, such as bookworm. Raises Refused for a base that debootstrap cannot make."""
+    names = set()
+    for one in found:
+        if one.name == "FROM":
+            base = re.fullmatch(r"debian:(\w+)-\d{8}-slim( AS \w+)?", one.text)
+            if not base:
+                raise Refused(
+                    f"line {one.line}: FROM must be debian:CODENAME-DATE-slim [AS NAME] for debootstrap"
+                )
+            names.add(base[1])
+    if len(names) > 1:
+        raise Refused(f"stages of several Debians: {', '.join(sorted(names))}")
+    return names.pop()
 
 
 def expand(text: str, values: dict[str, str]) -> str:
@@ -359,6 +371,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = None
     try:
         found = parse(given.file.read_text(encoding="utf-8"))
+        suite = codename(found)
         if given.list:
             for one in found:
                 flags = [f"--{key}={value}" for key, value in one.flags.items()]
@@ -368,7 +381,7 @@ def main(argv: list[str] | None = None) -> int:
             raise Refused("needs root, for chroot and mounts: sudo python3 docker/try_in_chroot.py")
         if not shutil.which("debootstrap"):
             raise Refused("debootstrap is not here: apt-get install debootstrap")
-        host = Host.read(re.match(r"debian:(\w+)-", found[0].text)[1])
+        host = Host.read(suite)
         if given.folder:
             given.folder.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix="dlrrec-chroot-", dir=given.folder))
