@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from dlrrec_torchrec import packed, schema
 from dlrrec_torchrec.data.batch import Batch, make_sparse
 from dlrrec_torchrec.data.entities import load_entities, pair_batch
+from dlrrec_torchrec.data.fields import Fields
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.data.order import EpochOrder
 from dlrrec_torchrec.data.shards import ShardReader
@@ -154,14 +155,14 @@ def test_reading_is_a_view_of_arrow_memory_and_files_in_order_are_not_copied(sha
     batch = dataset[0, 0]
     cached = dataset._cache[0]
     assert batch.vectors["user_text"].data_ptr() == cached["user_text"].ctypes.data
-    assert np.array_equal(batch.dense, columns["dense"][: len(batch)])
+    assert np.array_equal(batch.vectors["item_image"], columns["item_image"][: len(batch)])
 
 
 def test_memory_is_bounded_by_two_windows(shards):
     bounded = loader(shards, shuffle=True, window_rows=64)
     most = 0
     for _ in bounded:
-        most = max(most, sum(len(c["label"]) for c in bounded.dataset._cache.values()))
+        most = max(most, sum(len(c["fields"]) for c in bounded.dataset._cache.values()))
     assert 64 < most <= 128
 
 
@@ -179,6 +180,47 @@ def test_a_rank_without_rows_gets_padding_that_says_nothing(shards):
         assert batch.user_positives.tolist() == batch.item_positives.tolist() == [[-1] * 3]
         assert not batch.dense.any() and not any(v.any() for v in batch.vectors.values())
         assert batch.sparse.lengths().tolist() == [0, 0, 0] and batch.sparse.values().numel() == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(0, 9),
+    dense=st.integers(1, 8),
+    positives=st.integers(0, 4),
+    wider=st.integers(0, 3),
+    seed=st.integers(0, 99),
+)
+def test_fields_come_apart_as_they_were(rows, dense, positives, wider, seed):
+    draw = np.random.default_rng(seed)
+    columns = {name: draw.integers(-1, 1 << 30, rows, np.int32) for name in ("user", "item")}
+    columns |= {"label": draw.random(rows, np.float32), "dense": draw.random((rows, dense), np.float32)}
+    columns["category"] = draw.integers(0, 180, (rows, 11), np.int32)
+    if positives:
+        for side in ("user", "item"):
+            columns[f"{side}_positives"] = draw.integers(-1, 99, (rows, positives + wider), np.int32)
+    fields = Fields(dense, positives)
+    found = fields.split(np.concatenate([fields.join(columns, rows), fields.padding[None]]))
+    for name, values in found.items():
+        wide = name.endswith("_positives")
+        given = columns.get(name, np.empty((rows, 0)))[:, :positives] if wide else columns[name]
+        assert np.array_equal(values[:rows], given) and values.flags.c_contiguous
+        padding = {"label": -1, "dense": 0, "category": schema.PAD_CATEGORY}.get(name, -1)
+        assert (values[rows] == padding).all()
+    kinds = {name: str(values.dtype) for name, values in found.items()}
+    assert kinds == {
+        "label": "float32",
+        "dense": "float32",
+        "category": "int32",
+        **dict.fromkeys(("user", "item", "user_positives", "item_positives"), "int64"),
+    }
+
+
+def test_chunks_are_read_again_when_forgotten(shards):
+    dataset = loader(shards).dataset
+    batch = dataset[0, 0]
+    before = dataset._cache[0]
+    dataset.forget()
+    assert same(dataset[0, 0], batch) and dataset._cache[0] is not before
 
 
 @settings(max_examples=40, deadline=None)

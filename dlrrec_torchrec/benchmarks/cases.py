@@ -92,7 +92,7 @@ class LoaderCase:
     """What is read, and how. Every field is a flag."""
 
     shards: str = option("", "shards of a run to read, as runs/demo/shards (default: random ones)")
-    rows: int = option(196_608, "rows of the random shards; of up to 131,072 most stay in memory")
+    rows: int = option(196_608, "rows of the random shards; workers keep up to 131,072 in memory")
     keep: str = option("", "folder for the random shards, made there or found there (default: temporary)")
     modalities: list = option(list(MODALITIES), "vectors in the rows, for the kind `vectors`")
     positives: int = option(10, "neighbours of the user and of the item")

@@ -94,6 +94,7 @@ class _Measured:
         self.seconds: dict[str, list[float]] = {"read": [], "copy": [], "loader": [], "cpu": []}
 
     def round(self, epoch: int, counts: bool) -> None:
+        self.loader.dataset.forget()
         read = _timed(lambda: read_ranges(self.ranges))[0]
         self.loader.set_epoch(epoch)
         loader, cpu, self.batch_bytes = _timed(lambda: sum(batch.nbytes for batch in self.loader))

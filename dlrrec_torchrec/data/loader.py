@@ -15,16 +15,12 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dlrrec_torchrec.data.batch import SPARSE_KEYS, Batch, make_sparse
 from dlrrec_torchrec.data.order import WINDOW_ROWS, EpochOrder
 from dlrrec_torchrec.data.shards import ShardReader
-from dlrrec_torchrec.schema import PAD_CATEGORY, DataError
-
-_PADDING = {"label": -1, "category": PAD_CATEGORY, "user": -1, "item": -1}
-_PADDING |= {"user_positives": -1, "item_positives": -1}  # and 0 elsewhere
+from dlrrec_torchrec.schema import DataError
 
 
 class ShardDataset(Dataset):
@@ -62,6 +58,11 @@ class ShardDataset(Dataset):
         """Check this rank's share of the files (see `ShardReader.check`)."""
         self.reader.check(self._rank, self._world)
 
+    def forget(self) -> None:
+        """Keep no chunks, as if nothing had been read yet (workers have chunks of their own)."""
+        self._cache.clear()
+        self._cached_rows = 0
+
     def __getitem__(self, key: tuple[int, int]) -> Batch:
         epoch, number = key
         if self._order is None or self._order[0] != epoch:
@@ -79,17 +80,15 @@ class ShardDataset(Dataset):
         # Of padding alone: it needs the columns' types.
         found = found or [(0, np.empty(0, np.int64))]
         pieces = [(self._columns(chunk), rows) for chunk, rows in found]
-        columns = {name: _gather(pieces, name, size) for name in pieces[0][0]}
-        user, item = columns["user"].long(), columns["item"].long()
+        vectors = {name: _gather(pieces, name, size, 0) for name in self.reader.modalities}
+        fields = self.reader.fields
+        rows = fields.split(_gather(pieces, "fields", size, fields.padding))
+        columns = {name: torch.from_numpy(values) for name, values in rows.items()}
+        category = columns.pop("category")
         return Batch(
-            dense=columns["dense"],
-            sparse=make_sparse(columns["category"], user, item, self._keys),
-            vectors={name: columns[name] for name in self.reader.modalities},
-            label=columns["label"],
-            user=user,
-            item=item,
-            user_positives=columns["user_positives"].long(),
-            item_positives=columns["item_positives"].long(),
+            sparse=make_sparse(category, columns["user"], columns["item"], self._keys),
+            vectors={name: torch.from_numpy(values) for name, values in vectors.items()},
+            **columns,
         )
 
     def _columns(self, chunk: int) -> dict[str, np.ndarray]:
@@ -105,19 +104,21 @@ class ShardDataset(Dataset):
         return self._cache[chunk]
 
 
-def _gather(pieces: list[tuple[dict[str, np.ndarray], np.ndarray]], name: str, size: int) -> Tensor:
+def _gather(
+    pieces: list[tuple[dict[str, np.ndarray], np.ndarray]], name: str, size: int, padding: np.ndarray | int
+) -> np.ndarray:
     """`size` rows, those of all pieces and then padding: a view of one run of one chunk, else one copy."""
     columns, rows = pieces[0]
     first = columns[name]
     if len(rows) == size and rows[-1] - rows[0] == size - 1:
-        return torch.from_numpy(first[rows[0] : rows[-1] + 1])
-    out, start = np.empty((size, *first.shape[1:]), first.dtype), 0
+        return first[rows[0] : rows[-1] + 1]
+    out, start = np.empty((size, first.shape[1]), first.dtype), 0
     for columns, rows in pieces:
         end = start + len(rows)
         columns[name].take(rows, 0, out[start:end], "clip")  # otherwise numpy would copy once more
         start = end
-    out[start:] = _PADDING.get(name, 0)
-    return torch.from_numpy(out)
+    out[start:] = padding
+    return out
 
 
 class _Epoch:

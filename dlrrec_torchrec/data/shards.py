@@ -1,7 +1,7 @@
 """Reading and checking the Parquet parts of one split.
 
 The unit of reading is a *chunk*: one Parquet row group (one part, as the prepare stage writes them). Its
-columns become tensors over Arrow's own memory, without a copy.
+vectors stay in Arrow's own memory, without a copy; the other columns are joined to rows.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from dlrrec_torchrec import packed, schema
+from dlrrec_torchrec.data.fields import Fields
 from dlrrec_torchrec.schema import DataError
 
 
@@ -41,6 +42,7 @@ class ShardReader:
 
     Attributes:
         columns: that `read` reads.
+        fields: how a row but its vectors is laid out; P positives are at most what the shards hold.
 
     Raises:
         DataError: no shards, an unknown split or modality, a part with a column missing or of another type.
@@ -64,6 +66,7 @@ class ShardReader:
         self.schema = schema.shard_schema(facts["dense_width"], modalities, facts["positives"])
         self.positives = min(positives, facts["positives"])
         unread = ["rating"] if self.positives else ["rating", "user_positives", "item_positives"]
+        self.fields = Fields(facts["dense_width"], self.positives)
         self.columns = [name for name in self.schema.names if name not in unread]
         stored = packed.stored_schema(self.schema)
         user, item = self.users - 1, self.items - 1
@@ -101,22 +104,19 @@ class ShardReader:
             self._columns(chunk, names)
 
     def read(self, index: int) -> dict[str, np.ndarray]:
-        """The columns of chunk `index`, one row of each array for a row of the chunk.
+        """Chunk `index`, one row of each array for a row of the chunk.
 
         Returns:
-            label f32 [n]; dense f32 [n, D]; category i32 [n, 11]; user, item i32 [n]; user_positives,
-            item_positives i32 [n, P] padded with -1, where P is at most what the shards hold; each modality
-            f16 [n, 384]. Views of Arrow's memory.
+            "fields": everything but the vectors, i32 [n, W] (see `fields`); each modality: f16 [n, 384], a
+            view of Arrow's memory.
 
         Raises:
             DataError: as `check`, and for a vector that is not finite.
         """
         chunk = self.chunks[index]
         columns = self._columns(chunk, self.columns)
-        for name in ("user_positives", "item_positives"):
-            codes = columns.get(name, np.empty((chunk.rows, 0), np.int32))
-            columns[name] = np.ascontiguousarray(codes[:, : self.positives])
-        return columns
+        vectors = {name: columns[name] for name in self.modalities}
+        return {"fields": self.fields.join(columns, chunk.rows)} | vectors
 
     def _columns(self, chunk: Chunk, names: list[str]) -> dict[str, np.ndarray]:
         try:
