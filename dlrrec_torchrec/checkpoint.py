@@ -32,6 +32,7 @@ from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
 
 from dlrrec_torchrec.lockstep import host_group
 from dlrrec_torchrec.models.content import ContentTables
+from dlrrec_torchrec.models.managed import loading_managed
 from dlrrec_torchrec.parallel import Ranks
 from dlrrec_torchrec.schema import DataError
 
@@ -237,11 +238,14 @@ def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> N
     _, sums, problem = _inspect(path)
     problem = problem or _damage(path, sums)
     if not problem:
-        weights = {f"{prefix}{name}": tensor for name, tensor in _kept(model).items()}
-        try:
-            dcp.load({"model": weights}, checkpoint_id=str(path), no_dist=True)
-        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
-            problem = f"cannot be loaded ({_first_line(error)})"
+        plain = _kept(model)
+        weights = {f"{prefix}{name}": tensor for name, tensor in plain.items()}
+        with loading_managed(model):
+            try:
+                dcp.load({"model": weights}, checkpoint_id=str(path), no_dist=True)
+                model.load_state_dict(plain, strict=False)
+            except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+                problem = f"cannot be loaded ({_first_line(error)})"
     if problem:
         raise DataError(f"{path}: {problem}; delete the training's folder and run `dlrrec train` again")
 
@@ -253,11 +257,12 @@ def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedO
             part.init_state()  # its moments do not exist before the first step; fused ones always do
             part.zero_grad(set_to_none=True)
     weights, moments = _kept(model), optimizer.state_dict()
-    try:
-        dcp.load({"model": weights, "optimizer": moments["state"]}, checkpoint_id=str(path))
-    except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
-        return f"cannot be loaded ({_first_line(error)})"
-    model.load_state_dict(weights, strict=False)
+    with loading_managed(model):
+        try:
+            dcp.load({"model": weights, "optimizer": moments["state"]}, checkpoint_id=str(path))
+        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+            return f"cannot be loaded ({_first_line(error)})"
+        model.load_state_dict(weights, strict=False)
     optimizer.load_state_dict(moments)
     return ""
 

@@ -158,6 +158,16 @@ class TableConfig:
     cache: float = option(0.2, "fused_uvm_caching, key_value: share of the rows cached on the device")
     min_columns: int = option(128, "narrowest part that column_wise, table_column_wise, grid_shard cut")
     ssd: str = option("", "key_value: folder on a local SSD (default: a temporary one)")
+    ids: str = option(
+        "code",
+        "user, item: an id's row is its code, or code's hash modulo rows, or one given to it while it is "
+        "frequent (managed: without collisions)",
+        ("code", "hash", "managed"),
+    )
+    evict: str = option(
+        "lfu", "managed: whose row another id gets, when all are taken", ("lfu", "lru", "distance_lfu")
+    )
+    admit: int = option(1, "managed: give rows to new ids after every so many steps")
 
 
 @dataclasses.dataclass

@@ -29,6 +29,7 @@ from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
 from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from dlrrec_torchrec.config import TableConfig
 from dlrrec_torchrec.optimizers import TABLE_OPTIMIZERS
@@ -220,10 +221,15 @@ def shard(
     plan = plan or plan_tables(module, ranks, batch_size=batch_size, table_optimizer=table_optimizer)
     placed = {p.table.name: p for p in plan.tables}
     sharding: dict[str, EmbeddingModuleShardingPlan] = {}
+    managed = {
+        f"{path}._embedding_module": path
+        for path, part in module.named_modules()
+        if isinstance(part, ManagedCollisionEmbeddingBagCollection)
+    }
     for path, collection in module.named_modules():
         if not isinstance(collection, (EmbeddingBagCollection, EmbeddingCollection)):
             continue
-        own = sharding[path] = EmbeddingModuleShardingPlan()
+        own = sharding[managed.get(path, path)] = EmbeddingModuleShardingPlan()
         for name, parameter in collection.named_parameters():
             table = name.split(".")[-2]
             own[table] = placed[table_key(table)].parameter
@@ -239,8 +245,13 @@ def shard(
         sharders=sharders(codecs),
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=static_graph),
     )
-    # FBGEMM fills a table on SSD by itself, `content.fill_content` those of content vectors.
-    others = [p.table.name for p in plan.tables if p.kernel == "key_value" or p.table.frozen]
+    # FBGEMM fills a table on SSD by itself, `content.fill_content` those of content vectors; managed ones
+    # are zeros.
+    others = [
+        p.table.name
+        for p in plan.tables
+        if p.kernel == "key_value" or p.table.frozen or p.table.ids == "managed"
+    ]
     _fill_tables(sharded, seed, others)
     return sharded
 

@@ -33,6 +33,7 @@ class Batch(Parts):
         label: f32 [B], 0 or 1, -1 for padding.
         user, item: i64 [B] codes, -1 for padding.
         user_positives, item_positives: i64 [B, P] codes, best first, padded with -1.
+        managed: jagged ids of features whose tables are managed; None without such tables.
         lookup: the vectors to look up, where they are in tables instead of in `vectors`.
     """
 
@@ -44,6 +45,7 @@ class Batch(Parts):
     item: Tensor
     user_positives: Tensor
     item_positives: Tensor
+    managed: KeyedJaggedTensor | None = None
     lookup: Lookup | None = None
 
     def __len__(self) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
@@ -13,6 +14,7 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.models.content import ContentTables, Draws, Lookups
 from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.schema import MODALITIES, NUM_CATEGORIES, VECTOR_DIM, DataError
 
@@ -21,9 +23,19 @@ _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
 def sparse_keys(model: ModelConfig) -> tuple[str, ...]:
-    """The sparse features the model reads, out of "category", "user", "item": one table `t_KEY` each."""
+    """Features of `Batch.sparse`, out of "category", "user", "item": the model has a table `t_KEY` of each."""
     on = {"category": model.category, "user": model.user_id, "item": model.item_id}
-    return tuple(key for key, wanted in on.items() if wanted)
+    return tuple(key for key, wanted in on.items() if wanted and _ids(model, key) != "managed")
+
+
+def managed_keys(model: ModelConfig) -> tuple[str, ...]:
+    """Features of `Batch.managed`, out of "user", "item": the model has a managed table `t_KEY` of each."""
+    on = {"user": model.user_id, "item": model.item_id}
+    return tuple(key for key, wanted in on.items() if wanted and _ids(model, key) == "managed")
+
+
+def _ids(model: ModelConfig, key: str) -> str:
+    return model.tables.get(key, TableConfig()).ids
 
 
 def build_model(
@@ -53,26 +65,45 @@ def build_model(
     keys = sparse_keys(model)
     if not keys:
         raise DataError(
-            "model.category, model.user_id, model.item_id: all are off; a DLRM needs at least one table"
+            "model.category, model.user_id, model.item_id: all are off, or their ids managed; a DLRM needs "
+            "at least one table that is not"
         )
     if model.embedding_dim < 1:
         raise DataError(f"model.embedding_dim: {model.embedding_dim} must be at least 1")
     device = torch.device(device or "cpu")
     meta = device.type == "meta"
-    settings = {key: model.tables.get(key, TableConfig()) for key in keys}
-    tables = EmbeddingBagCollection(
-        tables=[
+    for name, table in model.tables.items():
+        if table.ids != "code" and name not in ("user", "item"):
+            raise DataError(f"model.tables.{name}.ids: {table.ids} is for the tables user and item")
+
+    def tables_of(names: Sequence[str], **options: Any) -> list[EmbeddingBagConfig]:
+        settings = {key: model.tables.get(key, TableConfig()) for key in names}
+        return [
             EmbeddingBagConfig(
                 name=f"t_{key}",
                 embedding_dim=model.embedding_dim,
                 num_embeddings=_rows(key, needed[key], settings[key], model.embedding_dim),
                 feature_names=[key],
                 data_type=_DTYPES[settings[key].dtype or "fp32"] if meta else DataType.FP32,
+                **options,
             )
-            for key in keys
-        ],
-        device=torch.device("meta" if meta else "cpu"),
-    )
+            for key in names
+        ]
+
+    place = torch.device("meta" if meta else "cpu")
+    tables = EmbeddingBagCollection(tables=tables_of(keys), device=place)
+    managed = None
+    if names := managed_keys(model):
+        chosen = [model.tables[key] for key in names]
+        for key, table in zip(names, chosen, strict=True):
+            if table.admit < 1:
+                raise DataError(f"model.tables.{key}.admit: {table.admit} must be at least 1")
+        managed = ManagedTables(
+            tables_of(names, init_fn=nn.init.zeros_),
+            [table.evict for table in chosen],
+            [table.admit for table in chosen],
+            place,
+        )
     entities = {"user": num_users, "item": num_items}
     built = DLRREC(
         tables,
@@ -86,7 +117,8 @@ def build_model(
         tower_dropout=model.tower_dropout,
         interaction=model.interaction,
         dropout=model.dropout,
-        content=_content(model, entities, tables.device) if in_tables(model) else None,
+        content=_content(model, entities, place) if in_tables(model) else None,
+        managed=managed,
     )
     return built if meta else built.to(device)
 
@@ -109,13 +141,15 @@ def build_lookups(
     num_items: int = 0,
     seed: int = 0,
 ) -> Lookups | None:
-    """What a loader does for the model's content tables; None where the vectors are in the rows.
+    """What a loader adds to the batches of the model; None where that is nothing.
 
     Args:
         contrastive: also look up what stands against the anchors, as the wrapper of this `seed` expects it.
     """
+    hashed = {key: model.tables[key].rows for key in sparse_keys(model) if _ids(model, key) == "hash"}
+    managed = managed_keys(model)
     if not in_tables(model):
-        return None
+        return Lookups(hashed=hashed, managed=managed) if hashed or managed else None
     draws = []
     if contrastive is not None:
         negatives = contrastive.num_negatives if contrastive.negatives == "corpus" else 0
@@ -125,7 +159,7 @@ def build_lookups(
         ):
             if weight and any(side_of(m) == side for m in model.modalities):
                 draws.append(Draws(side, entities, contrastive.positive, negatives, seed))
-    return Lookups(tuple(model.modalities), tuple(draws))
+    return Lookups(tuple(model.modalities), tuple(draws), hashed, managed)
 
 
 def _content(model: ModelConfig, entities: dict[str, int], device: torch.device) -> ContentTables:
@@ -139,8 +173,15 @@ def _content(model: ModelConfig, entities: dict[str, int], device: torch.device)
 
 def _rows(key: str, needed: int, settings: TableConfig, dim: int) -> int:
     """Rows of a table that needs `needed` of them. Raises DataError for settings the model cannot follow."""
-    if settings.rows is not None and settings.rows < needed:
-        raise DataError(f"model.tables.{key}.rows: {settings.rows:,}, but there are {needed:,} ids")
+    if settings.ids == "hash" and settings.rows is None:
+        raise DataError(f"model.tables.{key}.ids=hash: say onto how many rows, by model.tables.{key}.rows")
+    if settings.ids == "managed":
+        return max(settings.rows or needed + 1, 2)  # one is for ids that have none
+    if settings.ids == "code" and settings.rows is not None and settings.rows < needed:
+        raise DataError(
+            f"model.tables.{key}.rows: {settings.rows:,}, but there are {needed:,} ids; "
+            f"fewer rows need model.tables.{key}.ids=hash or managed"
+        )
     if settings.dim not in (None, dim):
         raise DataError(
             f"model.tables.{key}.dim: {settings.dim}, but "

@@ -16,6 +16,7 @@ from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.hashing import hash_rows
 from dlrrec_torchrec.data.lookup import make_lookup, side_of
 from dlrrec_torchrec.models.sampling import choose_positives, draw_negatives
 from dlrrec_torchrec.schema import VECTOR_DIM
@@ -97,18 +98,37 @@ class Draws:
 
 @dataclasses.dataclass(frozen=True)
 class Lookups:
-    """Adds to a batch what it looks up in the content tables. Runs on the host, also in a loader's worker.
+    """Adds to a batch what it looks up other than by code. Runs on the host, also in a loader's worker.
 
     Attributes:
-        modalities: of the model.
+        modalities: of the content tables; none without them.
         draws: of the contrastive terms that are on; none to predict alone.
+        hashed: feature in `sparse` -> rows of its table, where its ids are hashed to.
+        managed: "user", "item": features of managed tables.
     """
 
-    modalities: Sequence[str]
+    modalities: Sequence[str] = ()
     draws: Sequence[Draws] = ()
+    hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    managed: Sequence[str] = ()
 
     def __call__(self, batch: Batch, step: int = 0) -> Batch:
-        """The batch with its `lookup`. `step`: number of the training step, for the draws."""
+        """The batch with all of that. `step`: number of the training step, for the draws."""
+        if self.hashed:
+            ids = {
+                key: hash_rows(one.values(), self.hashed[key]) if key in self.hashed else one.values()
+                for key, one in batch.sparse.to_dict().items()
+            }
+            lengths = batch.sparse.lengths()
+            sparse = KeyedJaggedTensor(list(ids), torch.cat(list(ids.values())), lengths=lengths)
+            batch = dataclasses.replace(batch, sparse=sparse)
+        if self.managed:
+            codes = [getattr(batch, key) for key in self.managed]
+            values, lengths = [c[c >= 0] for c in codes], [(c >= 0).int() for c in codes]
+            managed = KeyedJaggedTensor(list(self.managed), torch.cat(values), lengths=torch.cat(lengths))
+            batch = dataclasses.replace(batch, managed=managed)
+        if not self.modalities:
+            return batch
         wanted: dict[str, dict[str, Tensor]] = {}
         drawn = {draws.side: draws for draws in self.draws}
         for side in sorted({side_of(name) for name in self.modalities}):

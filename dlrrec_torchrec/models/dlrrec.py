@@ -14,6 +14,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
+from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
 from dlrrec_torchrec.schema import MODALITIES, VECTOR_DIM, DataError
 
@@ -38,6 +39,7 @@ class DLRREC(DLRM):
         interaction: "dot" (DLRM: all dot products of vectors), "pairwise" (all products of scalars) or "dcn".
         dropout: between the layers of the top MLP.
         content: tables of the content vectors; None: they come with the rows.
+        managed: further tables, of dimension E too.
         dense_device: where the dense part is built.
 
     Raises:
@@ -59,6 +61,7 @@ class DLRREC(DLRM):
         interaction: str = "dot",
         dropout: float = 0.1,
         content: ContentTables | None = None,
+        managed: ManagedTables | None = None,
         dense_device: torch.device | None = None,
     ) -> None:
         tables = embedding_bag_collection.embedding_bag_configs()
@@ -72,6 +75,7 @@ class DLRREC(DLRM):
         self.modalities = list(modalities)
         self.interaction = interaction
         self.content = content
+        self.managed = managed
         self.dense_arch = MultiModalDenseArch(
             dense_in_features,
             list(dense_arch_layer_sizes),
@@ -83,9 +87,10 @@ class DLRREC(DLRM):
             tower_dropout,
             dense_device,
         )
-        vectors = self.sparse_arch.F + len(self.modalities)
+        tables = self.sparse_arch.F + (len(managed.features) if managed else 0)
+        vectors = tables + len(self.modalities)
         reduced = sum(_tower_size(m, text_tower, image_tower) for m in self.modalities)
-        width = dense_arch_layer_sizes[-1] + self.sparse_arch.F * embedding_dim + reduced
+        width = dense_arch_layer_sizes[-1] + tables * embedding_dim + reduced
         if interaction == "dot":
             self.inter_arch = InteractionArch(vectors).to(dense_device)
             over_in_features = embedding_dim + vectors * (vectors + 1) // 2
@@ -99,10 +104,18 @@ class DLRREC(DLRM):
         """Content vectors (modality -> f16 or f32 [B, vector_dim]) to reduced ones (modality -> [B, R])."""
         return self.dense_arch.reduce(vectors)
 
-    def predict(self, dense: Tensor, sparse: KeyedJaggedTensor, reduced: dict[str, Tensor]) -> Tensor:
+    def predict(
+        self,
+        dense: Tensor,
+        sparse: KeyedJaggedTensor,
+        reduced: dict[str, Tensor],
+        managed: KeyedJaggedTensor | None = None,
+    ) -> Tensor:
         """Logits f32 [B] of rows with dense features f32 [B, D], jagged ids and reduced vectors."""
         embedded_dense = self.dense_arch(dense)
         embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
+        if self.managed is not None:
+            embedded_sparse = torch.cat([embedded_sparse, self.managed(managed)], dim=1)
         content = [reduced[name] for name in self.modalities]
         if self.interaction == "dot":
             vectors = torch.cat([embedded_sparse, *(v.unsqueeze(1) for v in content)], dim=1)
@@ -116,17 +129,23 @@ class DLRREC(DLRM):
     def score(self, batch: Batch) -> Tensor:
         """Logits f32 [B] of a batch, wherever its vectors come from."""
         if self.content is None:
-            return self(batch.dense, batch.sparse, batch.vectors)
+            return self(batch.dense, batch.sparse, batch.vectors, batch.managed)
         found, places = self.content(batch.lookup.ids), batch.lookup.places
         reduced = {}
         for name in self.modalities:
             anchors = (places[f"{side_of(name)}_anchor"], None, True)
             (reduced[name],) = self.dense_arch.reduce_uses(found, name, [anchors])
-        return self.predict(batch.dense, batch.sparse, reduced)
+        return self.predict(batch.dense, batch.sparse, reduced, batch.managed)
 
-    def forward(self, dense: Tensor, sparse: KeyedJaggedTensor, vectors: dict[str, Tensor]) -> Tensor:
+    def forward(
+        self,
+        dense: Tensor,
+        sparse: KeyedJaggedTensor,
+        vectors: dict[str, Tensor],
+        managed: KeyedJaggedTensor | None = None,
+    ) -> Tensor:
         """Logits f32 [B]; a sigmoid makes them probabilities."""
-        return self.predict(dense, sparse, self.reduce(vectors))
+        return self.predict(dense, sparse, self.reduce(vectors), managed)
 
 
 def _tower_size(modality: str, text_tower: Sequence[int], image_tower: Sequence[int]) -> int:

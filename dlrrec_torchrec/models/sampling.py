@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dlrrec_torchrec.data.hashing import hash63, mix64
+
 POSITIVE = ("best", "sample")
 _STREAMS = {"offset": 1, "negative": 2, "positive": 3}
 
@@ -85,18 +87,5 @@ def _random_bits(index: Tensor, seed: int, stream: str, step: int | Tensor) -> T
     """63 random bits for each entry of `index`, i64: SplitMix64 over seed, stream, step and index in turn."""
     key = torch.full((1,), seed, dtype=torch.int64, device=index.device)
     for value in (_STREAMS[stream], step, index):
-        key = _mix(key) + value
-    return _mix(key) & 0x7FFF_FFFF_FFFF_FFFF
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's step and finaliser (Steele, Lea, Flood 2014) in wrapping signed arithmetic."""
-    x = x + (0x9E3779B97F4A7C15 - (1 << 64))
-    x = (x ^ _shift(x, 30)) * (0xBF58476D1CE4E5B9 - (1 << 64))
-    x = (x ^ _shift(x, 27)) * (0x94D049BB133111EB - (1 << 64))
-    return x ^ _shift(x, 31)
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's is arithmetic."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+        key = mix64(key) + value
+    return hash63(key)

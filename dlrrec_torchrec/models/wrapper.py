@@ -150,7 +150,7 @@ class TrainWrapper(nn.Module):
             reduced, others = self._from_rows(batch, step)
         else:
             reduced, others = self._from_tables(batch)
-        logits = self.model.predict(batch.dense, batch.sparse, reduced)
+        logits = self.model.predict(batch.dense, batch.sparse, reduced, batch.managed)
         terms = {"rec": (weighted_bce_sum(logits, batch.label, self.class_weights), row_count(batch.label))}
         for side, term in (("item", "ii"), ("user", "uu")):
             if side in self.sides:

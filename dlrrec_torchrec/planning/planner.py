@@ -27,6 +27,7 @@ from dlrrec_torchrec.schema import DataError
 RESERVED = 0.15  # of each rank's memory, for activations, fragments and other programs
 _ID_BYTES = 8
 _ID_COPIES = 20  # of a batch's ids: two batches in the pipeline with ten copies each, as TorchRec counts
+_MANAGED_BYTES = 32  # of a row: its id, where it is, how often and when it came
 _GRID = 1000  # combinations of choices up to which all are tried; above, the best first
 
 
@@ -249,6 +250,7 @@ class _Enumerator(EmbeddingEnumerator):
                 weights = math.prod(shard.size) * table.itemsize
                 extra = state_bytes(optimizer, *shard.size)
                 extra += weights if kernel == "dense" else 0
+                extra += _MANAGED_BYTES * shard.size[0] if table.ids == "managed" else 0
                 extra += math.ceil(weights * table.cache) if kernel == "key_value" else 0
                 if table.frozen:
                     shard.perf.bwd_compute = shard.perf.bwd_comms = 0.0

@@ -9,7 +9,7 @@ import torch
 from dlrrec_torchrec.config import RunConfig, TableConfig
 from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.features import dense_width
-from dlrrec_torchrec.models.build import build_model, build_wrapper, in_tables, sparse_keys
+from dlrrec_torchrec.models.build import build_model, build_wrapper, in_tables, managed_keys, sparse_keys
 from dlrrec_torchrec.planning.devices import Device
 from dlrrec_torchrec.planning.planner import Request
 from dlrrec_torchrec.planning.tables import configured, dense_bytes, tables_in
@@ -45,7 +45,9 @@ def run_request(
         content = config.model.modalities if in_tables(config.model) else []
         ids = {}
         for key in ("user", "item"):
-            needing = [name for name in (*keys, *content) if side_of(name) == key]
+            needing = [
+                name for name in (*keys, *managed_keys(config.model), *content) if side_of(name) == key
+            ]
             ids[key] = facts.get(f"{key}s") or _rows(needing, settings)
         built = module = build_model(
             config.model,
@@ -60,7 +62,7 @@ def run_request(
                 for m in facts["modalities"]
             }
             module = build_wrapper(built, config.contrastive, corpus=vectors)
-        own = (*keys, *content)
+        own = (*keys, *managed_keys(config.model), *content)
         tables = tables_in(module, {name: settings[name] for name in own if name in settings})
         taken = dense_bytes(module)
         settings = {name: table for name, table in settings.items() if name not in own}

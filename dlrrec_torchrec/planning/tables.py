@@ -23,6 +23,7 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection, Embedding
 from dlrrec_torchrec.config import SHARDING_TYPES, TableConfig
 from dlrrec_torchrec.optimizers import is_fused
 from dlrrec_torchrec.planning.devices import Device
+from dlrrec_torchrec.planning.managed import ManagedSharder
 from dlrrec_torchrec.schema import DataError
 
 DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
@@ -45,6 +46,7 @@ def sharders(codecs: dict[str, QuantizedCommCodecs] | None = None) -> list[Modul
     return [
         BagSharder(qcomm_codecs_registry=codecs),
         EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
+        ManagedSharder(BagSharder(qcomm_codecs_registry=codecs), qcomm_codecs_registry=codecs),
     ]
 
 
@@ -65,6 +67,9 @@ class Table:
     cache: float = 0.2
     min_columns: int = 128
     ssd: str = ""
+    ids: str = "code"
+    evict: str = "lfu"
+    admit: int = 1
     pooled: bool = True  # looked up as a sum, not one by one
     frozen: bool = False  # not trained: no optimizer, no backward pass
 
@@ -198,11 +203,13 @@ def constraints(table: Table, device: Device, optimizer: str) -> ParameterConstr
     kernels = table.kernels or ("fused", "dense")
     if table.sharding:
         wanted = table.sharding
+    elif table.ids == "managed":
+        wanted = ("row_wise",)
     elif kernels == ("dense",) or not _fused(device, optimizer):
         wanted = (_REPLICATED,)
     else:
         wanted = _default_sharding(device)
-    against = {k: _against_kernel(k, device, optimizer) for k in kernels if k != "dense"}
+    against = {k: _against_kernel(k, table, device, optimizer) for k in kernels if k != "dense"}
     usable = [kernel for kernel, reason in against.items() if not reason]
     for sharding in wanted:
         against[sharding] = _against_sharding(sharding, table, device, optimizer)
@@ -245,6 +252,8 @@ def _default_sharding(device: Device) -> tuple[str, ...]:
 
 def _against_sharding(sharding: str, table: Table, device: Device, optimizer: str) -> str | None:
     """Why the table cannot be sharded so, None if it can."""
+    if sharding != "row_wise" and table.ids == "managed":
+        return "tables of managed ids are sharded row_wise"
     if sharding == _REPLICATED and table.frozen:
         return "tables of content vectors are not replicated"
     if sharding == _REPLICATED:
@@ -259,7 +268,9 @@ def _against_sharding(sharding: str, table: Table, device: Device, optimizer: st
     return None
 
 
-def _against_kernel(kernel: str, device: Device, optimizer: str) -> str | None:
+def _against_kernel(kernel: str, table: Table, device: Device, optimizer: str) -> str | None:
+    if kernel != "fused" and table.ids == "managed":
+        return "tables of managed ids are on the device"
     if not _fused(device, optimizer):
         return f"FBGEMM has no fused {optimizer} for CPUs"
     if kernel != "fused" and device.kind == "cpu":

@@ -1,0 +1,111 @@
+"""Managed-collision (zero-collision) tables: a bounded number of rows for an unbounded number of ids.
+
+Each id that is let in has a row of its own; which ids these are is learnt along with the rows. The others
+share the last row (of each part of a table that is sharded).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torchrec.modules.embedding_configs import EmbeddingBagConfig
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
+from torchrec.modules.mc_modules import (
+    DistanceLFU_EvictionPolicy,
+    LFU_EvictionPolicy,
+    LRU_EvictionPolicy,
+    ManagedCollisionCollection,
+    MCHManagedCollisionModule,
+)
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrrec_torchrec.data.hashing import hash63
+from dlrrec_torchrec.schema import DataError
+
+POLICIES = {
+    "lfu": LFU_EvictionPolicy,
+    "lru": LRU_EvictionPolicy,
+    "distance_lfu": DistanceLFU_EvictionPolicy,
+}
+
+
+class ManagedTables(nn.Module):
+    """Tables whose rows are given to the ids that come, and taken from others when there are none left.
+
+    An id is known by its `hash63`, by which ranks share the ids evenly. A row starts at zero, also when it is
+    given to another id; so does the last one, to which ids lead that have none. Only training gives rows.
+
+    Args:
+        tables: of one dimension E, each of one feature. Their `init_fn` must make zeros.
+        policies: for each, out of POLICIES: whose row another id gets.
+        intervals: for each, after how many steps new ids get rows.
+    """
+
+    def __init__(
+        self,
+        tables: Sequence[EmbeddingBagConfig],
+        policies: Sequence[str],
+        intervals: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        super().__init__()
+        self.features = [table.feature_names[0] for table in tables]
+        modules = {
+            table.name: MCHManagedCollisionModule(
+                zch_size=table.num_embeddings,
+                device=device,
+                eviction_policy=POLICIES[policy](),
+                eviction_interval=interval,
+                input_hash_func=hashed_ids,
+            )
+            for table, policy, interval in zip(tables, policies, intervals, strict=True)
+        }
+        self.tables = ManagedCollisionEmbeddingBagCollection(
+            EmbeddingBagCollection(tables=list(tables), device=device),
+            ManagedCollisionCollection(modules, list(tables)),
+            # The rows of new ids are made anew in a forward pass, whose graph must not notice.
+            allow_in_place_embed_weight_update=True,
+        )
+
+    def forward(self, ids: KeyedJaggedTensor) -> Tensor:
+        """The rows of B examples, [B, tables, E]."""
+        found = self.tables(ids)[0].to_dict()
+        return torch.stack([found[name] for name in self.features], dim=1)
+
+
+def hashed_ids(ids: Tensor, size: int) -> Tensor:
+    """What TorchRec calls for the ids' hashes below `size`, 2^63 - 1."""
+    return hash63(ids)
+
+
+@contextlib.contextmanager
+def loading_managed(model: nn.Module) -> Iterator[None]:
+    """To load a state into the model's managed tables, sharded or not, within.
+
+    Raises:
+        DataError: the state comes from parts that do not add up to the present ones.
+    """
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, MCHManagedCollisionModule)
+    }
+    # TorchRec checks the present parts against the saved ones, which take their place in the meantime.
+    segments = {name: module._output_segments_tensor.clone() for name, module in modules.items()}
+    try:
+        yield
+    except AssertionError as error:
+        if not modules or "segements" not in str(error):
+            raise
+        tables = ", ".join(sorted({name.split(".")[-1].removeprefix("t_") for name in modules}))
+        raise DataError(
+            f"model.tables.{tables}.ids=managed: ranks share ids by hash, so a checkpoint can be loaded on as "
+            "many ranks as have saved it, or on fewer that take whole parts of it; use such a number of ranks, "
+            "or start anew by --no-resume"
+        ) from None
+    for name, module in modules.items():
+        module._output_segments_tensor.copy_(segments[name])
