@@ -20,6 +20,7 @@ MODEL = ModelConfig(dropout=0.0, tower_norm="layer", user_id=True)
 # The planner cuts columns into parts of at least 128.
 WIDE = ModelConfig(**vars(MODEL) | {"embedding_dim": 256, "interaction": "dcn"})
 IN_TABLES = ModelConfig(**vars(MODEL) | {"vectors": "table"})
+BOTH_IDS = ModelConfig(**vars(MODEL) | {"item_id": True})
 TRAIN = TrainConfig(epochs=2, batch_size=60, lr=0.003, device="cpu", select="loss", warmup_steps=3)
 VARIANTS = {
     "adam": TRAIN,
@@ -28,6 +29,7 @@ VARIANTS = {
     "column_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "sgd", "table_lr": 0.1}),
     "mixed": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
     "content": TRAIN,
+    "ids": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
     "half": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
 }
 TABLES = {
@@ -39,6 +41,11 @@ TABLES = {
         "user_text": TableConfig(sharding=["row_wise"], rows=64),
         "item_text": TableConfig(sharding=["table_wise"]),
         "item_image": TableConfig(sharding=["column_wise"]),
+    },
+    "ids": {
+        "category": TableConfig(sharding=["data_parallel"]),
+        "user": TableConfig(sharding=["table_wise"], rows=20, ids="hash"),
+        "item": TableConfig(rows=256, ids="managed"),
     },
     "half": {"user": TableConfig(dtype="fp16", sharding=["row_wise"], rows=64)},
 }
@@ -61,7 +68,7 @@ def sharded(model: ModelConfig, name: str) -> ModelConfig:
 def train_all(shards: Path, small: Path, out: Path) -> None:
     """Each variant on `shards`, and a training whose one validation row leaves a rank padding alone."""
     for name, settings in VARIANTS.items():
-        model = sharded({"column_wise": WIDE, "content": IN_TABLES}.get(name, MODEL), name)
+        model = sharded({"column_wise": WIDE, "content": IN_TABLES, "ids": BOTH_IDS}.get(name, MODEL), name)
         train(model, ContrastiveConfig(num_negatives=16), settings, "strict", shards, out / name)
     off = ContrastiveConfig(item_weight=0, user_weight=0)
     for name, changes in STEPS.items():

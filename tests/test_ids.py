@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given
@@ -13,13 +16,19 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrrec_torchrec import parallel
 from dlrrec_torchrec.checkpoint import BEST, Checkpoints, load_model
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig, TrainConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse
+from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.hashing import hash63, hash_rows
+from dlrrec_torchrec.evaluate import evaluate
 from dlrrec_torchrec.models.build import build_lookups, build_model, build_wrapper
+from dlrrec_torchrec.models.managed import loading_managed
 from dlrrec_torchrec.optimizers import make_optimizer
 from dlrrec_torchrec.quiet import quiet
+from dlrrec_torchrec.recommend import recommend, score_items
 from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.train import load_trained, train
+from tests.shards import write_shards
 
 SMALL = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
 SMALL |= {"over_arch": [20, 6, 1], "dropout": 0.0, "user_id": True}
@@ -152,9 +161,34 @@ def test_frequent_ids_keep_their_rows(policy):
             assert before is None or places == before
             before = places
         assert len(mapped) <= 4 and 4 not in mapped.values()  # the last row is for those that have none
-        rows = rows_of(model, [*often, 0, 1, 777], lookups)
+        forgotten = next(user for user in range(37) if plain_hash(user) not in mapped)
+        rows = rows_of(model, [*often, forgotten, 777], lookups)
         assert rows[:3].any(1).all()
-        torch.testing.assert_close(rows[3], rows[5])  # forgotten and never seen: the shared row
+        torch.testing.assert_close(rows[3], rows[4])  # that of ids without one
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
+def test_a_row_starts_anew_with_its_id(optimizer):
+    """Its weights and its optimizer's state are zeros when it is given to another id."""
+    with parallel.process_group("cpu") as ranks:
+        model, optimizers, lookups = sharded(ranks, 4, optimizer, evict="lru")
+        for step, users in enumerate([[1, 2, 3]] * 3):
+            model(lookups(batch_of(users, step)))[0].backward()
+            optimizers.step()
+        assert rows_of(model, [1, 2, 3], lookups).any(1).all()
+        held = list(state_of(model))
+        assert all(tensor.any() for tensor in held) and len(held) == (optimizer != "sgd")
+        model.train()(lookups(batch_of([5, 6, 7])))  # no step is taken
+        assert {*managed_rows(model)} == {plain_hash(user) for user in (5, 6, 7)}
+        assert not rows_of(model, [5, 6, 7], lookups).any()
+        assert not any(tensor.any() for tensor in state_of(model))
+
+
+def state_of(model) -> Iterator[torch.Tensor]:
+    for name, value in model.fused_optimizer.state_dict()["state"].items():
+        if "t_user" in name:
+            for moment in value.values():
+                yield moment.local_shards()[0].tensor
 
 
 def managed_rows(model) -> dict[int, int]:
@@ -196,6 +230,23 @@ def test_what_ids_have_rows_survives_a_checkpoint_and_serves_unsharded(tmp_path)
         found = whole.eval().model.managed(lookups(batch_of([*range(USERS), 50])).managed)[:, 0]
     torch.testing.assert_close(found, wanted)
     assert len(wanted.unique(dim=0)) >= 4
+
+
+def test_parts_that_do_not_fit_are_refused():
+    """As when a checkpoint of one rank is loaded on two: TorchRec cannot tell which rows go where."""
+    _, whole = managed_model(6, "cpu")
+    state = whole.state_dict()
+    (name,) = (name for name in state if name.endswith("t_user._output_segments_tensor"))
+    state[name] = torch.tensor([0, 4, 6] + [-1] * 1022)
+    with loading_managed(whole):  # 0 to 6 is made of 0 to 4 and 4 to 6
+        whole.load_state_dict(state)
+    assert whole.state_dict()[name][:3].tolist() == [0, 6, -1]
+    state[name] = torch.tensor([0, 4, 8] + [-1] * 1022)
+    with (
+        pytest.raises(DataError, match=r"model.tables.user.ids=managed.*--no-resume"),
+        loading_managed(whole),
+    ):
+        whole.load_state_dict(state)
 
 
 def test_managed_tables_are_pipelined(caplog):
@@ -247,3 +298,24 @@ def test_settings_that_cannot_be_are_named(model, optimizer, words):
         module = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS, device="meta")
         parallel.plan_tables(module, ranks, batch_size=10, table_optimizer=optimizer, settings=config.tables)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize("kind", ["hash", "managed"])
+def test_trained_ids_evaluate_and_recommend(kind, tmp_path):
+    shards = write_shards(tmp_path / "shards", rows=(80, 20, 20), users=30, items=20)
+    tables = {name: TableConfig(rows=9, ids=kind) for name in ("user", "item")}
+    model = ModelConfig(user_id=True, item_id=True, tables=tables)
+    settings = TrainConfig(epochs=1, batch_size=40, device="cpu", table_optimizer="rowwise_adagrad")
+    train(model, ContrastiveConfig(num_negatives=8), settings, "strict", shards, tmp_path / "train")
+    evaluate({"dlrrec": tmp_path / "train"}, shards, tmp_path / "evaluation")
+    scores = pq.read_table(tmp_path / "evaluation" / "predictions" / "dlrrec.parquet")
+    trained = load_trained(tmp_path / "train", shards)
+    found = recommend(shards, tmp_path / "train", "user-3", n=20, include_seen=True)
+    by_item = {item.item_id: item.probability for item in found.items}
+    alone = score_items(
+        shards, tmp_path / "train", load_entities(shards), 3, np.arange(20), batch_size=7, device="cpu"
+    )
+    assert [by_item[f"item-{k}"] for k in range(20)] == pytest.approx(1 / (1 + np.exp(-alone)), abs=1e-6)
+    assert len({round(s, 5) for s in scores["score"].to_pylist()}) > 10
+    rows = {name: len(p) for name, p in trained.named_parameters() if "t_user" in name or "t_item" in name}
+    assert [*rows.values()] == [9, 9]

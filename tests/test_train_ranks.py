@@ -13,9 +13,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.checkpoint import FileSystemReader
 
+from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import cross_entropy
-from dlrrec_torchrec.models.content import Lookups
+from dlrrec_torchrec.models.build import build_lookups, row_modalities, sparse_keys
 from dlrrec_torchrec.schema import MODALITIES, Manifest
 from dlrrec_torchrec.train import load_trained
 from tests.ranks import VARIANTS, train_all
@@ -56,15 +57,16 @@ def step_losses(folder: Path) -> dict[str, list[float]]:
 
 
 def logits(folder: Path, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    config = from_dict(ModelConfig, Manifest.read(folder).config["model"], str(folder))
     model = load_trained(folder, shards)
     (batch,) = make_loader(
         shards,
         "val",
         256,
-        modalities=list(MODALITIES) if model.content is None else [],
+        modalities=row_modalities(config),
         positives=0,
-        sparse_keys=("category", "user"),
-        lookups=None if model.content is None else Lookups(MODALITIES),
+        sparse_keys=sparse_keys(config),
+        lookups=build_lookups(config),
     )
     with torch.no_grad():
         return model.score(batch), batch.label
@@ -110,6 +112,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
     kinds |= {
         "mixed": {"t_user": "row_wise"},
         "content": content,
+        "ids": {"t_category": "data_parallel", "t_user": "table_wise", "t_item": "row_wise"},
         "half": {"t_category": "table_wise", "t_user": "row_wise"},
     }.get(variant, {})
     assert plan == kinds

@@ -23,13 +23,13 @@ _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
 def sparse_keys(model: ModelConfig) -> tuple[str, ...]:
-    """Features of `Batch.sparse`, out of "category", "user", "item": the model has a table `t_KEY` of each."""
+    """Features of `Batch.sparse`, out of "category", "user", "item", that the model has tables `t_KEY` of."""
     on = {"category": model.category, "user": model.user_id, "item": model.item_id}
     return tuple(key for key, wanted in on.items() if wanted and _ids(model, key) != "managed")
 
 
 def managed_keys(model: ModelConfig) -> tuple[str, ...]:
-    """Features of `Batch.managed`, out of "user", "item": the model has a managed table `t_KEY` of each."""
+    """Features of `Batch.managed`, out of "user", "item", that the model has managed tables `t_KEY` of."""
     on = {"user": model.user_id, "item": model.item_id}
     return tuple(key for key, wanted in on.items() if wanted and _ids(model, key) == "managed")
 

@@ -103,9 +103,9 @@ def loading_managed(model: nn.Module) -> Iterator[None]:
             raise
         tables = ", ".join(sorted({name.split(".")[-1].removeprefix("t_") for name in modules}))
         raise DataError(
-            f"model.tables.{tables}.ids=managed: ranks share ids by hash, so a checkpoint can be loaded on as "
-            "many ranks as have saved it, or on fewer that take whole parts of it; use such a number of ranks, "
-            "or start anew by --no-resume"
+            f"model.tables.{tables}.ids=managed: ranks share ids by hash, so a checkpoint loads on as many "
+            "ranks as have saved it, or on fewer that take whole parts of it; use such a number of ranks, or "
+            "start anew by --no-resume"
         ) from None
     for name, module in modules.items():
         module._output_segments_tensor.copy_(segments[name])

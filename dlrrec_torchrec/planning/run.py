@@ -40,14 +40,11 @@ def run_request(
     settings, taken = dict(config.model.tables), 0
     tables = []
     if model:
-        keys = sparse_keys(config.model)
         facts = Manifest.read(shards).facts if shards else {}
         content = config.model.modalities if in_tables(config.model) else []
-        ids = {}
+        own, ids = (*sparse_keys(config.model), *managed_keys(config.model), *content), {}
         for key in ("user", "item"):
-            needing = [
-                name for name in (*keys, *managed_keys(config.model), *content) if side_of(name) == key
-            ]
+            needing = [name for name in own if side_of(name) == key]
             ids[key] = facts.get(f"{key}s") or _rows(needing, settings)
         built = module = build_model(
             config.model,
@@ -62,7 +59,6 @@ def run_request(
                 for m in facts["modalities"]
             }
             module = build_wrapper(built, config.contrastive, corpus=vectors)
-        own = (*keys, *managed_keys(config.model), *content)
         tables = tables_in(module, {name: settings[name] for name in own if name in settings})
         taken = dense_bytes(module)
         settings = {name: table for name, table in settings.items() if name not in own}
