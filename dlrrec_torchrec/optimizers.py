@@ -82,8 +82,7 @@ def make_optimizer(
         ]
         return torch.optim.AdamW(groups, lr=lr)
 
-    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-    rest = dict(in_backward_optimizer_filter(trained))
+    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
     tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
     dense = {name: p for name, p in rest.items() if name not in tables}
     parts = [("tables", model.fused_optimizer), ("dense", KeyedOptimizerWrapper(dense, adam))]
