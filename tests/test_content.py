@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,6 +18,7 @@ from test_models_wrapper import DENSE, ITEMS, USERS, random_batch, random_corpus
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec import parallel
+from dlrrec_torchrec.cli import _configuration, build_parser
 from dlrrec_torchrec.config import (
     ContrastiveConfig,
     ModelConfig,
@@ -320,3 +324,17 @@ def test_a_plan_without_shards_names_the_missing_rows():
     del config.model.tables["item_image"]
     with pytest.raises(DataError, match=r"item_image: how many rows.*model.tables.item_image.rows=N"):
         run_request(config, named_device("h200"), **where)
+
+
+@pytest.mark.parametrize("page", ["content-tables", "ids"])
+def test_commands_of_the_page_are_understood(page):
+    text = (Path(__file__).parents[1] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(lines) > 1
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "dlrrec"
+        config, _ = _configuration(build_parser().parse_args(words))
+        lookups = build_lookups(config.model)
+        assert lookups or "prepare" in words
+        build_model(config.model, dense_width=7, num_users=30, num_items=20, device="meta")
