@@ -106,6 +106,7 @@ def test_the_command(tmp_path, capsys):
     assert sorted(report["ratio"]) == ["bce", "contrastive", "dlrrec", "plain contrastive"]
     assert report["check"]["before"] < 1e-5
     assert all(name in said for name in PARTS)
+    assert (tmp_path / "new" / "train.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_ratios_are_of_the_same_round(alone, monkeypatch):

@@ -121,7 +121,7 @@ def _loader(arguments: argparse.Namespace) -> int:
 def _train(arguments: argparse.Namespace) -> int:
     case, out = TrainCase(**_given(arguments, TrainCase)), Path(arguments.out)
     from dlrrec_torchrec.benchmarks.machine import describe_machine
-    from dlrrec_torchrec.benchmarks.report import align
+    from dlrrec_torchrec.benchmarks.report import align, draw_training
     from dlrrec_torchrec.benchmarks.training import format_training, run
 
     first = int(os.environ.get("RANK", "0")) == 0
@@ -130,8 +130,9 @@ def _train(arguments: argparse.Namespace) -> int:
     report = {"benchmark": "train", "machine": describe_machine()}
     report |= run(case, say=_progress if first else lambda line: None)
     if first:
-        shown = [*map(align, format_training(report)), TRAIN_LEGEND]
-        _publish(report, out / "train.json", arguments.json, ["\n\n".join(shown)])
+        draw_training(report, out / "train.png")
+        tables = "\n\n".join(map(align, format_training(report)))
+        _publish(report, out / "train.json", arguments.json, [tables, "", TRAIN_LEGEND])
     return 0
 
 

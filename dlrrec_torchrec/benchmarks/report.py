@@ -1,4 +1,4 @@
-"""Results as text tables, and those of the embedding benchmark as a picture."""
+"""Results as text tables, and those of tables and training steps as pictures."""
 
 from __future__ import annotations
 
@@ -87,5 +87,32 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
             below.set_xticks(range(len(names)), names)
             below.set_xlabel(", ".join(keys))
             above.legend()
+        figure.savefig(path)
+        plt.close(figure)
+
+
+def draw_training(report: Mapping[str, Any], path: Path) -> None:
+    """A picture: samples per second of each side, with bars p10 to p90; the parts of a step."""
+    from dlrrec_torchrec.report.figures import MODEL_COLOURS, STYLE, plt
+
+    sides, parts = report["sides"], report["parts"]
+    with plt.rc_context(STYLE):
+        figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
+        for place, (name, side) in enumerate(sides.items()):
+            low, middle, high = (side["samples_per_second"][key] for key in ("p10", "median", "p90"))
+            colour = MODEL_COLOURS[int(name.startswith("plain"))]
+            left.bar(place, middle, 0.6, yerr=[[middle - low], [high - middle]], color=colour)
+            text = f"{middle:,.0f}"
+            if name in report["ratio"]:
+                text += f"\n×{report['ratio'][name]['median']:.2f} of plain torch"
+            left.annotate(text, (place, high), (0, 3), textcoords="offset points", ha="center")
+        left.set_xticks(range(len(sides)), list(sides))
+        left.set(ylabel="samples per second", title="Whole step")
+        left.margins(y=0.2)
+        left.grid(axis="x", visible=False)
+        right.barh(list(parts), [100 * part["share"] for part in parts.values()], color=MODEL_COLOURS[0])
+        right.invert_yaxis()
+        right.set(xlabel="share of a step, %", title="Parts of a step with the contrastive terms")
+        right.grid(axis="y", visible=False)
         figure.savefig(path)
         plt.close(figure)

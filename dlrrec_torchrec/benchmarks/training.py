@@ -288,7 +288,7 @@ def _rows(case: TrainCase, ranks: Ranks, say: Callable[[str], Any]) -> Iterator[
     model, share = model_config(case), case.batch // ranks.world_size
     sizes = {"users": case.users, "items": case.items}
     if not case.loader:
-        data = random_data(model, share, min(case.steps, 8), seed=case.seed + ranks.rank, **sizes)
+        data = random_data(model, share, min(case.steps, 8), seed=case.seed, **sizes)
         if ranks.device.type == "cuda":
             data = dataclasses.replace(data, batches=[batch.pin_memory() for batch in data.batches])
         yield Rows(data.batches, case.steps, ranks.world_size), data
