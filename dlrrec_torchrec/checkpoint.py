@@ -225,6 +225,19 @@ def latest_state(folder: str | os.PathLike) -> dict[str, Any] | None:
     return None
 
 
+def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) -> None:
+    """Empty `out_dir` unless it holds an interrupted training of this very run that may go on.
+
+    To be called on all ranks. `run`: what the checkpoints' states have as "run".
+    """
+    if ranks.rank == 0:
+        state = latest_state(out_dir / "checkpoints")
+        if not resume or (state and state["run"] != run) or (out_dir / "manifest.json").exists():
+            shutil.rmtree(out_dir, ignore_errors=True)
+        out_dir.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+
+
 def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> None:
     """Load the weights in checkpoint `path` into a plain, unsharded model, in this process alone.
 

@@ -253,6 +253,8 @@ class TrainConfig:
     checkpoint_steps: int = option(0, "save after every so many steps too, not only after epochs (0: do not)")
     keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best")
     background_checkpoints: bool = option(False, "write checkpoints while the training goes on")
+    log_steps: int = option(100, "a line, and a record in steps.jsonl, after so many steps (0: none)")
+    profile: int = option(0, "trace so many steps with torch.profiler, into the folder profile/")
 
 
 @dataclasses.dataclass

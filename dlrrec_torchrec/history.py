@@ -1,4 +1,6 @@
-"""What a training writes down as it goes: metrics.jsonl (one line an epoch) and TensorBoard events."""
+"""What a training writes down: metrics.jsonl (a line an epoch), steps.jsonl (a line every so many steps)
+and TensorBoard events.
+"""
 
 from __future__ import annotations
 
@@ -18,19 +20,20 @@ class History:
     """The record of one training, on rank 0; on other ranks nothing is written.
 
     Args:
-        folder: gets `metrics.jsonl` and `tensorboard/`.
+        folder: gets `metrics.jsonl`, `steps.jsonl` and `tensorboard/`.
         epoch, step: where the training goes on; later records, of a run that was killed, are taken away.
         active: whether this is the rank that writes.
     """
 
     def __init__(self, folder: Path, epoch: int, step: int, active: bool) -> None:
-        self._path, self._active = folder / "metrics.jsonl", active
+        self._epochs, self._steps, self._active = folder / "metrics.jsonl", folder / "steps.jsonl", active
         if not active:
             return
-        lines = self._path.read_text(encoding="utf-8").splitlines(True) if self._path.exists() else []
-        # A line without its end was cut short by a kill: its epoch is after the last checkpoint.
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["epoch"] <= epoch]
-        schema.write_text_atomic(self._path, "".join(kept))
+        for path, key, last in ((self._epochs, "epoch", epoch), (self._steps, "step", step)):
+            lines = path.read_text(encoding="utf-8").splitlines(True) if path.exists() else []
+            # A line without its end was cut short by a kill: it is later than the last checkpoint.
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)[key] <= last]
+            schema.write_text_atomic(path, "".join(kept))
         self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def add(self, record: Mapping[str, Any], steps: Mapping[str, np.ndarray]) -> None:
@@ -42,8 +45,7 @@ class History:
         """
         if not self._active:
             return
-        with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(json_safe(dict(record))) + "\n")
+        _append(self._epochs, record)
         for name, values in steps.items():
             first = record["step"] - len(values) + 1
             for number, value in enumerate(values):
@@ -53,9 +55,23 @@ class History:
                 self._board.add_scalar(f"epoch/{name}", value, record["step"])
         self._board.flush()
 
+    def interval(self, record: Mapping[str, Any]) -> None:
+        """Write what was measured up to step `record["step"]`: plain values; NaN becomes null."""
+        if not self._active:
+            return
+        _append(self._steps, record)
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"interval/{name}", value, record["step"])
+
     def __enter__(self) -> History:
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._active:
             self._board.close()
+
+
+def _append(path: Path, record: Mapping[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as stream:
+        stream.write(json.dumps(json_safe(dict(record))) + "\n")

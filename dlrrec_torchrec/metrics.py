@@ -169,6 +169,57 @@ def expected_auc(probability: np.ndarray) -> float:
     return _ratio(right, pairs)
 
 
+def alignment(anchors: np.ndarray, positives: np.ndarray) -> float:
+    """Mean squared distance of N pairs on the unit sphere: E ||x - y||^2, from 0 (equal) to 4 (opposite).
+
+    Wang and Isola 2020, "Understanding Contrastive Representation Learning through Alignment and Uniformity
+    on the Hypersphere", section 4.1.1 with alpha = 2. NaN without a pair.
+
+    Args:
+        anchors, positives: floats [N, R], row by row; scaled to unit length here.
+    """
+    if not len(anchors):
+        return math.nan
+    return float(np.square(_unit(anchors) - _unit(positives)).sum(1).mean())
+
+
+def uniformity(vectors: np.ndarray) -> float:
+    """ln of the mean of exp(-2 ||x - y||^2) over all pairs of different rows, on the unit sphere.
+
+    0 where all are one point; the more evenly they lie, the lower (about -4 in many dimensions). Wang and
+    Isola 2020, section 4.1.2 with t = 2. NaN with fewer than two rows.
+
+    Args:
+        vectors: floats [N, R]; scaled to unit length here.
+    """
+    if len(vectors) < 2:
+        return math.nan
+    unit = _unit(vectors)
+    near = (unit @ unit.T)[np.triu_indices(len(unit), 1)]
+    return float(np.log(np.exp(4 * (near - 1)).mean()))  # ||x - y||^2 = 2 - 2 x.y
+
+
+def effective_rank(vectors: np.ndarray) -> float:
+    """exp of the entropy of the singular values over their sum, from 1 to min(N, R).
+
+    Roy and Vetterli 2007, "The effective rank: a measure of effective dimensionality", definition 1. NaN
+    where all values are zero.
+
+    Args:
+        vectors: floats [N, R].
+    """
+    values = np.linalg.svd(np.asarray(vectors, np.float64), compute_uv=False)
+    if not values.sum() > 0:
+        return math.nan
+    share = values[values > 0] / values.sum()
+    return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    vectors = np.asarray(vectors, np.float64)
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
 def json_safe(value: Any) -> Any:
     """`value` with every number that JSON cannot hold (NaN, infinity) as None, numpy scalars as Python's."""
     if isinstance(value, Mapping):

@@ -189,14 +189,20 @@ def part_files(folder: str | os.PathLike) -> list[Path]:
     return parts
 
 
-def read_table(folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None) -> pa.Table:
-    """All rows of a folder of parts, checked against `schema` (or `columns` of it), in its types."""
+def read_table(
+    folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None, rows: int | None = None
+) -> pa.Table:
+    """All (or the first `rows`) rows of a folder of parts, checked against `schema` (or `columns` of it), in
+    its types.
+    """
     parts = part_files(folder)
     wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
     stored = packed.stored_schema(wanted)
     for part in parts:
         check_schema(pq.read_schema(part), stored, part)
-    return packed.unpack(pads.dataset(parts).to_table(columns=wanted.names).cast(stored)).cast(wanted)
+    found = pads.dataset(parts)
+    table = found.to_table(wanted.names) if rows is None else found.head(rows, wanted.names)
+    return packed.unpack(table.cast(stored)).cast(wanted)
 
 
 def write_table(

@@ -9,21 +9,20 @@ training that was killed goes on from its last checkpoint as the same run.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-import torch.distributed as dist
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrrec_torchrec import schema
-from dlrrec_torchrec.checkpoint import BEST, Checkpoints, latest_state, load_model
+from dlrrec_torchrec.checkpoint import BEST, Checkpoints, clear_unless_resumed, load_model
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig, from_dict
 from dlrrec_torchrec.content import fill_content
 from dlrrec_torchrec.data.loader import ShardLoader
@@ -35,6 +34,7 @@ from dlrrec_torchrec.models.build import build_lookups, build_model, build_wrapp
 from dlrrec_torchrec.models.compiled import compile_dense
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import class_weights
+from dlrrec_torchrec.observe import Observer
 from dlrrec_torchrec.optimizers import make_optimizer
 from dlrrec_torchrec.parallel import (
     Ranks,
@@ -45,16 +45,18 @@ from dlrrec_torchrec.parallel import (
     save_plan,
     shard,
 )
+from dlrrec_torchrec.probe import Probe, open_probe
 from dlrrec_torchrec.quiet import quiet
 from dlrrec_torchrec.schema import DataError, Manifest
 from dlrrec_torchrec.selection import Selection, selection_for
 from dlrrec_torchrec.signals import Stopped, stop_requests
-from dlrrec_torchrec.steps import make_pipeline
+from dlrrec_torchrec.steps import Pipeline, make_pipeline
 from dlrrec_torchrec.terminal import progress_bar, warn_of_restarts
 from dlrrec_torchrec.trainer import Trainer
 
 # Settings that do not change the result.
 _FREE = ("workers", "resume", "checkpoint_steps", "keep_checkpoints", "background_checkpoints")
+_FREE += ("log_steps", "profile")
 
 NOT_LEFT_OUT = (
     "vectors from tables: those of a training row know its own review (not leave-one-out), so metrics of "
@@ -72,9 +74,9 @@ def train(
 ) -> Manifest:
     """Train a model on `shards_dir`/train and keep its best epoch.
 
-    `out_dir` gets `plan.json`, `checkpoints/`, `metrics.jsonl`, `tensorboard/`, `best.json` (epoch, metrics,
-    protocol, split, rule) and at the end `manifest.json`. If it holds an interrupted training with these
-    settings, that one goes on. To be called on every rank where there is a launcher.
+    `out_dir` gets `plan.json`, `checkpoints/`, `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json`
+    (epoch, metrics, protocol, split, rule) and at the end `manifest.json`. If it holds an interrupted
+    training with these settings, that one goes on. To be called on every rank where there is a launcher.
 
     Raises:
         DataError: shards that cannot be used (file, column, row), settings that do not fit (flag), a loss
@@ -137,7 +139,7 @@ def train(
             compile_dense(plain, ranks.device)
         optimizer = make_optimizer(sharded, train.lr, train.weight_decay, train.table_optimizer)
 
-        _clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
+        clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.rank == 0:
             save_plan(plan, out_dir)
             if in_tables(model):
@@ -156,6 +158,7 @@ def train(
                 table_lr=table_lr,
                 protocol=protocol,
                 asked=asked,
+                probe=open_probe(shards_dir, plain) if ranks.rank == 0 else None,
             ).to_the_end()
             # Too late for this training, but what comes after it need not begin.
             stopped = any_rank(asked())
@@ -195,6 +198,7 @@ class _Run:
     table_lr: float
     protocol: str
     asked: Callable[[], bool]
+    probe: Probe | None  # on rank 0
 
     def to_the_end(self) -> None:
         """From the last checkpoint, or the start, to the last epoch. Raises Stopped when asked to."""
@@ -233,18 +237,36 @@ class _Run:
             ):
                 total = settings.epochs * len(self.rows)
                 self.task = self.bar.add_task("training", total=total, completed=self.trainer.step)
+                self._observe(history, pipeline)
                 while selection.epoch < settings.epochs and not selection.stop:
                     record, steps = self.trainer.run_epoch(self.rows, selection.epoch + 1, self._after_step)
                     metrics = self.trainer.evaluate(self.held_out)
                     if metrics is None:
                         self._save_and_stop()
                     best = selection.update(record["epoch"], metrics)
-                    history.add(record | metrics | {"split": selection.split, "best": best}, steps)
+                    record |= metrics | self.observer.probed()
+                    history.add(record | {"split": selection.split, "best": best}, steps)
                     if best and first:
                         _write_best(self.out_dir, self.protocol, selection)
                     self._save(best=best, own={}, whole_epoch=True)
                     shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
                     self.bar.update(self.task, description=shown)
+                self.observer.close()
+
+    def _observe(self, history: History, pipeline: Pipeline) -> None:
+        self.observer = Observer(
+            self.trainer,
+            self.optimizer,
+            history,
+            self.probe,
+            every=self.settings.log_steps,
+            traced=self.settings.profile,
+            folder=self.out_dir,
+            total=self.settings.epochs * len(self.rows),
+            active=self.ranks.rank == 0,
+            say=functools.partial(self.bar.console.print, soft_wrap=True, markup=False, highlight=False),
+        )
+        pipeline.before_update = self.observer.before_update
 
     def _resume(self) -> None:
         loaded = self.checkpoints.load(self.model, self.optimizer)
@@ -262,6 +284,7 @@ class _Run:
     def _after_step(self) -> None:
         step, every = self.trainer.step, self.settings.checkpoint_steps
         self.bar.update(self.task, completed=step)
+        self.observer.after_step(self.selection.epoch + 1)
         if self.trainer.stopping:
             self._save_and_stop()
         if every and step % every == 0 and step % len(self.rows):  # after an epoch, evaluation comes first
@@ -310,7 +333,7 @@ def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, de
 
 def _check(settings: TrainConfig) -> None:
     """Refuse numbers that cannot be."""
-    least = {"checkpoint_steps": 0, "clip_norm": 0, "accumulate": 1}
+    least = {"checkpoint_steps": 0, "log_steps": 0, "profile": 0, "clip_norm": 0, "accumulate": 1}
     for name, low in least.items():
         if not getattr(settings, name) >= low:
             least_one = "must not be negative" if low == 0 else f"must be at least {low}"
@@ -331,16 +354,6 @@ def _share_of_batch(settings: TrainConfig, ranks: Ranks) -> int:
             f"on {ranks.world_size} ranks with two rows each; lower it, or raise train.batch_size"
         )
     return size // ranks.world_size
-
-
-def _clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) -> None:
-    """Empty `out_dir` unless it holds an interrupted training of this very run that may go on."""
-    if ranks.rank == 0:
-        state = latest_state(out_dir / "checkpoints")
-        if not resume or (state and state["run"] != run) or (out_dir / "manifest.json").exists():
-            shutil.rmtree(out_dir, ignore_errors=True)
-        out_dir.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
 
 
 def _write_best(out_dir: Path, protocol: str, selection: Selection) -> None:

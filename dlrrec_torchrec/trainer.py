@@ -5,15 +5,17 @@ from __future__ import annotations
 import functools
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 from torchrec.distributed.model_parallel import DistributedModelParallel, get_unwrapped_module
 from torchrec.optim.keyed import CombinedOptimizer
 
+from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.lockstep import Lockstep
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
@@ -43,6 +45,9 @@ class Trainer:
 
     Attributes:
         step: steps so far.
+        clocks: of this process, so far: rows trained on, over all ranks; seconds in steps; of these, seconds
+            in which it waited for the loader.
+        rates: `lr` and `table_lr` of the last step.
         stopping: whether any rank has been asked to stop; all ranks see it after the same step or, when
             `evaluate` returns None, after the same batch.
     """
@@ -62,12 +67,14 @@ class Trainer:
         seed: int,
         asked: Callable[[], bool] = lambda: False,
     ) -> None:
-        self._model, self._optimizer, self._ranks = model, optimizer, ranks
+        self.model, self._optimizer, self._ranks = model, optimizer, ranks
         self._lr, self._table_lr, self._seed = lr, table_lr, seed
         self._schedule, self._warmup, self._total = schedule, warmup_steps, total_steps
         self._asked = asked
         self._pipeline = pipeline
         self.step = 0
+        self.clocks = (0, 0.0, 0.0)
+        self.rates = {"lr": lr, "table_lr": table_lr}
         self.stopping = False
         self._resumed: Callable[[], Any] | None = None  # puts the random numbers where they were
         # Of the epoch under way: label and logit of each row so far, LOSSES of each step, seconds.
@@ -97,21 +104,27 @@ class Trainer:
         if draw is None:
             draw = functools.partial(self._draw_from, epoch)
             self._rows, self._losses, self._seconds = [], [], 0.0
-        self._model.train()
+        self.model.train()
         rows.set_epoch(epoch)
         start = time.monotonic() - self._seconds
         if self.step < last:
-            batches = Lockstep(itertools.islice(rows, self.step - first, None), self._asked)
+            lockstep = Lockstep(itertools.islice(rows, self.step - first, None), self._asked)
+            batches = _Timed(lockstep)
         draw()  # after the loader has: the first time, or each time, as it has workers or not
         while self.step < last:
             factor = lr_factor(self.step, self._total, self._schedule, self._warmup)
-            set_lr(self._optimizer, self._lr * factor, self._table_lr * factor)
+            self.rates = {"lr": self._lr * factor, "table_lr": self._table_lr * factor}
+            set_lr(self._optimizer, **self.rates)
+            began, waited = time.perf_counter(), batches.seconds
             output = self._pipeline.progress(batches)
+            passed = len(output["label"]) * self._ranks.world_size, time.perf_counter() - began
+            before = (*passed, batches.seconds - waited)
+            self.clocks = tuple(a + b for a, b in zip(self.clocks, before, strict=True))
             self._rows.append(torch.stack([output["label"], output["logits"].float()], dim=1))
             self._losses.append(torch.stack([output[name].float() for name in LOSSES]).unsqueeze(0))
             self.step += 1
             self._seconds = time.monotonic() - start
-            self.stopping = batches.stop
+            self.stopping = lockstep.stop
             after_step()
         self._pipeline.detach()  # evaluation and checkpoints see the plain model
 
@@ -133,8 +146,8 @@ class Trainer:
         None where a rank has been asked to stop meanwhile. Raises DataError for rows that cannot be read, on
         all ranks.
         """
-        self._model.eval()
-        model = get_unwrapped_module(self._model).model
+        self.model.eval()
+        model = get_unwrapped_module(self.model).model
         both, users = [], []
         batches = Lockstep(rows, self._asked)
         for batch in batches:
@@ -146,6 +159,11 @@ class Trainer:
                 self.stopping = True
                 return None
         return self._metrics(torch.cat(both), torch.cat(users))
+
+    def recent_losses(self, steps: int) -> dict[str, float]:
+        """Means of LOSSES over the last `steps` steps, as far as they are of the epoch under way."""
+        means = torch.cat(self._losses[-steps:])[-steps:].mean(0).tolist()
+        return dict(zip(LOSSES, means, strict=True))
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on in the middle of this epoch: this rank's tensors, in host memory.
@@ -214,3 +232,21 @@ class Trainer:
             user = None if user is None else user[real]
             metrics = binary_metrics(label[real], sigmoid(logits[real]), user)
         return self._ranks.share(metrics)
+
+
+class _Timed:
+    """Iterates over batches, and knows how many seconds it waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        try:
+            with record_function("data wait"):
+                return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - began

@@ -292,7 +292,7 @@ def test_a_loss_that_is_no_number_is_named(shards, tmp_path, monkeypatch):
 
     def poisoned(self, rows, epoch, after_step):
         with torch.no_grad():
-            next(p for n, p in self._model.named_parameters() if "over_arch" in n).fill_(math.nan)
+            next(p for n, p in self.model.named_parameters() if "over_arch" in n).fill_(math.nan)
         return plain(self, rows, epoch, after_step)
 
     monkeypatch.setattr(Trainer, "run_epoch", poisoned)

@@ -174,18 +174,44 @@ def pair_batch(
     )
 
 
+def first_entities(
+    shards_dir: str | os.PathLike, modalities: Sequence[str], rows: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """What little of `load_entities` a sample needs, of the first `rows` users and items at most.
+
+    Returns:
+        modality -> f16 [n, 384], missing vectors are zeros; "user" and "item", as far as they have a modality
+        -> i64 [n, P] positives as in Users, of which some may be n and more.
+
+    Raises DataError as `load_entities`.
+    """
+    folder = Path(shards_dir) / "entities"
+    vectors, positives = {}, {}
+    for side, kind in (("user", schema.USER_ENTITY), ("item", schema.ITEM_ENTITY)):
+        names = [name for name in modalities if name.startswith(side)]
+        if names:
+            table = schema.read_table(folder / f"{side}s", kind, [*names, "positives"], rows)
+            vectors |= {name: _matrix(table[name], 0) for name in names}
+            positives[side] = _positives(table)
+    return vectors, positives
+
+
 def _common(table: pa.Table) -> dict[str, object]:
+    return {
+        "ids": table["id"].to_pylist(),
+        "count": table["count"].to_numpy(),
+        "mean_rating": table["mean_rating"].to_numpy(),
+        "positives": _positives(table),
+    }
+
+
+def _positives(table: pa.Table) -> np.ndarray:
     lists = table["positives"].combine_chunks().fill_null([])
     lists = lists.chunk(0) if isinstance(lists, pa.ChunkedArray) else lists
     lengths = np.diff(lists.offsets.to_numpy())
     positives = np.full((len(lists), int(lengths.max(initial=0))), -1, np.int64)
     positives[np.arange(positives.shape[1]) < lengths[:, None]] = lists.flatten().to_numpy()
-    return {
-        "ids": table["id"].to_pylist(),
-        "count": table["count"].to_numpy(),
-        "mean_rating": table["mean_rating"].to_numpy(),
-        "positives": positives,
-    }
+    return positives
 
 
 def _matrix(column: pa.ChunkedArray, missing: int) -> np.ndarray:

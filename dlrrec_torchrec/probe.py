@@ -1,0 +1,115 @@
+"""What the towers make of a fixed sample of entities: is anything of it lost?
+
+Reduced vectors that all lie close together (mode collapse), or in few directions (an information bottleneck),
+cannot tell entities apart, whatever the loss says.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dlrrec_torchrec.data.entities import first_entities
+from dlrrec_torchrec.metrics import alignment, effective_rank, uniformity
+from dlrrec_torchrec.models.dlrrec import DLRREC
+
+SAMPLE = 512  # entities of a side
+_FIRST = 16384  # entities of a side that the sample is drawn from
+# The alarms.
+RANK_SHARE = 0.125  # of the effective rank that is possible
+UNIFORMITY = -0.5
+SETTLED = 50  # steps until batch normalisation's running statistics are those of the data
+
+
+class Probe:
+    """A sample of users and of items with their content vectors, and their nearest neighbours where known.
+
+    Args:
+        vectors: modality ("user_text", "item_text", ...) -> f16 or f32 [N, V], zeros where missing.
+        positives: "user" and "item" -> i64 [N, P], best first, padded with -1.
+        seed: of the sample of up to SAMPLE entities that have all vectors of their side.
+    """
+
+    def __init__(
+        self, vectors: Mapping[str, np.ndarray], positives: Mapping[str, np.ndarray], seed: int = 0
+    ) -> None:
+        self._vectors: dict[str, Tensor] = {}  # modality -> [n + pairs, V]: the sample, then neighbours
+        self._sides: dict[str, tuple[list[str], int, np.ndarray]] = {}  # modalities, n, who has a neighbour
+        self._possible: dict[str, float] = {}
+        for side, listed in positives.items():
+            names = [name for name in vectors if name.startswith(side)]
+            present = np.all([vectors[name].any(1) for name in names], axis=0)
+            codes = np.flatnonzero(present)
+            draw = np.random.default_rng(seed)
+            codes = np.sort(draw.choice(codes, min(SAMPLE, len(codes)), replace=False))
+            best = listed[codes, 0] if listed.shape[1] else np.full(len(codes), -1)
+            known = (best >= 0) & (best < len(present))
+            known &= present[np.where(known, best, 0)] if len(present) else False
+            self._sides[side] = names, len(codes), known
+            for name in names:
+                found = np.concatenate([vectors[name][codes], vectors[name][best[known]]])
+                self._vectors[name] = torch.from_numpy(found).float()
+                self._possible[name] = effective_rank(vectors[name][codes]) if len(codes) else np.nan
+
+    @torch.no_grad()
+    def measure(self, model: DLRREC) -> dict[str, float]:
+        """How the model's towers, in eval mode, reduce the sample: without collectives, on any one rank.
+
+        Returns:
+            effective_rank_MODALITY: `metrics.effective_rank` of a tower's vectors.
+            uniformity_SIDE, alignment_SIDE: of users' and items' vectors, those of several modalities side by
+            side, and of their pairs with the first SWING neighbour.
+        """
+        arch = model.dense_arch
+        device, training = next(arch.parameters()).device, arch.training
+        arch.eval()
+        try:
+            reduced = {
+                name: arch.towers[name](vectors.to(device)).float().cpu().numpy()
+                for name, vectors in self._vectors.items()
+            }
+        finally:
+            arch.train(training)
+        found = {}
+        for side, (names, size, known) in self._sides.items():
+            for name in names:
+                found[f"effective_rank_{name}"] = effective_rank(reduced[name][:size])
+            joined = np.concatenate([reduced[name] for name in names], axis=1)
+            found[f"alignment_{side}"] = alignment(joined[:size][known], joined[size:])
+            found[f"uniformity_{side}"] = uniformity(joined[:size])
+        return found
+
+    def alarms(self, model: DLRREC, found: Mapping[str, float]) -> dict[str, str]:
+        """What is wrong in plain words, by the name of the measure.
+
+        An effective rank below RANK_SHARE of what is possible: of the tower's width, or of the effective rank
+        of the content vectors themselves if that is less. A uniformity above UNIFORMITY.
+        """
+        said = {}
+        for name in self._vectors:
+            rank = found[f"effective_rank_{name}"]
+            possible = min(self._possible[name], model.dense_arch.towers[name].layers[-1].out_features)
+            if rank < RANK_SHARE * possible:
+                said[f"effective_rank_{name}"] = (
+                    f"the {name} tower's vectors have an effective rank of {rank:.1f}, where {possible:.0f} "
+                    "is possible: much of the content is lost in it (what may help: a lower train.lr, "
+                    "model.tower_norm=batch, a wider tower)"
+                )
+        for side in self._sides:
+            value = found[f"uniformity_{side}"]
+            if value > UNIFORMITY:
+                said[f"uniformity_{side}"] = (
+                    f"the {side}s' reduced vectors lie close together (uniformity {value:.2f}; 0 is one "
+                    f"point) and hardly tell {side}s apart (what may help: a lower train.lr, a higher "
+                    f"contrastive.{side}_weight, more negatives)"
+                )
+        return said
+
+
+def open_probe(shards_dir: str | os.PathLike, model: DLRREC) -> Probe:
+    """The probe of a training on these shards. Raises DataError as `load_entities`."""
+    return Probe(*first_entities(shards_dir, model.modalities, _FIRST))
