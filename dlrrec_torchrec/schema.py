@@ -200,9 +200,23 @@ def read_table(
     stored = packed.stored_schema(wanted)
     for part in parts:
         check_schema(pq.read_schema(part), stored, part)
-    found = pads.dataset(parts)
-    table = found.to_table(wanted.names) if rows is None else found.head(rows, wanted.names)
+    if rows is None:
+        table = pads.dataset(parts).to_table(columns=wanted.names)
+    else:
+        table = _first_rows(parts, stored, rows)
     return packed.unpack(table.cast(stored)).cast(wanted)
+
+
+def _first_rows(parts: list[Path], stored: pa.Schema, rows: int) -> pa.Table:
+    """Read on, in this thread, until there are `rows` rows: what reads ahead would go on after that."""
+    batches: list[pa.RecordBatch] = []
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(rows, columns=stored.names, use_threads=False):
+                batches.append(batch)
+                if sum(b.num_rows for b in batches) >= rows:
+                    return pa.Table.from_batches(batches).slice(0, rows)
+    return pa.Table.from_batches(batches, None if batches else stored)
 
 
 def write_table(

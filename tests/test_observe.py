@@ -138,7 +138,7 @@ def test_alarms_speak_of_towers_that_lose_the_content(shards):
         layer.bias.zero_()
     said = entities.alarms(towers, entities.measure(towers))
     assert "effective_rank_user_text" in said and not [name for name in said if "item" in name]
-    assert "the user_text tower's vectors have an effective rank of 1.0, where 32 is possible" in str(said)
+    assert "the user_text tower's vectors have an effective rank of 1." in str(said)
     with torch.no_grad():
         for name in ("item_text", "item_image"):
             towers.dense_arch.towers[name].norm.weight.fill_(1e-4)
