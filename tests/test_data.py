@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ from dlrrec_torchrec import packed, schema
 from dlrrec_torchrec.data.batch import Batch, make_sparse
 from dlrrec_torchrec.data.entities import load_entities, pair_batch
 from dlrrec_torchrec.data.fields import Fields
-from dlrrec_torchrec.data.loader import make_loader
+from dlrrec_torchrec.data.loader import ShardDataset, make_loader
 from dlrrec_torchrec.data.order import EpochOrder
 from dlrrec_torchrec.data.shards import ShardReader
 from dlrrec_torchrec.schema import DataError
@@ -147,6 +149,34 @@ def test_workers_make_the_same_batches_in_the_same_order(shards):
         plain.set_epoch(epoch)
         worked.set_epoch(epoch)
         assert all(same(a, b) for a, b in zip(plain, worked, strict=True))
+
+
+class Garbage:
+    """Notes where it is collected."""
+
+    def __init__(self, path):
+        self.path, self.itself = path, self
+
+    def __del__(self):
+        with open(self.path, "a") as stream:
+            stream.write(f"{os.getpid()}\n")
+
+
+def test_a_worker_leaves_inherited_garbage_alone(shards, tmp_path, monkeypatch):
+    """What a training that is over has left may wait, when it is destroyed, for threads a worker has not."""
+    plain = ShardDataset.__getitem__
+    monkeypatch.setattr(ShardDataset, "__getitem__", lambda *args: (gc.collect(), plain(*args))[1])
+    gc.collect()
+    gc.disable()
+    try:
+        Garbage(tmp_path / "collected")
+        loader = make_loader(shards, "train", 64, modalities=["user_text"], positives=3, workers=1)
+        assert len(list(loader)) == len(loader)
+        assert not (tmp_path / "collected").exists()
+        gc.collect()
+        assert (tmp_path / "collected").read_text().split() == [str(os.getpid())]
+    finally:
+        gc.enable()
 
 
 def test_reading_is_a_view_of_arrow_memory_and_files_in_order_are_not_copied(shards):

@@ -9,6 +9,7 @@ waits for a rank that has finished or differs from it.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -169,7 +170,15 @@ class ShardLoader:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Batch]:
-        return iter(self._loader)
+        if not self._loader.num_workers:
+            return iter(self._loader)
+        # A worker must not collect garbage that it has inherited: a process group of a training that is over
+        # would wait for threads that only this process has.
+        gc.freeze()
+        try:
+            return iter(self._loader)
+        finally:
+            gc.unfreeze()
 
 
 def make_loader(
