@@ -71,8 +71,9 @@ def negative_mask(anchor_codes: Tensor, positives: Tensor, negative_codes: Tenso
     avoid = torch.cat([anchor_codes.unsqueeze(1), positives], dim=1).contiguous()
     place = torch.searchsorted(sorted_codes, avoid).clamp(max=number - 1)
     place = torch.where(sorted_codes[place] == avoid, place, number)
-    allowed = torch.ones(batch, number + 1, dtype=torch.bool, device=avoid.device)
-    return allowed.scatter_(1, place, False).index_select(1, column)
+    # Negative by negative: columns are picked as whole rows, several times as fast on a CPU.
+    allowed = torch.ones(number + 1, batch, dtype=torch.bool, device=avoid.device)
+    return allowed.scatter_(0, place.T, False).index_select(0, column).T.contiguous()
 
 
 def first_occurrences(codes: Tensor) -> Tensor:
