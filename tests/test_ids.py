@@ -167,6 +167,19 @@ def test_frequent_ids_keep_their_rows(policy):
         torch.testing.assert_close(rows[3], rows[4])  # that of ids without one
 
 
+@pytest.mark.parametrize("policy", ["lfu", "lru", "distance_lfu"])
+def test_all_new_ids_of_a_batch_get_rows_whatever_came_before(policy):
+    with parallel.process_group("cpu") as ranks:
+        model, optimizers, lookups = sharded(ranks, 30, evict=policy, admit=2)
+        known = set()
+        for step, users in enumerate([[-1, -1], [-1, 1], [2, 3], [*range(4, 16)], [16], [*range(17, 25)]]):
+            model(lookups(batch_of(users, step)))[0].backward()
+            optimizers.step()
+            known |= {plain_hash(user) for user in users if user >= 0}
+            if step % 2:
+                assert {*managed_rows(model)} == known
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
 def test_a_row_starts_anew_with_its_id(optimizer):
     """Its weights and its optimizer's state are zeros when it is given to another id."""

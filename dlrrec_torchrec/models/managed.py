@@ -21,7 +21,7 @@ from torchrec.modules.mc_modules import (
     ManagedCollisionCollection,
     MCHManagedCollisionModule,
 )
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from dlrrec_torchrec.data.hashing import hash63
 from dlrrec_torchrec.schema import DataError
@@ -55,7 +55,7 @@ class ManagedTables(nn.Module):
         super().__init__()
         self.features = [table.feature_names[0] for table in tables]
         modules = {
-            table.name: MCHManagedCollisionModule(
+            table.name: _Rows(
                 zch_size=table.num_embeddings,
                 device=device,
                 eviction_policy=POLICIES[policy](),
@@ -75,6 +75,28 @@ class ManagedTables(nn.Module):
         """The rows of B examples, [B, tables, E]."""
         found = self.tables(ids)[0].to_dict()
         return torch.stack([found[name] for name in self.features], dim=1)
+
+
+class _Rows(MCHManagedCollisionModule):
+    """TorchRec's module, which lets in the new ids of larger batches than the first one too.
+
+    TorchRec makes room for those of 1.25 batches as large as the first, and forgets the others.
+    """
+
+    def profile(self, features: dict[str, JaggedTensor]) -> dict[str, JaggedTensor]:
+        came = sum(feature.values().numel() for feature in features.values())
+        missing = self._current_history_buffer_offset + came - self._input_history_buffer_size
+        if self.training and self._input_history_buffer_size >= 0 and missing > 0:
+            self._history_accumulator = _longer(self._history_accumulator, missing)
+            for name, values in self._history_metadata.items():
+                self._history_metadata[name] = _longer(values, missing)
+                setattr(self, f"_history_{name}", self._history_metadata[name])
+            self._input_history_buffer_size += missing
+        return super().profile(features)
+
+
+def _longer(values: Tensor, more: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(more)])
 
 
 def hashed_ids(ids: Tensor, size: int) -> Tensor:
