@@ -47,7 +47,7 @@ def shards(tmp_path_factory) -> Path:
 def launch(ranks: int, what: str, *paths: Path, restarts: int = 0) -> tuple[int, str]:
     """(exit status, stderr) of tests/faults.py on so many ranks; a hang is a failure."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see train._warn_of_restarts
+    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see terminal.warn_of_restarts
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
     command += ["--max-restarts", restarts, "--nproc_per_node", ranks, "tests/faults.py", what, *paths]
     done = subprocess.run(
@@ -127,7 +127,7 @@ def test_restarts_that_would_share_a_store_are_warned_of(monkeypatch, capsys, sh
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     monkeypatch.setenv("RANK", rank)
-    training._warn_of_restarts()
+    training.warn_of_restarts()
     assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err) == warned
 
 
