@@ -1,5 +1,6 @@
 """The README is true: its commands are run, in order, in a folder that looks like a clone."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -16,6 +17,11 @@ PAGES = [README, *((ROOT / "docs" / f"{p}.md").read_text(encoding="utf-8") for p
 BIN = Path(sys.executable).parent
 # The runs are made small; nothing else of a command is changed.
 SMALL = {"epochs": 1, "patience": 0}
+SMALL_BENCH = {
+    "embeddings": "--rows 2000 --batch 64 --rounds 2 --copy-mib 8".split(),
+    "train": "--batch 64 --rounds 1".split(),
+    "loader": "--rows 3000 --rounds 1".split(),
+}
 
 
 def commands():
@@ -37,6 +43,8 @@ def clone(tmp_path_factory):
     """A folder with the configurations, made small, and the files that the commands read."""
     folder = tmp_path_factory.mktemp("clone")
     (folder / "configs").mkdir()
+    for name in ("launch", ".torchxconfig"):
+        (folder / name).symlink_to(ROOT / name)
     for path in (ROOT / "configs").glob("*.yaml"):
         body = yaml.safe_load(path.read_text())
         if body["ingest"]["source"] == "synthetic":
@@ -93,6 +101,8 @@ def test_every_command_runs(clone):
         if "swing.benchmark" in words:
             at = words.index("--edges")
             words[at:] = ["--edges", "0.01", "0.02", "--repeats", "1"]
+        if words[:2] == ["dlrrec", "bench"]:
+            words += SMALL_BENCH[words[2]]
         if "--source" in words:  # no configuration file whose training could be made small
             words += ["--epochs", "1", "--set", "train.batch_size=64"]
         program = [sys.executable] if words[0] == "python" else [str(BIN / words[0])]
@@ -103,6 +113,7 @@ def test_every_command_runs(clone):
             capture_output=True,
             text=True,
             timeout=200,
+            env=os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
             stdin=subprocess.DEVNULL,
         )
         print(f"{time.monotonic() - start:6.1f} s  {command}", flush=True)
