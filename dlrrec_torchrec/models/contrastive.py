@@ -7,6 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from dlrrec_torchrec.models.collectives import gather_rows
 from dlrrec_torchrec.models.sampling import first_occurrences, negative_mask
@@ -47,12 +48,35 @@ def info_nce(
         anchors = anchors / temperature
         near = (anchors * positives).sum(1)
         if len(negatives):
-            far = torch.where(negative_mask, anchors @ negatives.T, _NOTHING).logsumexp(1)
+            far = _MaskedLogSumExp.apply(anchors, negatives, negative_mask)
         else:
             far = torch.full_like(near, _NOTHING)
         # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
         losses = F.softplus(far - near, threshold=40)
         return torch.where(valid, losses, 0.0).sum(), valid.sum()
+
+
+class _MaskedLogSumExp(torch.autograd.Function):
+    """ln sum_k exp(a_j . n_k) over the k allowed for j: f32 [B]; _NOTHING and more where none is.
+
+    Autograd's own graph of this would make several more tensors of the size [B, N].
+    """
+
+    @staticmethod
+    def forward(ctx, anchors: Tensor, negatives: Tensor, allowed: Tensor) -> Tensor:
+        scores = (anchors @ negatives.T).masked_fill_(allowed.logical_not(), _NOTHING)
+        most = scores.amax(1)
+        shares = scores.sub_(most.unsqueeze(1)).exp_()  # of softmax, but for the division by their sum
+        total = shares.sum(1)
+        ctx.save_for_backward(anchors, negatives, shares, total)
+        return most + total.log()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient: Tensor):
+        anchors, negatives, shares, total = ctx.saved_tensors
+        weight = (gradient / total).unsqueeze(1)
+        return (shares @ negatives) * weight, shares.T @ (anchors * weight), None
 
 
 def corpus_loss(
