@@ -1,9 +1,13 @@
 """One small real run, made once, for every test that needs a trained model from real stages."""
 
 import pytest
+from hypothesis import settings
 
 from dlrrec_torchrec.config import load_config
 from dlrrec_torchrec.pipeline import run
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+settings.load_profile("untimed")
 
 TINY = {"ingest.size": "tiny", "train.epochs": 3, "train.batch_size": 128}
 

@@ -123,7 +123,7 @@ def test_the_check_finds_what_is_wrong(alone, fault):
 
 
 @given(st.booleans(), st.integers(0, 100))
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 def test_rowwise_adagrad_is_torchrecs(sparse, seed):
     """TorchRec's has dense gradients only; a sparse one says the same in other words."""
     draw = torch.Generator().manual_seed(seed)

@@ -152,7 +152,7 @@ def test_table_vectors_are_never_trained_and_have_no_gradient():
         assert not table.requires_grad and table.grad is None and table.dtype == torch.float16
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(-1, 6), max_size=12))
 def test_distinct_codes(codes):
     distinct, place = distinct_codes(torch.tensor(codes, dtype=torch.int64))

@@ -58,7 +58,7 @@ def join(batches: list[Batch], name: str) -> torch.Tensor:
     return torch.cat([getattr(b, name) for b in batches])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     window=st.integers(1, 30),
@@ -90,7 +90,7 @@ def test_order_differs_between_epochs_and_seeds_but_repeats():
     assert len({frozenset(rows(0, 0)), frozenset(rows(0, 1)), frozenset(rows(1, 0))}) == 3
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(batch=st.integers(1, 70), seed=st.integers(0, 3), window=st.integers(1, 300), shuffle=st.booleans())
 def test_global_batches_do_not_depend_on_the_number_of_ranks(shards, batch, seed, window, shuffle):
     options = {"seed": seed, "shuffle": shuffle, "window_rows": window, "modalities": ["item_text"]}
@@ -212,7 +212,7 @@ def test_a_rank_without_rows_gets_padding_that_says_nothing(shards):
         assert batch.sparse.lengths().tolist() == [0, 0, 0] and batch.sparse.values().numel() == 0
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(0, 9),
     dense=st.integers(1, 8),
@@ -253,7 +253,7 @@ def test_chunks_are_read_again_when_forgotten(shards):
     assert same(dataset[0, 0], batch) and dataset._cache[0] is not before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.lists(st.lists(st.integers(0, schema.PAD_CATEGORY), min_size=11, max_size=11), min_size=1, max_size=6)
 )

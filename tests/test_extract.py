@@ -113,7 +113,7 @@ def random_rows(rng, n=40, users=8, items=5):
     return [(f"u{u}", f"i{i}", text(), captions()) for u, i in pairs]
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.integers(0, 2**32), st.integers(2, 6), st.data())
 def test_a_row_never_sees_its_own_review(tmp_path_factory, seed, folds, data):
     rng = np.random.default_rng(seed)

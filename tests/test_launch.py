@@ -224,7 +224,7 @@ def test_an_engine_that_is_given_wins():
     assert swing_parser().parse_args(words[words.index("swing") + 1 :]).engine == "local"
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), max_size=12)))
 def test_words_reach_the_program_unchanged(words):
     words = [*ODD, *words]

@@ -92,7 +92,7 @@ def test_no_other_score_has_a_higher_expected_auc(rows, seed):
         assert theirs <= metrics.expected_auc(p) + 1e-12
 
 
-@settings(deadline=None, max_examples=3)
+@settings(max_examples=3)
 @given(st.integers(0, 1000))
 def test_expected_auc_is_what_drawn_labels_show(seed):
     rng = np.random.default_rng(seed)

@@ -153,7 +153,7 @@ def test_tower_is_the_papers():
 # ---- interactions and losses ----
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(0, 5), width=st.integers(1, 9), seed=st.integers(0, 999))
 def test_pairwise_products(rows, width, seed):
     x = torch.randn(rows, width, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -188,7 +188,7 @@ def test_class_weights():
         class_weights("cubic", 1, 8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.lists(st.tuples(st.floats(-30, 30), st.integers(0, 1)), min_size=1, max_size=9),
     weights=st.tuples(st.floats(0, 4), st.floats(0, 4)),

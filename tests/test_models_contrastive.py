@@ -38,7 +38,7 @@ def naive_info_nce(anchors, positives, negatives, valid, mask, temperature, norm
     return total, int(valid.sum())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(st.integers(0, 6), st.integers(0, 7), st.integers(1, 5)),
     temperature=st.floats(0.05, 3),
@@ -81,7 +81,7 @@ def all_allowed(rows, number):
     return torch.ones(rows, dtype=torch.bool), torch.ones(rows, number, dtype=torch.bool)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(
     anchors=st.lists(st.integers(0, 9), max_size=6),
     negatives=st.lists(st.integers(-1, 9), max_size=8),
@@ -102,7 +102,7 @@ def test_first_occurrences(values):
     assert first_occurrences(codes(*values)).tolist() == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**40), st.integers(0, 2**40))
 def test_draws_are_repeatable_and_distinct(number, corpus, seed, step):
     drawn = draw_negatives(number, corpus, seed, step)

@@ -31,7 +31,7 @@ arrays = st.tuples(st.integers(2, 9), st.integers(1, 6), st.integers(0, 999))
 
 
 @given(arrays)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_measures_are_their_definitions(shape):
     rows, width, seed = shape
     rng = np.random.default_rng(seed)

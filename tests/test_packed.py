@@ -15,7 +15,7 @@ from tests.shards import POSITIVES, write_shards
 TYPES = {"f16": pa.float16(), "f32": pa.float32(), "i32": pa.int32()}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(0, 20),
     widths=st.tuples(*[st.integers(1, 5)] * 3),

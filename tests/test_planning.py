@@ -231,7 +231,7 @@ tables_strategy = st.builds(
 )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.lists(tables_strategy, min_size=1, max_size=4),
     st.sampled_from([(1, 1), (4, 2), (6, 3)]),

@@ -92,7 +92,7 @@ def rewritten(review: Review, rng: np.random.Generator) -> Review:
 
 
 @modes
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=seeds, smoothing=smoothings)
 def test_a_training_row_never_sees_its_own_rating_and_text(text, leave_out, seed, smoothing):
     rng = np.random.default_rng(seed)
@@ -110,7 +110,7 @@ def test_a_training_row_never_sees_its_own_rating_and_text(text, leave_out, seed
     ), "the change must reach other rows, or the test proves nothing"
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=seeds, text=st.sampled_from(["mean", "summary"]), smoothing=smoothings)
 def test_with_folds_a_training_row_sees_nothing_of_its_fold(seed, text, smoothing):
     rng = np.random.default_rng(seed)
@@ -139,7 +139,7 @@ def test_with_folds_a_training_row_sees_nothing_of_its_fold(seed, text, smoothin
 
 
 @modes
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(seed=seeds)
 def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
     rng = np.random.default_rng(seed)
@@ -160,7 +160,7 @@ def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
 
 
 @modes
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(seed=seeds, smoothing=smoothings)
 def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing):
     world = random_world(seed, users=6, items=5, rows=18, val=3, test=4)

@@ -15,7 +15,7 @@ from dlrrec_torchrec.config import SplitConfig
 from dlrrec_torchrec.schema import REVIEWS, SPLIT, SPLITS, DataError, Manifest, read_table, write_table
 from dlrrec_torchrec.split import DROPPED, TEST, TRAIN, VAL, active_rows, assign_parts, known_test_rows, split
 
-quick = settings(max_examples=150, deadline=None)
+quick = settings(max_examples=150)
 METHODS = ("random", "last", "folds", "published")
 
 
@@ -174,7 +174,7 @@ def _parts(folder: Path) -> dict[str, pa.Table]:
 
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
 @given(order=st.randoms(use_true_random=False))
-@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_row_order_of_the_source_does_not_matter(protocol, order, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("order")
     rows = _random_rows()

@@ -188,7 +188,7 @@ def test_clipping_is_torchs_on_the_dense_part(tables):
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_split_rows_cuts_without_loss(rows, parts, seed):
     batch = random_batch(seed, rows)
     cut = split_rows(batch, min(parts, rows))

@@ -22,7 +22,7 @@ from tests.graphs import assert_matches, configs, frame, gathered, random_pairs,
 EXAMPLES = [p.stem for p in Path(swing.__file__).parent.glob("*.py") if ">>>" in p.read_text("utf-8")]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(small_graphs, configs(), st.sampled_from(["items", "users"]))
 def test_small_graphs_equal_the_formula(pairs, config, side):
     wanted = reference.scores(pairs, config, side)
@@ -43,7 +43,7 @@ def test_skewed_graphs_equal_the_formula_under_each_preset(name, side):
     assert_matches(swing.similar(frame(pairs), config, side), reference.scores(pairs, config, side), config)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(small_graphs)
 def test_the_reference_is_the_formula_in_exact_fractions(pairs):
     """A second reading of the definition, by sets and rational numbers, shares no code with the first."""

@@ -202,7 +202,7 @@ def worlds(draw):
     return kind, *found, degrees
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(worlds(), st.integers(1, 12), st.sampled_from([0.0, 0.1, 0.5, 1.0, 9.0]))
 def test_random_outputs_agree_with_plain_python(drawn, k, threshold):
     kind, world, other, degrees = drawn

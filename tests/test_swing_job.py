@@ -179,7 +179,7 @@ def chunk(begin, lists):
     return local.Neighbors(begin, begin + len(lists), counts, np.array(flat, np.int32), scores, 0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     st.lists(
         st.lists(st.lists(st.integers(0, 59), max_size=9), min_size=1, max_size=9), min_size=1, max_size=4
@@ -198,7 +198,7 @@ def test_packed_strings_are_the_same_strings(tmp_path_factory, chunks):
     assert pl.read_parquet(path, columns=["id", "neighbors"]).equals(pl.DataFrame(wanted, schema=kinds))
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(0, 99), st.sampled_from([1, 40, 300, 5000, 1 << 40]))
 def test_parts_hold_every_id_once(seed, cost):
     draw = random.Random(seed)

@@ -28,7 +28,7 @@ def csr_of(rows):
     return ptr, np.array([column for row in rows for column in row], np.int32)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(0, 2**32),
     st.sampled_from([1, 2, 40, 511, 512, 513, 5000]),
@@ -280,7 +280,7 @@ def test_the_graph_has_read_only_arrays_and_counts_before_pruning():
         assert not getattr(graph, name).flags.writeable
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.text(max_size=9), max_size=60), st.integers(1, 20))
 def test_strings_are_numbered_in_order_of_appearance(values, size):
     numbers = numbering.Strings(pl.String)

@@ -18,7 +18,7 @@ OTHERS = [name for name in SIMILARITIES if name != "swing"]
 SIDES = ["items", "users"]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(small_graphs, configs(similarity=st.sampled_from(OTHERS)), st.sampled_from(SIDES))
 def test_small_graphs_equal_the_formula(pairs, config, side):
     wanted = reference.scores(pairs, config, side)
@@ -30,7 +30,7 @@ def test_small_graphs_equal_the_formula(pairs, config, side):
         assert_matches(found, wanted, config)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(small_graphs)
 def test_the_reference_is_the_formula_in_exact_fractions(pairs):
     users_of = {i: {u for u, j in pairs if j == i} for _, i in pairs}

@@ -115,7 +115,7 @@ def test_popularity_is_skewed(paper):
 
 
 @given(st.integers(0, 10_000), st.integers(20, 40), st.integers(20, 40), st.floats(0.02, 0.15))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_visits_keep_exact_degrees_without_repeats(seed, users, items, density):
     rng = np.random.default_rng(seed)
     graph = rng.random((users, items)) < density  # its degrees can be met

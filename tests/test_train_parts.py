@@ -85,7 +85,7 @@ def test_schedules():
     assert lr_factor(3, 6, "cosine", 2) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     st.lists(st.sets(st.integers(0, 5), max_size=6), min_size=1, max_size=8),
     st.integers(0, 100),
