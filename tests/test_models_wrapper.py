@@ -11,9 +11,11 @@ from test_models_contrastive import naive_info_nce
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse
+from dlrrec_torchrec.models import wrapper as module
 from dlrrec_torchrec.models.build import build_model, build_wrapper
 from dlrrec_torchrec.models.contrastive import TermWeight
 from dlrrec_torchrec.models.sampling import choose_positives, draw_negatives
+from dlrrec_torchrec.models.wrapper import distinct_uses, every_use
 from dlrrec_torchrec.schema import MODALITIES, PAD_CATEGORY, VECTOR_DIM, DataError
 
 USERS, ITEMS, ROWS, DENSE = 12, 9, 24, 7
@@ -140,6 +142,24 @@ def test_wrapper_equals_the_loss_by_hand(negatives, positive):
     parameters = [p for p in wrapper.parameters() if p.requires_grad]
     found, by_hand = (torch.autograd.grad(x, parameters) for x in (loss, wanted))
     torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("negatives", ["corpus", "batch"])
+def test_an_entity_counts_as_often_as_it_is_used(negatives, monkeypatch):
+    """Whether entities pass the towers once, as on a CPU, or at each use."""
+    found, passed = [], []
+    for uses in (distinct_uses, every_use):
+        monkeypatch.setattr(module, "distinct_uses", uses)
+        wrapper, batch = small_wrapper(negatives=negatives), random_batch(rows=64)
+        for tower in wrapper.model.dense_arch.towers.values():
+            tower.layers.register_forward_hook(lambda *call: passed.append(len(call[2])))
+        loss, parts = wrapper(batch, step=3)
+        loss.backward()
+        gradients = {name: p.grad for name, p in wrapper.named_parameters() if p.grad is not None}
+        found.append((loss.detach(), parts["logits"], dict(wrapper.named_buffers()), gradients))
+    torch.testing.assert_close(found[0], found[1])
+    once, always = np.array(passed).reshape(2, -1)
+    assert (once <= always).all() and once.sum() < always.sum()
 
 
 def test_contrastive_terms_leave_prediction_and_its_statistics_alone():

@@ -73,39 +73,24 @@ def marked(wrapper: TrainWrapper) -> Iterator[None]:
     model = wrapper.model
     with contextlib.ExitStack() as stack:
         for module, name in (
-            *((tower, _of_tower) for tower in model.dense_arch.towers.values()),
+            *((tower, "towers") for tower in model.dense_arch.towers.values()),
             (model.sparse_arch, "sparse lookups"),
             (model.dense_arch, "MLPs, interaction"),
             (model.inter_arch, "MLPs, interaction"),
             (model.over_arch, "MLPs, interaction"),
         ):
-            stack.enter_context(_region(module, name))
-        inner = wrapper._contrast
-
-        @functools.wraps(inner)
-        def contrast(*args: Any, **kwargs: Any) -> Any:
-            with record_function("contrastive"):
-                return inner(*args, **kwargs)
-
-        stack.enter_context(mock.patch.object(wrapper, "_contrast", contrast))
+            stack.enter_context(_region(module, "forward", name))
+        stack.enter_context(_region(model.dense_arch, "reduce_uses", "towers of positives, negatives"))
+        stack.enter_context(_region(wrapper, "_contrast", "contrastive"))
         yield
 
 
-def _of_tower(vectors: Any, track: bool = True, share: Any = None) -> str:
-    return "towers" if track else "towers of positives, negatives"
-
-
-@contextlib.contextmanager
-def _region(module: nn.Module, name: str | Callable[..., str]) -> Iterator[None]:
-    inner = module.forward
+def _region(module: nn.Module, method: str, name: str) -> contextlib.AbstractContextManager:
+    inner = getattr(module, method)
 
     @functools.wraps(inner)
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        with record_function(name if isinstance(name, str) else name(*args, **kwargs)):
+    def within(*args: Any, **kwargs: Any) -> Any:
+        with record_function(name):
             return inner(*args, **kwargs)
 
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
+    return mock.patch.object(module, method, within)

@@ -47,16 +47,15 @@ class Tower(nn.Module):
             "none": nn.Identity,
         }[norm]()
 
-    def forward(self, vectors: Tensor, track: bool = True, share: Tensor | None = None) -> Tensor:
+    def forward(self, vectors: Tensor) -> Tensor:
         """
         Args:
             vectors: f16 or f32 [B, in_features]; a row of zeros is a missing vector. B may be 0.
-            track, share: of batch normalisation, as in MaskedBatchNorm.
 
         Returns:
             [B, R] in the weights' dtype, also under autocast; zero where the vector is missing.
         """
-        return self.normalize(*self.project(vectors), track, share)
+        return self.normalize(*self.project(vectors))
 
     def project(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """All but the normalisation: [B, R], and which vectors are present, bool [B]."""
@@ -68,7 +67,7 @@ class Tower(nn.Module):
     def normalize(
         self, projected: Tensor, present: Tensor, track: bool = True, share: Tensor | None = None
     ) -> Tensor:
-        """What `forward` makes of what `project` has made."""
+        """What `forward` makes of what `project` has made; `track`, `share`: as in MaskedBatchNorm."""
         if isinstance(self.norm, MaskedBatchNorm):
             return self.norm(projected, present, track, share)
         return self.norm(projected) * present.unsqueeze(1)
@@ -103,16 +102,9 @@ class MultiModalDenseArch(DenseArch):
             sizes = image_tower if name.endswith("_image") else text_tower
             self.towers[name] = Tower(vector_dim, sizes, norm, dropout, device)
 
-    def reduce(
-        self,
-        vectors: dict[str, Tensor],
-        modalities: Sequence[str] | None = None,
-        track: bool = True,
-        share: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        """The reduced vectors [B, R] of `modalities` (default: all); `track` and `share` as in Tower."""
-        names = self.towers if modalities is None else modalities
-        return {name: self.towers[name](vectors[name], track, share) for name in names}
+    def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The reduced vectors [B, R] of each modality's [B, vector_dim]."""
+        return {name: tower(vectors[name]) for name, tower in self.towers.items()}
 
     def reduce_uses(
         self, vectors: dict[str, Tensor], name: str, uses: Sequence[tuple[Tensor, Tensor | None, bool]]
@@ -124,7 +116,7 @@ class MultiModalDenseArch(DenseArch):
         Args:
             vectors: modality -> [U, vector_dim]; name: the modality.
             uses: (places i64 [n] among the distinct ones, U for a missing one; share f32 [n] or None; track),
-                the last two as in Tower.
+                the last two as in MaskedBatchNorm.
 
         Returns:
             for each use [n, R].

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.data.lookup import distinct_codes, side_of
 from dlrrec_torchrec.models.collectives import all_sum, world_size
 from dlrrec_torchrec.models.content import Draws
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
@@ -105,10 +105,7 @@ class TrainWrapper(nn.Module):
                 self.draws[side] = Draws(side, entities, positive, drawn, seed)
 
     def _add_corpus(self, side: str, corpus: Mapping[str, Tensor]) -> tuple[list[str], int]:
-        """The side's modalities and entities.
-
-        Vectors that are not in tables are kept, with a row of zeros at the end, where code -1 leads.
-        """
+        """The side's modalities and entities; vectors that are not in tables are kept."""
         names = [m for m in self.model.modalities if m.startswith(f"{side}_")]
         if not names:
             raise DataError(
@@ -128,8 +125,7 @@ class TrainWrapper(nn.Module):
             raise DataError(f"entities: there are no {side}s; run prepare again")
         for name in names:
             vectors = torch.as_tensor(corpus[name]).half()
-            padded = torch.cat([vectors, vectors.new_zeros(1, vectors.shape[1])])
-            self.register_buffer(f"corpus_{name}", padded, persistent=False)
+            self.register_buffer(f"corpus_{name}", vectors, persistent=False)
         return names, len(corpus[names[0]])
 
     def forward(self, batch: Batch, step: int | Tensor | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -180,9 +176,10 @@ class TrainWrapper(nn.Module):
             wanted, drawn, share = drawn_codes(
                 self.draws[side], getattr(batch, f"{side}_positives"), getattr(batch, side), step
             )
-            rows = wanted.remainder(corpus[names[0]].shape[0])  # -1 becomes the row of zeros
-            vectors = {name: corpus[name].index_select(0, rows) for name in names}
-            found = self.model.dense_arch.reduce(vectors, names, track=False, share=share)
+            codes, places = distinct_uses(wanted)
+            vectors = {name: corpus[name].index_select(0, codes) for name in names}
+            uses = [(places, share, False)]
+            found = {name: self.model.dense_arch.reduce_uses(vectors, name, uses)[0] for name in names}
             others[side] = (joined_vectors(found, names), drawn)
         return reduced, others
 
@@ -236,6 +233,22 @@ def drawn_codes(
     wanted = draws.positives(neighbours, codes, step)
     drawn = draws.corpus(step, step.device) if draws.negatives else wanted[:0]
     return torch.cat([wanted, drawn]), drawn, shares(wanted, drawn)
+
+
+@torch.fx.wrap
+def distinct_uses(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """The codes [U] whose vectors are reduced, and where each of `codes` [n] is among them; U for -1.
+
+    On a CPU each distinct code comes once, so that an entity passes the towers once. Elsewhere the host would
+    have to wait for their number, and all codes stay.
+    """
+    return distinct_codes(codes) if codes.device.type == "cpu" else every_use(codes)
+
+
+def every_use(codes: Tensor) -> tuple[Tensor, Tensor]:
+    """As `distinct_uses`, with each code as often as it is used."""
+    places = torch.arange(len(codes), device=codes.device)
+    return codes.clamp(min=0), torch.where(codes < 0, len(codes), places)
 
 
 @torch.fx.wrap
