@@ -94,7 +94,7 @@ def logits_kept(path: Path, shards: Path) -> Iterator[None]:
         return save(self, model, optimizer, state, *rest)
 
     def loaded(self, *arguments, **options):
-        write(self._model, ".loaded")
+        write(self.model, ".loaded")
         return restore(self, *arguments, **options)
 
     path.parent.mkdir(parents=True, exist_ok=True)
