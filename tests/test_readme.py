@@ -19,7 +19,7 @@ BIN = Path(sys.executable).parent
 SMALL = {"epochs": 1, "patience": 0}
 SMALL_BENCH = {
     "embeddings": "--rows 2000 --batch 64 --rounds 2 --copy-mib 8".split(),
-    "train": "--batch 64 --steps 1 --warmup 1 --rounds 1 --users 300 --items 200".split(),
+    "train": "--batch 64 --steps 1 --warmup 1 --rounds 1 --users 600 --items 400".split(),
     "loader": "--rows 3000 --rounds 1".split(),
 }
 
