@@ -83,7 +83,7 @@ def test_training_steps(alone, tmp_path):
         assert roofline["share"] == pytest.approx(roofline["seconds"] / result["seconds"]["median"])
     flops = {case: result["roofline"]["flops"] for case, result in found.items()}
     assert flops["random", 0.0] == flops["shards", 0.0] > 0
-    # Of positives and negatives the distinct ones pass the towers: between one of them and one for each use.
+    # Of positives and negatives the distinct ones pass the towers, at most one for each use.
     for name in made:
         assert flops[name, 0.0] < flops[name, 0.1] < 2.5 * flops[name, 0.0]
     with pytest.raises(DataError, match="fewer than 91 training rows"):

@@ -146,3 +146,8 @@ def test_what_cannot_be_measured():
     ):
         with pytest.raises(DataError, match=match):
             TrainCase(**wrong)
+
+
+def test_more_negatives_than_entities_are_refused():
+    with pytest.raises(DataError, match="--negatives 31: .*--users 40 and --items 30"):
+        TrainCase(**SMALL | {"negatives": 31})

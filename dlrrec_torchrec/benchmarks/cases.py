@@ -142,6 +142,11 @@ class TrainCase:
         check_modalities(self.modalities)
         if not {m.split("_")[0] for m in self.modalities} >= {"user", "item"}:
             raise DataError("--modalities: the contrastive terms need one of users and one of items")
+        if not self.shards and self.negatives > min(self.users, self.items):
+            raise DataError(
+                f"--negatives {self.negatives}: the plain reference draws none twice; take at most "
+                f"as many as --users {self.users} and --items {self.items}"
+            )
 
 
 def at_least(case: object, least: dict[str, float]) -> None:
