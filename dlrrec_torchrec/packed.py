@@ -47,10 +47,7 @@ def unpack(table: pa.Table) -> pa.Table:
             numbers = _TYPES[field.metadata[KEY].decode()]
             width = field.type.byte_width // (numbers.bit_width // 8)
             field = pa.field(field.name, pa.list_(numbers, width), nullable=False)
-            chunks = [
-                pa.FixedSizeListArray.from_arrays(pa.array(matrix(chunk, numbers).reshape(-1)), width)
-                for chunk in column.chunks
-            ]
+            chunks = [lists(matrix(chunk, numbers)) for chunk in column.chunks]
             column = pa.chunked_array(chunks, field.type)
         fields.append(field)
         columns.append(column)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import strategies as st
 
 import swing
+from swing import reference
 
 
 def frame(pairs):
@@ -41,6 +42,17 @@ def assert_matches(found: pl.DataFrame, wanted: dict[str, dict[str, float]], con
             assert score == pytest.approx(all_scores[other] / scale, rel=1e-6)
         left_out = max((s for j, s in all_scores.items() if j not in neighbors), default=-math.inf)
         assert left_out / scale <= scores[-1] * (1 + 1e-6)
+
+
+def assert_equals_the_formula(pairs, config: swing.SwingConfig, side: str):
+    """The result is the reference's; a refusal is right where the reference finds nothing."""
+    wanted = reference.scores(pairs, config, side)
+    try:
+        found = swing.similar(frame(pairs), config, side, threads=1)
+    except swing.SwingError:
+        assert not any(wanted.values())
+    else:
+        assert_matches(found, wanted, config)
 
 
 small_graphs = st.lists(

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrrec_torchrec import cli
@@ -103,7 +103,6 @@ def test_zipf_ids_follow_the_law(exponent):
 
 
 @given(st.integers(1, 3000))
-@settings(deadline=None)
 def test_spread_reaches_every_row_once(rows):
     assert sorted(spread(torch.arange(rows), rows).tolist()) == list(range(rows))
 

@@ -22,7 +22,6 @@ def scored(draw, least=1, both=False):
     return label, np.round(rng.random(n) * steps) / steps, rng.integers(0, max(n // 3, 1), n)
 
 
-@settings(deadline=None)
 @given(scored(both=True))
 def test_against_sklearn(rows):
     label, p, user = rows
@@ -45,7 +44,6 @@ def test_against_sklearn(rows):
         assert found[name] == pytest.approx(value, rel=1e-9), name
 
 
-@settings(deadline=None)
 @given(scored())
 def test_user_auc_by_brute_force(rows):
     label, score, user = rows
@@ -68,7 +66,6 @@ def test_user_auc_takes_names_and_float_scores_of_any_range():
     assert metrics.user_auc(label, score, user) == (0.5, pytest.approx(2 / 3))
 
 
-@settings(deadline=None)
 @given(scored(least=2))
 def test_expected_auc_by_brute_force(rows):
     p = rows[1]
@@ -81,7 +78,6 @@ def test_expected_auc_by_brute_force(rows):
         assert found == pytest.approx((order * weight).sum() / weight.sum())
 
 
-@settings(deadline=None)
 @given(scored(least=2), st.integers(0, 1000))
 def test_no_other_score_has_a_higher_expected_auc(rows, seed):
     p = rows[1]

@@ -45,7 +45,6 @@ def paper():
 @given(
     st.lists(st.tuples(st.floats(0.01, 0.99), st.sampled_from([0.0, 0.5, 1.0, 2.0])), min_size=2, max_size=30)
 )
-@settings(deadline=None)
 def test_expected_auc_is_the_sum_over_all_pairs(rows):
     p, s = np.asarray(rows).T
     weight = p[:, None] * (1 - p[None, :])

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from dlrrec_torchrec.benchmarks.cases import LoaderCase
+from dlrrec_torchrec.benchmarks.report import spread
 from dlrrec_torchrec.benchmarks.rows import write_random_shards
 from dlrrec_torchrec.benchmarks.timing import summary
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
@@ -118,10 +119,6 @@ class _Measured:
 
 def format_loader(report: dict[str, Any]) -> list[list[str]]:
     """Rows of a table: medians, with p10 to p90 in brackets."""
-
-    def spread(found: dict[str, float], form: str, factor: float = 1.0) -> str:
-        low, middle, high = (form.format(factor * found[k]) for k in ("p10", "median", "p90"))
-        return f"{middle} ({low} to {high})"
 
     header = ["rows with", "workers", "thousand rows/s", "per CPU second", "file B/row", "batch B/row"]
     table = [[*header, "plain read + copy"]]

@@ -14,6 +14,12 @@ def varied(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in results[0]["case"] if len({r["case"][key] for r in results}) > 1]
 
 
+def spread(found: Mapping[str, float], form: str, factor: float = 1.0) -> str:
+    """The median of a `timing.summary`, and in brackets p10 to p90, each times `factor`."""
+    low, middle, high = (form.format(factor * found[k]) for k in ("p10", "median", "p90"))
+    return f"{middle} ({low} to {high})"
+
+
 def format_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Medians in milliseconds; the ratio to torch with its p10 to p90; the share of the copy's bandwidth.
 
@@ -32,9 +38,8 @@ def format_table(results: Sequence[Mapping[str, Any]]) -> str:
             own = result["sides"]["fbgemm"][phase]
             row.append(f"{1e3 * own['seconds']['median']:.3f}")
             if "torch" in result["sides"]:
-                ratio = result["ratio"][phase]
                 row.append(f"{1e3 * result['sides']['torch'][phase]['seconds']['median']:.3f}")
-                row.append(f"{ratio['median']:.2f} ({ratio['p10']:.2f} to {ratio['p90']:.2f})")
+                row.append(spread(result["ratio"][phase], "{:.2f}"))
             elif beside:
                 row += ["-", "-"]
             row.append(f"{own['share']['unique']:.1%}")

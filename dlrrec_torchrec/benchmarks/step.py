@@ -18,6 +18,7 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import make_loader
+from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.models.build import build_model, build_wrapper, sparse_keys
 from dlrrec_torchrec.optimizers import make_optimizer
 from dlrrec_torchrec.parallel import Ranks, shard
@@ -65,7 +66,7 @@ def random_data(
         return torch.nn.functional.normalize(torch.randn(rows, VECTOR_DIM, generator=draw)).half()
 
     counts = {"user": users, "item": items}
-    corpus = {name: vectors(counts[name.split("_")[0]]) for name in model.modalities}
+    corpus = {name: vectors(counts[side_of(name)]) for name in model.modalities}
     made = []
     for _ in range(batches):
         codes = {side: integers(count, batch_size) for side, count in counts.items()}
@@ -76,7 +77,7 @@ def random_data(
             Batch(
                 dense=torch.randn(batch_size, DENSE_WIDTH, generator=draw),
                 sparse=make_sparse(category, codes["user"], codes["item"], sparse_keys(model)),
-                vectors={name: corpus[name][codes[name.split("_")[0]]] for name in model.modalities},
+                vectors={name: corpus[name][codes[side_of(name)]] for name in model.modalities},
                 label=integers(2, batch_size).float(),
                 user=codes["user"],
                 item=codes["item"],

@@ -25,6 +25,7 @@ from dlrrec_torchrec.benchmarks.cases import TrainCase
 from dlrrec_torchrec.benchmarks.embeddings import free_memory
 from dlrrec_torchrec.benchmarks.parts import PARTS, profiled
 from dlrrec_torchrec.benchmarks.plain import PlainModel, PlainTraining, copy_weights
+from dlrrec_torchrec.benchmarks.report import spread
 from dlrrec_torchrec.benchmarks.rows import write_random_shards
 from dlrrec_torchrec.benchmarks.step import Data, random_data, shards_data
 from dlrrec_torchrec.benchmarks.timing import summary
@@ -337,10 +338,6 @@ def _wait(ranks: Ranks) -> None:
 
 def format_training(report: dict[str, Any]) -> list[list[list[str]]]:
     """Rows of three tables: sides, ratios, parts; medians, with p10 to p90 in brackets."""
-
-    def spread(found: dict[str, float], form: str, factor: float = 1.0) -> str:
-        low, middle, high = (form.format(factor * found[k]) for k in ("p10", "median", "p90"))
-        return f"{middle} ({low} to {high})"
 
     sides = [["", "samples/s", "step, ms", "waiting for data"]]
     for name, side in report["sides"].items():

@@ -15,6 +15,7 @@ import torch
 
 from dlrrec_torchrec import schema
 from dlrrec_torchrec.data.batch import Batch, make_sparse
+from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.features import dense_matrix
 from dlrrec_torchrec.schema import DataError
 
@@ -112,7 +113,7 @@ def read_vectors(
             the file.
     """
     kinds = {"user": ("users", schema.USER_ENTITY), "item": ("items", schema.ITEM_ENTITY)}
-    name, wanted = kinds[modality.split("_")[0]]
+    name, wanted = kinds[side_of(modality)]
     start = 0
     for path in schema.part_files(Path(shards_dir) / "entities" / name):
         try:
@@ -166,7 +167,7 @@ def pair_batch(
     return Batch(
         dense=torch.from_numpy(dense),
         sparse=make_sparse(category, tensors["user"], tensors["item"], sparse_keys),
-        vectors={m: torch.from_numpy(entities.vectors[m][code[m.split("_")[0]]]) for m in modalities},
+        vectors={m: torch.from_numpy(entities.vectors[m][code[side_of(m)]]) for m in modalities},
         label=torch.zeros(len(user)),
         user_positives=torch.from_numpy(users.positives[user]),
         item_positives=torch.from_numpy(items.positives[item]),

@@ -55,7 +55,7 @@ def run_request(
         )
         if facts and not content:
             vectors = {
-                m: torch.empty(ids[m.split("_")[0]], VECTOR_DIM, dtype=torch.float16, device="meta")
+                m: torch.empty(ids[side_of(m)], VECTOR_DIM, dtype=torch.float16, device="meta")
                 for m in facts["modalities"]
             }
             module = build_wrapper(built, config.contrastive, corpus=vectors)
