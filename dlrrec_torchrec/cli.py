@@ -29,9 +29,9 @@ from dlrrec_torchrec.config import (
     table_settings,
     variant,
 )
-from dlrrec_torchrec.paths import run_paths
-from dlrrec_torchrec.pipeline import STAGES, describe, for_seed, run, run_stage, train_variant
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.stages import STAGES, describe, for_seed, run, run_stage, train_variant
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.paths import run_paths
 
 # sub-command -> (sections whose fields are its flags, one line, how it is used)
 COMMANDS: dict[str, tuple[dict[str, type], str, str]] = {
@@ -280,8 +280,8 @@ def _run(arguments: argparse.Namespace) -> int:
     every = run(config, folder, until=arguments.until, force=arguments.force)
     if arguments.until != "report":
         return 0
-    from dlrrec_torchrec.recommend import example_user, recommend
-    from dlrrec_torchrec.report import format_table
+    from dlrrec_torchrec.report.stage import format_table
+    from dlrrec_torchrec.serving.recommend import example_user, recommend
 
     print()
     print(format_table(every[0].report))
@@ -298,7 +298,7 @@ def _stage(arguments: argparse.Namespace) -> int:
     config, folder = _configuration(arguments)
     every = run_paths(folder, config.seeds)
     if arguments.stage == "report":
-        from dlrrec_torchrec.report import format_table, report
+        from dlrrec_torchrec.report.stage import format_table, report
 
         report(every, list(config.variants), every[0].report)
         print(format_table(every[0].report))
@@ -321,7 +321,7 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.recommend import recommend
+    from dlrrec_torchrec.serving.recommend import recommend
 
     config, folder = _configuration(arguments)
     paths = run_paths(folder, config.seeds)[arguments.seed_number or 0]
@@ -334,9 +334,12 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.parallel import Ranks, rank_device, resolve_device
-    from dlrrec_torchrec.planning import make_plan, named_device, run_request, to_json, to_text
-    from dlrrec_torchrec.quiet import quiet
+    from dlrrec_torchrec.distributed.quiet import quiet
+    from dlrrec_torchrec.distributed.ranks import Ranks, resolve_device
+    from dlrrec_torchrec.sharding.advice import make_plan
+    from dlrrec_torchrec.sharding.describe import to_json, to_text
+    from dlrrec_torchrec.sharding.devices import named_device, rank_device
+    from dlrrec_torchrec.sharding.request import run_request
 
     of_run = bool(arguments.config or arguments.run_dir)
     if of_run:

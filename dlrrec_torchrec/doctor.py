@@ -8,7 +8,7 @@ import platform
 import subprocess
 import sys
 
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.store.errors import DataError
 
 # torch, fbgemm and torchrec are compiled against each other: (torch, fbgemm, torchrec, device)
 TESTED_SETS = (("2.13", "1.8", "1.8", "CPU"), ("2.11", "1.6", "1.6", "CUDA 13"))

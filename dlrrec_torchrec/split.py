@@ -16,17 +16,10 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from dlrrec_torchrec.config import SplitConfig
-from dlrrec_torchrec.schema import (
-    REVIEWS,
-    SPLIT,
-    SPLITS,
-    DataError,
-    Manifest,
-    jsonable,
-    read_table,
-    stage_output,
-    write_table,
-)
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
+from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
 
 TRAIN, VAL, TEST, DROPPED = range(4)
 

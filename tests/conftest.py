@@ -4,7 +4,7 @@ import pytest
 from hypothesis import settings
 
 from dlrrec_torchrec.config import load_config
-from dlrrec_torchrec.pipeline import run
+from dlrrec_torchrec.stages import run
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
 settings.load_profile("untimed")

@@ -9,7 +9,8 @@ import typing
 from collections.abc import Sequence
 
 from dlrrec_torchrec.config import option
-from dlrrec_torchrec.schema import MODALITIES, DataError
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.schema import MODALITIES
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 SHARDINGS = ("none", "data_parallel", "table_wise", "column_wise", "row_wise")

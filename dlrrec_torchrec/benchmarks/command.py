@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, TrainCase, parse_sweeps, product
-from dlrrec_torchrec.schema import DataError, write_text_atomic
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import write_text_atomic
 
 EMBEDDINGS_EXAMPLE = """examples:
   dlrrec bench embeddings --sweep pooling=1,11,50
@@ -107,9 +108,9 @@ def _given(arguments: argparse.Namespace, case: type) -> dict[str, Any]:
 
 def _loader(arguments: argparse.Namespace) -> int:
     case, out = LoaderCase(**_given(arguments, LoaderCase)), Path(arguments.out)
+    from dlrrec_torchrec.benchmarks.format import align
     from dlrrec_torchrec.benchmarks.loading import format_loader, run
     from dlrrec_torchrec.benchmarks.machine import describe_machine
-    from dlrrec_torchrec.benchmarks.report import align
 
     _make_folder(out)
     report = {"benchmark": "loader", "machine": describe_machine()}
@@ -120,9 +121,9 @@ def _loader(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     case, out = TrainCase(**_given(arguments, TrainCase)), Path(arguments.out)
+    from dlrrec_torchrec.benchmarks.format import align, draw_training
     from dlrrec_torchrec.benchmarks.machine import describe_machine
-    from dlrrec_torchrec.benchmarks.report import align, draw_training
-    from dlrrec_torchrec.benchmarks.training import format_training, run
+    from dlrrec_torchrec.benchmarks.step.measure import format_training, run
 
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
@@ -149,9 +150,9 @@ def _publish(report: dict[str, Any], path: Path, as_json: bool, shown: Sequence[
 
 def _embeddings(arguments: argparse.Namespace) -> int:
     cases = product(_given(arguments, EmbeddingCase), parse_sweeps(arguments.sweep))
-    from dlrrec_torchrec.benchmarks.embeddings import run
+    from dlrrec_torchrec.benchmarks.embeddings.compare import run
+    from dlrrec_torchrec.benchmarks.format import draw, format_table
     from dlrrec_torchrec.benchmarks.machine import describe_machine
-    from dlrrec_torchrec.benchmarks.report import draw, format_table
 
     first = int(os.environ.get("RANK", "0")) == 0
     out = Path(arguments.out)

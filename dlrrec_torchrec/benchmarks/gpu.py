@@ -24,14 +24,15 @@ from typing import Any
 import torch
 
 from dlrrec_torchrec.benchmarks.cases import EmbeddingCase
-from dlrrec_torchrec.benchmarks.embeddings import free_memory, run
+from dlrrec_torchrec.benchmarks.embeddings.compare import free_memory, run
 from dlrrec_torchrec.benchmarks.machine import describe_machine
-from dlrrec_torchrec.benchmarks.roofline import peaks
-from dlrrec_torchrec.benchmarks.step import PAPER, measure_training, random_data, shards_data
+from dlrrec_torchrec.benchmarks.step.on_gpu import PAPER, measure_training, random_data, shards_data
+from dlrrec_torchrec.benchmarks.step.roofline import peaks
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
-from dlrrec_torchrec.parallel import Ranks, process_group, resolve_device
-from dlrrec_torchrec.quiet import quiet
-from dlrrec_torchrec.schema import DataError, write_text_atomic
+from dlrrec_torchrec.distributed.quiet import quiet
+from dlrrec_torchrec.distributed.ranks import Ranks, process_group, resolve_device
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import write_text_atomic
 
 # FBGEMM's own figures on large tables with little reuse: shares of the memory bandwidth.
 PUBLISHED = {"forward": 0.647, "backward": 0.265}

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 import torch
 
 from dlrrec_torchrec.benchmarks.cases import LoaderCase
-from dlrrec_torchrec.benchmarks.report import spread
-from dlrrec_torchrec.benchmarks.rows import write_random_shards
+from dlrrec_torchrec.benchmarks.format import spread
+from dlrrec_torchrec.benchmarks.random_shards import write_random_shards
 from dlrrec_torchrec.benchmarks.timing import summary
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
-from dlrrec_torchrec.schema import DataError, part_files
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import part_files
 
 USERS, ITEMS = 30_000, 15_000
 

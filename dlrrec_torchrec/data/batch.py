@@ -12,7 +12,7 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec.data.lookup import Lookup, Parts
-from dlrrec_torchrec.schema import PAD_CATEGORY
+from dlrrec_torchrec.store.schema import PAD_CATEGORY
 
 SPARSE_KEYS = ("category", "user", "item")
 

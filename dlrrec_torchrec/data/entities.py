@@ -13,11 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from dlrrec_torchrec import schema
 from dlrrec_torchrec.data.batch import Batch, make_sparse
 from dlrrec_torchrec.data.lookup import side_of
-from dlrrec_torchrec.features import dense_matrix
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.features.dense import dense_matrix
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import check_schema, part_files, read_table
 
 
 @dataclasses.dataclass
@@ -79,8 +80,8 @@ def load_entities(shards_dir: str | os.PathLike) -> Entities:
     Raises DataError naming the file for a missing table, a column of another type, or codes out of order.
     """
     folder = Path(shards_dir) / "entities"
-    users = schema.read_table(folder / "users", schema.USER_ENTITY)
-    items = schema.read_table(folder / "items", schema.ITEM_ENTITY)
+    users = read_table(folder / "users", schema.USER_ENTITY)
+    items = read_table(folder / "items", schema.ITEM_ENTITY)
     for name, table in (("users", users), ("items", items)):
         if not np.array_equal(table["code"].to_numpy(), np.arange(table.num_rows)):
             raise DataError(f"{folder / name}: column 'code' must count 0, 1, 2, ...; run prepare again")
@@ -115,10 +116,10 @@ def read_vectors(
     kinds = {"user": ("users", schema.USER_ENTITY), "item": ("items", schema.ITEM_ENTITY)}
     name, wanted = kinds[side_of(modality)]
     start = 0
-    for path in schema.part_files(Path(shards_dir) / "entities" / name):
+    for path in part_files(Path(shards_dir) / "entities" / name):
         try:
             file = pq.ParquetFile(path)
-            schema.check_schema(file.schema_arrow, pa.schema([wanted.field(modality)]), path)
+            check_schema(file.schema_arrow, pa.schema([wanted.field(modality)]), path)
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 if start < last and end > first:
@@ -191,7 +192,7 @@ def first_entities(
     for side, kind in (("user", schema.USER_ENTITY), ("item", schema.ITEM_ENTITY)):
         names = [name for name in modalities if name.startswith(side)]
         if names:
-            table = schema.read_table(folder / f"{side}s", kind, [*names, "positives"], rows)
+            table = read_table(folder / f"{side}s", kind, [*names, "positives"], rows)
             vectors |= {name: _matrix(table[name], 0) for name in names}
             positives[side] = _positives(table)
     return vectors, positives

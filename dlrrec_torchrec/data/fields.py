@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dlrrec_torchrec.schema import CATEGORY_SLOTS, PAD_CATEGORY
+from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, PAD_CATEGORY
 
 # Their types in a batch; in shards all have 4 bytes.
 _TYPES = {"label": np.float32, "dense": np.float32, "category": np.int32}

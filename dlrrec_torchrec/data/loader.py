@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from dlrrec_torchrec.data.batch import SPARSE_KEYS, Batch, make_sparse
 from dlrrec_torchrec.data.order import WINDOW_ROWS, EpochOrder
-from dlrrec_torchrec.data.shards import ShardReader
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.data.shard_reader import ShardReader
+from dlrrec_torchrec.store.errors import DataError
 
 
 class ShardDataset(Dataset):

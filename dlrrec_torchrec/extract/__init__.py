@@ -1,5 +1,1 @@
-"""Training reviews -> summaries, vectors, price tags, categories."""
-
-from dlrrec_torchrec.extract.stage import extract
-
-__all__ = ["extract"]
+"""Training reviews -> summaries, vectors, price tags, categories. The stage is `extract.stage.extract`."""

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dlrrec_torchrec.schema import CATEGORY_SLOTS, ITEM_CONTENT, ITEMS, PRICE_TAGS, category_types, read_table
+from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, ITEM_CONTENT, ITEMS, PRICE_TAGS, category_types
 
 DEPTHS = (1, 3, 5, CATEGORY_SLOTS)
 

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from dlrrec_torchrec.extract.encoder import Encoder
-from dlrrec_torchrec.schema import VECTOR_DIM
+from dlrrec_torchrec.store.schema import VECTOR_DIM
 
 _KEY_BYTES = 16
 _ROW_BYTES = 2 * VECTOR_DIM

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from dlrrec_torchrec.schema import VECTOR_DIM
+from dlrrec_torchrec.store.schema import VECTOR_DIM
 
 
 @dataclasses.dataclass(frozen=True)

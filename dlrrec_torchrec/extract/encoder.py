@@ -9,7 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from dlrrec_torchrec.schema import VECTOR_DIM, DataError, file_digest
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.manifest import file_digest
+from dlrrec_torchrec.store.schema import VECTOR_DIM
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"

@@ -11,17 +11,19 @@ import pyarrow as pa
 from rich.console import Console
 from rich.progress import track
 
-from dlrrec_torchrec import schema
 from dlrrec_torchrec.config import ExtractConfig
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
 from dlrrec_torchrec.extract.crossfit import assign_folds, row_hashes, versions
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
-from dlrrec_torchrec.extract.offline import OfflineProvider, offline_fingerprint
-from dlrrec_torchrec.extract.provider import Content, EntityReviews, Provider
+from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider
+from dlrrec_torchrec.extract.providers.offline import OfflineProvider, offline_fingerprint
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
-from dlrrec_torchrec.schema import DataError, Manifest
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 
 
 def extract(
@@ -57,10 +59,10 @@ def extract(
         "model": OfflineProvider.model,
         "fingerprint": offline_fingerprint(config.summary_sentences),
     }
-    manifest = Manifest("extract", schema.jsonable(config) | {"provenance": provenance}, inputs)
+    manifest = Manifest("extract", jsonable(config) | {"provenance": provenance}, inputs)
     if current := manifest.current(out_dir):
         return current
-    with schema.stage_output(manifest, out_dir) as folder:
+    with stage_output(manifest, out_dir) as folder:
         _write_content(
             folder,
             manifest,
@@ -102,7 +104,7 @@ def _write_content(
     categories_from_items: bool,
     price_from_items: bool,
 ) -> None:
-    reviews = schema.read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions"])
+    reviews = read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions"])
     users, user_code = _codes(reviews["user_id"])
     items, item_code = _codes(reviews["item_id"])
     metadata = _metadata(items_dir, items)
@@ -180,7 +182,7 @@ def _metadata(items_dir: Path | None, items: list[str]) -> list[dict]:
     if items_dir is None:
         return [{} for _ in items]
     names = ["item_id", "text", "categories", "price", "captions"]
-    table = schema.read_table(items_dir, schema.ITEMS, names)
+    table = read_table(items_dir, schema.ITEMS, names)
     wanted = table.filter(pa.compute.is_in(table["item_id"], value_set=pa.array(items, pa.string())))
     known = {row["item_id"]: row for row in wanted.to_pylist()}
     return [known.get(item, {}) for item in items]
@@ -239,4 +241,4 @@ def _write(columns: list, kind: pa.Schema, folder: Path) -> int:
         column if isinstance(column, (pa.Array, pa.ChunkedArray)) else pa.array(column, field.type)
         for column, field in zip(columns, kind, strict=True)
     ]
-    return schema.write_table(pa.Table.from_arrays(arrays, names=kind.names).cast(kind), folder)
+    return write_table(pa.Table.from_arrays(arrays, names=kind.names).cast(kind), folder)

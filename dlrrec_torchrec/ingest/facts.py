@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrrec_torchrec.schema import ITEMS
+from dlrrec_torchrec.store.schema import ITEMS
 
 
 class SeenHashes:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.ingest.facts import ItemFacts, ReviewFacts, SeenHashes, hashes
-from dlrrec_torchrec.ingest.files import BLANK, Stream
+from dlrrec_torchrec.ingest.source_files import BLANK, Stream
 from dlrrec_torchrec.ingest.values import (
     BadRow,
     as_captions,
@@ -30,7 +30,7 @@ from dlrrec_torchrec.ingest.values import (
     as_strings,
     as_text,
 )
-from dlrrec_torchrec.schema import ITEMS, REVIEWS
+from dlrrec_torchrec.store.schema import ITEMS, REVIEWS
 
 CHUNK_ROWS = 1 << 15
 PART_ROWS = 1 << 20

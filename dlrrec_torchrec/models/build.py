@@ -12,30 +12,16 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.data.lookup import side_of
-from dlrrec_torchrec.models.content import ContentTables, Draws, Lookups
+from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.managed import ManagedTables
+from dlrrec_torchrec.models.spec import in_tables, managed_keys, sparse_keys
 from dlrrec_torchrec.models.wrapper import TrainWrapper
-from dlrrec_torchrec.schema import MODALITIES, NUM_CATEGORIES, VECTOR_DIM, DataError
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.schema import MODALITIES, NUM_CATEGORIES, VECTOR_DIM
 
 VECTORS = ("row", "table")
 _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
-
-
-def sparse_keys(model: ModelConfig) -> tuple[str, ...]:
-    """Features of `Batch.sparse`, out of "category", "user", "item", that the model has tables `t_KEY` of."""
-    on = {"category": model.category, "user": model.user_id, "item": model.item_id}
-    return tuple(key for key, wanted in on.items() if wanted and _ids(model, key) != "managed")
-
-
-def managed_keys(model: ModelConfig) -> tuple[str, ...]:
-    """Features of `Batch.managed`, out of "user", "item", that the model has managed tables `t_KEY` of."""
-    on = {"user": model.user_id, "item": model.item_id}
-    return tuple(key for key, wanted in on.items() if wanted and _ids(model, key) == "managed")
-
-
-def _ids(model: ModelConfig, key: str) -> str:
-    return model.tables.get(key, TableConfig()).ids
 
 
 def build_model(
@@ -121,45 +107,6 @@ def build_model(
         managed=managed,
     )
     return built if meta else built.to(device)
-
-
-def in_tables(model: ModelConfig) -> bool:
-    """Whether the model looks its content vectors up in tables."""
-    return model.vectors == "table" and bool(model.modalities)
-
-
-def row_modalities(model: ModelConfig) -> list[str]:
-    """The vectors that the model needs in the rows."""
-    return [] if in_tables(model) else list(model.modalities)
-
-
-def build_lookups(
-    model: ModelConfig,
-    contrastive: ContrastiveConfig | None = None,
-    *,
-    num_users: int = 0,
-    num_items: int = 0,
-    seed: int = 0,
-) -> Lookups | None:
-    """What a loader adds to the batches of the model; None where that is nothing.
-
-    Args:
-        contrastive: also look up what stands against the anchors, as the wrapper of this `seed` expects it.
-    """
-    hashed = {key: model.tables[key].rows for key in sparse_keys(model) if _ids(model, key) == "hash"}
-    managed = managed_keys(model)
-    if not in_tables(model):
-        return Lookups(hashed=hashed, managed=managed) if hashed or managed else None
-    draws = []
-    if contrastive is not None:
-        negatives = contrastive.num_negatives if contrastive.negatives == "corpus" else 0
-        for side, weight, entities in (
-            ("item", contrastive.item_weight, num_items),
-            ("user", contrastive.user_weight, num_users),
-        ):
-            if weight and any(side_of(m) == side for m in model.modalities):
-                draws.append(Draws(side, entities, contrastive.positive, negatives, seed))
-    return Lookups(tuple(model.modalities), tuple(draws), hashed, managed)
 
 
 def _content(model: ModelConfig, entities: dict[str, int], device: torch.device) -> ContentTables:

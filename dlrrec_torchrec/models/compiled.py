@@ -8,7 +8,7 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils._triton import has_triton
 
 from dlrrec_torchrec.models.dlrrec import DLRREC
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.store.errors import DataError
 
 
 def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor") -> None:

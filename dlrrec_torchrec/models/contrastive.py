@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from dlrrec_torchrec.models.collectives import gather_rows
-from dlrrec_torchrec.models.sampling import first_occurrences, negative_mask
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.distributed.collectives import gather_rows
+from dlrrec_torchrec.models.masks import first_occurrences, negative_mask
+from dlrrec_torchrec.store.errors import DataError
 
 _NOTHING = -1e30  # a masked logit: finite, so that a row without negatives has finite gradients
 

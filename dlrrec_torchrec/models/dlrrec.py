@@ -16,7 +16,8 @@ from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
-from dlrrec_torchrec.schema import MODALITIES, VECTOR_DIM, DataError
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.schema import MODALITIES, VECTOR_DIM
 
 if TYPE_CHECKING:
     from dlrrec_torchrec.data.batch import Batch

@@ -7,7 +7,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.store.errors import DataError
 
 CLASS_WEIGHTS = ("none", "basic", "sqrt", "normalized")
 

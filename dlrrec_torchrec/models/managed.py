@@ -24,7 +24,7 @@ from torchrec.modules.mc_modules import (
 from torchrec.sparse.jagged_tensor import JaggedTensor, KeyedJaggedTensor
 
 from dlrrec_torchrec.data.hashing import hash63
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.store.errors import DataError
 
 POLICIES = {
     "lfu": LFU_EvictionPolicy,

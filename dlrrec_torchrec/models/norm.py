@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dlrrec_torchrec.models.collectives import all_stack, all_sum
+from dlrrec_torchrec.distributed.collectives import all_stack, all_sum
 
 
 class MaskedBatchNorm(nn.Module):

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torchrec.models.dlrm import DenseArch
 
-from dlrrec_torchrec.models.content import take_rows, use_counts
 from dlrrec_torchrec.models.norm import MaskedBatchNorm
 
 NORMS = ("batch", "layer", "none")
@@ -128,3 +127,16 @@ class MultiModalDenseArch(DenseArch):
             counts = use_counts(places, share, projected)
             found.append(take_rows(tower.normalize(projected, present, track, counts), places))
         return found
+
+
+@torch.fx.wrap
+def use_counts(places: Tensor, share: Tensor | None, distinct: Tensor) -> Tensor:
+    """How often each of the U distinct rows is used, f32 [U]; a use counts `share` [n] (default 1)."""
+    share = torch.ones(len(places), device=places.device) if share is None else share
+    return share.new_zeros(len(distinct) + 1).index_add_(0, places, share)[:-1]
+
+
+@torch.fx.wrap
+def take_rows(distinct: Tensor, places: Tensor) -> Tensor:
+    """The rows [n, R] at `places` out of [U, R]; zeros at place U."""
+    return torch.cat([distinct, distinct.new_zeros(1, distinct.shape[1])]).index_select(0, places)

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from dlrrec_torchrec.data.draws import POSITIVE, Draws
 from dlrrec_torchrec.data.lookup import distinct_codes, side_of
-from dlrrec_torchrec.models.collectives import all_sum, world_size
-from dlrrec_torchrec.models.content import Draws
+from dlrrec_torchrec.distributed.collectives import all_sum, world_size
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import weighted_bce_sum
-from dlrrec_torchrec.models.sampling import POSITIVE
-from dlrrec_torchrec.schema import DataError
+from dlrrec_torchrec.store.errors import DataError
 
 if TYPE_CHECKING:
     from dlrrec_torchrec.data.batch import Batch

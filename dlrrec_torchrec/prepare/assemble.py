@@ -8,6 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dlrrec_torchrec.features.leave_one_out import (
+    PooledVectors,
+    StoredVectors,
+    fold_groups,
+    rating_statistics,
+)
 from dlrrec_torchrec.prepare.inputs import (
     FoldIndex,
     SplitRows,
@@ -16,22 +22,11 @@ from dlrrec_torchrec.prepare.inputs import (
     map_vectors,
     read_positives,
 )
-from dlrrec_torchrec.prepare.leave_one_out import (
-    PooledVectors,
-    StoredVectors,
-    fold_groups,
-    rating_statistics,
-)
 from dlrrec_torchrec.prepare.sides import ItemLabels, Side
 from dlrrec_torchrec.prepare.vocabulary import CategoryVocabulary, category_slots, category_vocabulary, encode
-from dlrrec_torchrec.schema import (
-    ITEM_CONTENT,
-    PRICE_TAGS,
-    REVIEW_CONTENT,
-    USER_CONTENT,
-    DataError,
-    read_table,
-)
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.store.schema import ITEM_CONTENT, PRICE_TAGS, REVIEW_CONTENT, USER_CONTENT
 
 
 def assemble(

@@ -10,20 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dlrrec_torchrec.prepare.leave_one_out import CHUNK_ROWS
+from dlrrec_torchrec.features.leave_one_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.vocabulary import encode, encode_lists, sorted_names
-from dlrrec_torchrec.schema import (
-    ITEMS,
-    METADATA_CONTENT,
-    NEIGHBORS,
-    REVIEW_CONTENT,
-    SPLIT,
-    VECTOR_DIM,
-    DataError,
-    check_schema,
-    part_files,
-    read_table,
-)
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import check_schema, part_files, read_table
+from dlrrec_torchrec.store.schema import ITEMS, METADATA_CONTENT, NEIGHBORS, REVIEW_CONTENT, SPLIT, VECTOR_DIM
 
 
 @dataclass(frozen=True)

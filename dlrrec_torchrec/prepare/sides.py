@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.prepare.leave_one_out import RatingStatistics, Vectors
-from dlrrec_torchrec.schema import PAD_CATEGORY, PRICE_TAGS
+from dlrrec_torchrec.features.leave_one_out import RatingStatistics, Vectors
+from dlrrec_torchrec.store.schema import PAD_CATEGORY, PRICE_TAGS
 
 
 @dataclass(frozen=True)

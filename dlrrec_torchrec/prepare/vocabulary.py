@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrrec_torchrec.schema import CATEGORY_SLOTS, NUM_CATEGORIES, PAD_CATEGORY, category_types
+from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, NUM_CATEGORIES, PAD_CATEGORY, category_types
 
 
 def sorted_names(names: pa.ChunkedArray) -> pa.Array:

@@ -13,7 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from dlrrec_torchrec.schema import Manifest
+from dlrrec_torchrec.store.manifest import Manifest
 
 # metric -> column title, format, what is best (None: not to be compared alone)
 COLUMNS = {

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dlrrec_torchrec.ingest.synthetic.lexicon import FAMILIES
 from dlrrec_torchrec.ingest.synthetic.text import DISH_NAMES, DISH_VESSELS
+from dlrrec_torchrec.ingest.synthetic.words import FAMILIES
 
 SIZE = 64  # pixels
 STYLES = ("poor", "plain", "fine")

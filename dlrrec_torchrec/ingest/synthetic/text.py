@@ -9,8 +9,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlrrec_torchrec.ingest.synthetic import lexicon
-from dlrrec_torchrec.schema import category_types
+from dlrrec_torchrec.ingest.synthetic.words import (
+    COLOURS,
+    DAYS,
+    DISH,
+    DISHES,
+    DISLIKES,
+    FAMILY_TYPES,
+    FOOD_WORDS,
+    KIND,
+    LIKES,
+    NOISE,
+    OPENERS,
+    PLACE,
+    PRICE,
+    SERVICE_WORDS,
+    TIMES,
+    TITLE_FIRST,
+    TITLE_SECOND,
+    VERDICTS,
+)
+from dlrrec_torchrec.store.schema import category_types
 
 SHARE_WITHOUT_TEXT = 0.08
 LENGTHS = (0.2, 0.3, 0.27, 0.15, 0.08)  # shares of texts with 1, 2, ... 5 sentences
@@ -26,7 +45,7 @@ KINDS = {
 }
 
 TYPE_NAMES = category_types()
-_DISHES = [(dish, vessel, family) for family, dishes in lexicon.DISHES.items() for dish, vessel in dishes]
+_DISHES = [(dish, vessel, family) for family, dishes in DISHES.items() for dish, vessel in dishes]
 DISH_NAMES = [dish for dish, _, _ in _DISHES]
 DISH_VESSELS = [vessel for _, vessel, _ in _DISHES]
 
@@ -35,7 +54,7 @@ def _type_dishes() -> list[list[int]]:
     """The dishes of each type: those that bear its name, else all of its family."""
     dishes = []
     for name in TYPE_NAMES:
-        family = next(f for f, types in lexicon.FAMILY_TYPES.items() if name in types)
+        family = next(f for f, types in FAMILY_TYPES.items() if name in types)
         ours = [d for d, (_, _, of) in enumerate(_DISHES) if of == family]
         named = [d for d in ours if name.lower().rstrip("s") in DISH_NAMES[d]]
         dishes.append(named or ours)
@@ -60,7 +79,7 @@ def make_titles(rng: np.random.Generator, types: list[np.ndarray]) -> list[str]:
     """An invented name for each item; half of them say the main type."""
     titles = []
     for codes, (first, second, says) in zip(types, rng.random((len(types), 3)), strict=True):
-        words = [_pick(lexicon.TITLE_FIRST, first), _pick(lexicon.TITLE_SECOND, second)]
+        words = [_pick(TITLE_FIRST, first), _pick(TITLE_SECOND, second)]
         titles.append(" ".join(words + [TYPE_NAMES[codes[0]]] * bool(says < 0.5)))
     return titles
 
@@ -137,7 +156,7 @@ def sentence(
     a, b, c, d, e, f, g, h = chance
     values: dict[str, object] = {}
     if kind == "dish":
-        template, words = _pick(lexicon.DISH, a), lexicon.FOOD_WORDS[rating - 1]
+        template, words = _pick(DISH, a), FOOD_WORDS[rating - 1]
         at = int(b * len(menu))
         other = menu[(at + 1 + int(c * (len(menu) - 1))) % len(menu)]
         values = {
@@ -147,30 +166,30 @@ def sentence(
             "word2": _pick(words, e),
         }
     elif kind == "kind":
-        template, words = _pick(lexicon.KIND, a), lexicon.FOOD_WORDS[rating - 1]
+        template, words = _pick(KIND, a), FOOD_WORDS[rating - 1]
         values = {"type": TYPE_NAMES[_pick(types, b)], "word": _pick(words, c)}
     elif kind == "taste":
         likes = h < 0.7
-        template = _pick(lexicon.LIKES if likes else lexicon.DISLIKES, a)
+        template = _pick(LIKES if likes else DISLIKES, a)
         code = _pick(liked if likes else avoided, b)
         values = {"type": TYPE_NAMES[code], "dish": DISH_NAMES[_pick(TYPE_DISHES[code], c)]}
     elif kind == "place":
-        template = _pick(lexicon.PLACE, a)
-        values = {"word": _pick(lexicon.SERVICE_WORDS[rating - 1], b)}
+        template = _pick(PLACE, a)
+        values = {"word": _pick(SERVICE_WORDS[rating - 1], b)}
     elif kind == "price":
-        template = _pick(lexicon.PRICE[price_level], a)
+        template = _pick(PRICE[price_level], a)
         values = {"cost": f"{5 * max(1, round(price / 5))} dollars"}
     elif kind == "verdict":
-        template = _pick(lexicon.VERDICTS[rating - 1], a)
+        template = _pick(VERDICTS[rating - 1], a)
     else:
-        template = _pick(lexicon.NOISE, a)
+        template = _pick(NOISE, a)
     values |= {
-        "day": _pick(lexicon.DAYS, e),
-        "time": _pick(lexicon.TIMES, f),
-        "colour": _pick(lexicon.COLOURS, f),
+        "day": _pick(DAYS, e),
+        "time": _pick(TIMES, f),
+        "colour": _pick(COLOURS, f),
         "count": 2 + int(6 * f),
     }
-    opener = _pick(lexicon.OPENERS, g)
+    opener = _pick(OPENERS, g)
     text = opener + _lowered(template.format(**values), opener)
     return text[0].upper() + text[1:] + ("!" if h > 0.85 else ".")
 

@@ -11,8 +11,9 @@ import dataclasses
 
 import numpy as np
 
-from dlrrec_torchrec.ingest.synthetic.lexicon import FAMILIES, FAMILY_TYPES
-from dlrrec_torchrec.schema import CATEGORY_SLOTS, NUM_CATEGORIES, DataError, category_types
+from dlrrec_torchrec.ingest.synthetic.words import FAMILIES, FAMILY_TYPES
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, NUM_CATEGORIES, category_types
 
 # size -> reviews, users, items; "paper" has the counts of DLRREC's filtered data (57,005 + 17,402 reviews)
 SIZES = {"tiny": (600, 150, 60), "small": (8_000, 600, 250), "paper": (74_407, 28_912, 15_290)}

@@ -1,0 +1,1 @@
+"""FBGEMM's embedding tables beside plain torch's."""

@@ -1,0 +1,273 @@
+"""One dataclass per stage, one YAML file per run.
+
+The dataclasses stop at each stage's entry function: everything below takes plain arguments. Every field's
+`help` is what `dlrrec STAGE --help` prints, and every field is a flag (`max_rejected` is `--max-rejected`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import field
+from typing import Any
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
+    """A dataclass field with its help text and, where they are few, its allowed values."""
+    metadata = {"help": help, "choices": choices}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: type(default)(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass
+class IngestConfig:
+    """A source of reviews -> the review table."""
+
+    source: str = option(
+        "synthetic",
+        "form of the source",
+        ("synthetic", "google", "amazon", "yelp", "movielens", "table"),
+    )
+    reviews: str = option("", "file, folder or glob with the reviews (not for 'synthetic')")
+    items: str = option("", "file or folder with item metadata (optional)")
+    test: str = option("", "file with a published test part (optional; use with split.method=published)")
+    columns: dict = option(
+        {}, "for 'table': which column is what, as user=Reviewer item=Restaurant rating=Rating text=Review"
+    )
+    item_columns: dict = option(
+        {},
+        "for 'table': columns of the metadata, as item=Name title=Name categories=Cuisines price=Cost",
+    )
+    max_rejected: float = option(0.05, "stop if more than this share of the rows is bad")
+    size: str = option("small", "for 'synthetic': the size of the world", ("tiny", "small", "paper"))
+    seed: int = option(0, "for 'synthetic': the seed of the world")
+
+
+@dataclasses.dataclass
+class SplitConfig:
+    """Reviews -> training, validation and test rows."""
+
+    method: str = option(
+        "random",
+        "random: 3:1 as in the papers; last: each user's last; folds: one of K; published: the source's",
+        ("random", "last", "folds", "published"),
+    )
+    min_reviews: int = option(2, "drop users and items with fewer reviews, until stable")
+    test_share: float = option(0.25, "share of the rows that is tested (random)")
+    val_share: float = option(0.1, "share of the remaining rows that selects the model (none under 'paper')")
+    positive_rating: float = option(4.0, "a rating of at least this is a positive label")
+    folds: int = option(5, "number of folds (folds)")
+    fold: int = option(0, "the fold that is tested (folds)")
+    seed: int = option(0, "seed of the random assignment")
+
+
+@dataclasses.dataclass
+class ExtractConfig:
+    """Training reviews -> summaries, vectors, price tags, categories."""
+
+    provider: str = option("offline", "who writes the content; 'offline' needs no network", ("offline",))
+    encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
+    batch_tokens: int = option(4096, "tokens in one encoder batch")
+    summary_sentences: int = option(5, "sentences of an extractive summary")
+    folds: int = option(5, "cross-fitting folds for each entity's reviews")
+    categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
+    price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
+    seed: int = option(0, "seed of the fold assignment")
+
+
+@dataclasses.dataclass
+class SwingStageConfig:
+    """Training rows -> SWING neighbours of users and of items."""
+
+    preset: str = option("dlrrec", "published variant")
+    similarity: str = option(
+        "swing",
+        "what makes two ids neighbours; the others but SWING count single shared partners",
+        ("swing", "cosine", "jaccard", "common", "adamic_adar"),
+    )
+    alpha: float | None = option(None, "smoothing in 1 / (alpha + overlap); default: the preset's")
+    top_k: int = option(20, "neighbours kept for each id")
+    min_user_items: int = option(2, "ignore ids with fewer distinct partners")
+    max_item_users: int = option(1000, "sample so many partners of a more popular id")
+    threads: int = option(0, "threads (0: all cores)")
+    seed: int = option(0, "seed of the sampling")
+
+
+@dataclasses.dataclass
+class PrepareConfig:
+    """Splits, content and neighbours -> training shards and entity tables."""
+
+    text: str = option("mean", "text vectors: mean of the reviews, or the summary's", ("mean", "summary"))
+    leave_out: str = option(
+        "row",
+        "what a training row's features leave out: its own review, or the whole fold of it",
+        ("row", "fold"),
+    )
+    dense: list = option(
+        ["item_count", "user_mean", "item_mean", "price", "user_count"], "dense features, in order"
+    )
+    smoothing: float = option(0.0, "pseudo-reviews of the global mean added to each mean rating")
+    rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
+    modalities: list = option(
+        ["user_text", "item_text", "item_image"],
+        "vectors written into the rows; none for model.vectors: table",
+    )
+    positives: int = option(10, "SWING neighbours kept as positives")
+    rows_per_shard: int = option(8192, "rows of one Parquet shard")
+
+
+SHARDING_TYPES = (
+    "table_wise",
+    "column_wise",
+    "row_wise",
+    "table_row_wise",
+    "table_column_wise",
+    "grid_shard",
+    "data_parallel",
+)
+KERNELS = ("fused", "fused_uvm", "fused_uvm_caching", "key_value", "dense")
+
+
+@dataclasses.dataclass
+class TableConfig:
+    """One embedding table: its size, its numbers, and what the planner may do with it.
+
+    Also given as text: `rows,dim,pooling,KEY=VALUE,...`, each part optional, as `1e9,64,1,sharding=row_wise`.
+    """
+
+    rows: int | None = option(None, "rows (default: as many as the shards have ids)")
+    dim: int | None = option(None, "columns (default: model.embedding_dim; 384 of content vectors)")
+    pooling: float | None = option(None, "ids that an example looks up, on average (for predictions)")
+    dtype: str | None = option(
+        None,
+        "numbers of the weights (default: fp32; fp16 of content vectors); bf16 is for plans only",
+        ("fp32", "fp16", "bf16"),
+    )
+    sharding: list = option(
+        [], "sharding types the planner may choose from (default: all but data_parallel)", SHARDING_TYPES
+    )
+    kernels: list = option([], "compute kernels the planner may choose from (default: fused)", KERNELS)
+    cache: float = option(0.2, "fused_uvm_caching, key_value: share of the rows cached on the device")
+    min_columns: int = option(128, "narrowest part that column_wise, table_column_wise, grid_shard cut")
+    ssd: str = option("", "key_value: folder on a local SSD (default: a temporary one)")
+    ids: str = option(
+        "code",
+        "user, item: an id's row is its code, or code's hash modulo rows, or one given to it while it is "
+        "frequent (managed: without collisions)",
+        ("code", "hash", "managed"),
+    )
+    evict: str = option(
+        "lfu", "managed: whose row another id gets, when all are taken", ("lfu", "lru", "distance_lfu")
+    )
+    admit: int = option(1, "managed: give rows to new ids after every so many steps")
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """DLRREC: towers inside a DLRM."""
+
+    modalities: list = option(["user_text", "item_text", "item_image"], "towers to build")
+    vectors: str = option(
+        "row",
+        "where content vectors are: row (without the row's own review), or table (looked up by id, made of "
+        "all training reviews: not leave-one-out; rows need no vectors then)",
+        ("row", "table"),
+    )
+    text_tower: list = option([256, 32], "layer sizes of the text towers")
+    image_tower: list = option([64, 32], "layer sizes of the image tower")
+    tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
+    tower_dropout: float = option(0.0, "dropout on a tower's input vector")
+    dense_arch: list = option([64, 32], "layer sizes of the dense arch; for 'dot' the last is embedding_dim")
+    over_arch: list = option([256, 16, 1], "layer sizes of the top MLP")
+    embedding_dim: int = option(32, "columns of the embedding tables")
+    category: bool = option(True, "pooled category embedding")
+    user_id: bool = option(False, "embedding of the user id")
+    item_id: bool = option(False, "embedding of the item id")
+    interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
+    dropout: float = option(0.1, "dropout in the top MLP")
+    tables: dict[str, TableConfig] = option(
+        {},
+        "how a table is kept, as user=dtype=fp16,sharding=row_wise (tables: category, user, item and, with "
+        "vectors: table, the modalities)",
+    )
+
+
+@dataclasses.dataclass
+class ContrastiveConfig:
+    """InfoNCE on the reduced user and item vectors (DLRREC equation 1), weights of equation 2."""
+
+    item_weight: float = option(0.1, "w1, weight of the item-item loss; 0 switches it off")
+    user_weight: float = option(0.1, "w2, weight of the user-user loss; 0 switches it off")
+    learnable: bool = option(False, "learn w1 and w2, starting at the given values")
+    temperature: float = option(0.1, "tau")
+    normalize: bool = option(True, "cosine instead of dot product")
+    negatives: str = option("corpus", "other entities at random, or those of the batch", ("corpus", "batch"))
+    num_negatives: int = option(256, "corpus negatives, shared by the anchors of a step")
+    positive: str = option("best", "the best neighbour, or one sampled each step", ("best", "sample"))
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """Shards -> a trained model. The same code for one process and for N ranks."""
+
+    epochs: int = option(30, "passes over the training rows")
+    batch_size: int = option(1024, "rows of a step, over all ranks")
+    lr: float = option(0.01, "learning rate of the dense part (Adam)")
+    table_lr: float | None = option(None, "learning rate of the embedding tables (default: lr)")
+    table_optimizer: str = option("adam", "fused optimizer", ("adam", "rowwise_adagrad", "sgd"))
+    weight_decay: float = option(0.0, "decoupled weight decay of the dense part (AdamW)")
+    schedule: str = option("constant", "learning rate over the steps", ("constant", "linear", "cosine"))
+    warmup_steps: int = option(0, "steps of linear warm-up")
+    class_weights: str = option(
+        "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
+    )
+    select: str = option("auc", "metric that selects the best epoch (strict)", ("auc", "loss", "accuracy"))
+    patience: int = option(5, "stop after so many epochs without a better one (0: never)")
+    device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
+    precision: str = option(
+        "fp32",
+        "of the dense part's matrix products (autocast); weights and losses are fp32",
+        ("fp32", "bf16"),
+    )
+    comms: str = option(
+        "fp32", "numbers in which ranks exchange embeddings and their gradients", ("fp32", "fp16", "bf16")
+    )
+    clip_norm: float = option(
+        0.0, "largest norm of the dense part's gradients (0: any); fused tables are not clipped"
+    )
+    accumulate: int = option(
+        1, "micro-batches of a step, to save memory; fused tables are updated after each of them"
+    )
+    compile: bool = option(False, "compile the dense part (torch.compile); needs a C++ compiler")
+    workers: int = option(0, "loader processes for each rank")
+    seed: int = option(0, "seed of weights, dropout, negatives and shuffling")
+    resume: bool = option(True, "go on from the last checkpoint of an interrupted run")
+    checkpoint_steps: int = option(0, "save after every so many steps too, not only after epochs (0: do not)")
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best")
+    background_checkpoints: bool = option(False, "write checkpoints while the training goes on")
+    log_steps: int = option(100, "a line, and a record in steps.jsonl, after so many steps (0: none)")
+    profile: int = option(0, "trace so many steps with torch.profiler, into the folder profile/")
+
+
+@dataclasses.dataclass
+class RunConfig:
+    """A whole run: from raw rows to a report."""
+
+    protocol: str = option(
+        "strict",
+        "strict: nothing but training rows is seen before the test; paper: as the papers describe",
+        ("strict", "paper"),
+    )
+    seeds: int = option(1, "repeat the run with so many seeds; report mean and deviation")
+    ingest: IngestConfig = field(default_factory=IngestConfig)
+    split: SplitConfig = field(default_factory=SplitConfig)
+    extract: ExtractConfig = field(default_factory=ExtractConfig)
+    swing: SwingStageConfig = field(default_factory=SwingStageConfig)
+    prepare: PrepareConfig = field(default_factory=PrepareConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    variants: dict = option(
+        {"dlrrec": {}, "bce": {"contrastive": {"user_weight": 0.0, "item_weight": 0.0}}},
+        "models to train: name -> what differs from this file's model, contrastive and train sections",
+    )

@@ -1,0 +1,143 @@
+"""Positives and negatives drawn for a step, and what a batch looks up other than by code.
+
+Draws come from a counter-based generator (an integer hash of seed, step and index): they need no state and no
+copy from the device, and are the same on every rank, for every number of ranks, and after a restart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.hashing import hash63, hash_rows, mix64
+from dlrrec_torchrec.data.lookup import make_lookup, side_of
+
+_SIDE_STREAMS = {"item": 0, "user": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """What stands against the anchors of one side: a positive for each, and negatives for all.
+
+    Attributes:
+        side: "user" or "item".
+        entities: how many there are.
+        positive: "best" or "sample".
+        negatives: how many to draw from all entities; 0: the negatives are those of the batch.
+        seed: of the wrapper.
+    """
+
+    side: str
+    entities: int
+    positive: str
+    negatives: int
+    seed: int
+
+    def positives(self, neighbours: Tensor, codes: Tensor, step: int | Tensor) -> Tensor:
+        """i64 [B] codes, -1 for none, as `sampling.choose_positives`."""
+        return choose_positives(neighbours, codes, self.positive, self._stream, step)
+
+    def corpus(self, step: int | Tensor, device: torch.device | None = None) -> Tensor:
+        """i64 [negatives] codes, as `sampling.draw_negatives`."""
+        return draw_negatives(self.negatives, self.entities, self._stream, step, device)
+
+    @property
+    def _stream(self) -> int:
+        return 2 * self.seed + _SIDE_STREAMS[self.side]
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookups:
+    """Adds to a batch what it looks up other than by code. Runs on the host, also in a loader's worker.
+
+    Attributes:
+        modalities: of the content tables; none without them.
+        draws: of the contrastive terms that are on; none to predict alone.
+        hashed: feature in `sparse` -> rows of its table, where its ids are hashed to.
+        managed: "user", "item": features of managed tables.
+    """
+
+    modalities: Sequence[str] = ()
+    draws: Sequence[Draws] = ()
+    hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    managed: Sequence[str] = ()
+
+    def __call__(self, batch: Batch, step: int = 0) -> Batch:
+        """The batch with all of that. `step`: number of the training step, for the draws."""
+        if self.hashed:
+            ids = {
+                key: hash_rows(one.values(), self.hashed[key]) if key in self.hashed else one.values()
+                for key, one in batch.sparse.to_dict().items()
+            }
+            lengths = batch.sparse.lengths()
+            sparse = KeyedJaggedTensor(list(ids), torch.cat(list(ids.values())), lengths=lengths)
+            batch = dataclasses.replace(batch, sparse=sparse)
+        if self.managed:
+            codes = [getattr(batch, key) for key in self.managed]
+            values, lengths = [c[c >= 0] for c in codes], [(c >= 0).int() for c in codes]
+            managed = KeyedJaggedTensor(list(self.managed), torch.cat(values), lengths=torch.cat(lengths))
+            batch = dataclasses.replace(batch, managed=managed)
+        if not self.modalities:
+            return batch
+        wanted: dict[str, dict[str, Tensor]] = {}
+        drawn = {draws.side: draws for draws in self.draws}
+        for side in sorted({side_of(name) for name in self.modalities}):
+            roles = wanted[side] = {"anchor": getattr(batch, side)}
+            if side in drawn:
+                neighbours = getattr(batch, f"{side}_positives")
+                roles["positive"] = drawn[side].positives(neighbours, roles["anchor"], step)
+                if drawn[side].negatives:
+                    roles["negative"] = drawn[side].corpus(step)
+        return dataclasses.replace(batch, lookup=make_lookup(wanted, self.modalities))
+
+
+POSITIVE = ("best", "sample")
+
+
+_STREAMS = {"offset": 1, "negative": 2, "positive": 3}
+
+
+def draw_negatives(num: int, corpus_size: int, seed: int, step: int | Tensor, device=None) -> Tensor:
+    """`num` codes out of range(corpus_size), i64 [num]; the same for equal (seed, step).
+
+    Stratified: the corpus, turned by a random offset, is cut into `num` ranges of equal size and one code is
+    drawn from each. Every entity has the same probability; none comes twice as long as num <= corpus_size.
+
+    Args:
+        step: number of the training step, int or integer tensor (which is not read back to the host).
+    """
+    place = torch.arange(num, device=device)
+    low = place * corpus_size // num
+    width = ((place + 1) * corpus_size // num - low).clamp(min=1)
+    offset = _random_bits(place[:1] * 0, seed, "offset", step) % corpus_size
+    return (offset + low + _random_bits(place, seed, "negative", step) % width) % corpus_size
+
+
+def choose_positives(positives: Tensor, codes: Tensor, kind: str, seed: int, step: int | Tensor) -> Tensor:
+    """One positive for each anchor, i64 [B]; -1 where it has none.
+
+    Args:
+        positives: i64 [B, P], best first, padded with -1; P may be 0.
+        codes: i64 [B], the anchors; an entity that occurs twice in a step gets the same sample.
+        kind: "best" (the first) or "sample" (each of the listed with the same probability).
+    """
+    if positives.shape[1] == 0:
+        return torch.full_like(codes, -1)
+    if kind == "best":
+        return positives[:, 0]
+    count = (positives >= 0).sum(1)
+    place = _random_bits(codes, seed, "positive", step) % count.clamp(min=1)
+    return positives.gather(1, place.unsqueeze(1)).squeeze(1)
+
+
+def _random_bits(index: Tensor, seed: int, stream: str, step: int | Tensor) -> Tensor:
+    """63 random bits for each entry of `index`, i64: SplitMix64 over seed, stream, step and index in turn."""
+    key = torch.full((1,), seed, dtype=torch.int64, device=index.device)
+    for value in (_STREAMS[stream], step, index):
+        key = mix64(key) + value
+    return hash63(key)

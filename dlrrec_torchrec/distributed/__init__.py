@@ -1,0 +1,1 @@
+"""This process among N ranks: the process group, agreements, sums over all ranks."""

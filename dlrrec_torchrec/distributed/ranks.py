@@ -1,0 +1,89 @@
+"""This process among the others: its rank, its device, and the process group."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from dlrrec_torchrec.store.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    world_size: int
+    local_world_size: int
+    device: torch.device
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's `value` (any object that pickles), on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def agree(self, error: DataError | None) -> None:
+        """Raise the first rank's error on all ranks, so that none waits for one that has stopped."""
+        errors: list[str | None] = [None] * self.world_size
+        dist.all_gather_object(errors, str(error) if error else None)
+        for message in filter(None, errors):
+            raise DataError(message)
+
+
+@contextlib.contextmanager
+def process_group(device: str = "auto") -> Iterator[Ranks]:
+    """The default process group: the launcher's to the end of the process, or one of a single process.
+
+    Args:
+        device: "cpu", "cuda", or "auto" for cuda where there is one. Under a launcher each rank takes the GPU
+            of its LOCAL_RANK.
+
+    A group that is there already is used and left alone. Raises DataError for cuda where there is none.
+    """
+    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if launched else 0
+    place = resolve_device(device, local_rank)
+    owner = not dist.is_initialized()
+    if owner:
+        backend = "gloo" if place.type == "cpu" else "nccl"
+        if launched:
+            # For the rest of the process: a second group would meet the first one's keys in the launcher's
+            # store, and its ranks wait for each other for ever.
+            dist.init_process_group(backend)
+            atexit.register(_leave_group)
+        else:
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        world = dist.get_world_size()
+        yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), place)
+    finally:
+        if owner and not launched:
+            dist.destroy_process_group()
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
+    """The torch device of "auto", "cpu" or "cuda". Raises DataError for cuda where there is none."""
+    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise DataError("--device cuda: torch sees no GPU here; use --device cpu (see `dlrrec doctor`)")
+    if local_rank >= torch.cuda.device_count():
+        raise DataError(
+            f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} here); lower --nproc_per_node"
+        )
+    place = torch.device("cuda", local_rank)
+    torch.cuda.set_device(place)
+    return place

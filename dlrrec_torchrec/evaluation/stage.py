@@ -1,0 +1,227 @@
+"""Stage `evaluate`: the test rows scored by every trained variant and by the baselines, and their metrics.
+
+Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet` and, where the true
+probabilities are known, `truth.parquet`. Each table has the test rows in the shards' order.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from rich.console import Console
+from rich.progress import track
+
+from dlrrec_torchrec.config import ModelConfig, from_dict
+from dlrrec_torchrec.data.loader import make_loader
+from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
+from dlrrec_torchrec.metrics import (
+    average_precision,
+    binary_metrics,
+    expected_auc,
+    roc_auc,
+    sigmoid,
+    user_auc,
+)
+from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
+from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.store.manifest import Manifest, file_digest, json_safe, stage_output
+
+PREDICTIONS = pa.schema(
+    [
+        ("user", pa.int32()),  # codes of the shards
+        ("item", pa.int32()),
+        ("label", pa.float32()),
+        ("rating", pa.float32()),
+        ("probability", pa.float64()),
+        ("score", pa.float64()),  # what ranks the rows: a model's logit, a baseline's raw value
+    ]
+)
+
+
+def evaluate(
+    train_dirs: Mapping[str, str | os.PathLike],
+    shards_dir: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    truth: str | os.PathLike | None = None,
+    batch_size: int = 4096,
+    device: str = "auto",
+) -> Manifest:
+    """Score the test rows by each trained variant and write predictions and metrics to `out_dir`.
+
+    Args:
+        train_dirs: variant name -> folder of its finished training.
+        truth: Parquet of `user_id`, `item_id`, `probability`: the true probability of a positive for every
+            test row, where a synthetic world knows it. It gives the AUC that is reachable on these rows.
+        batch_size: rows scored at once; does not change the result.
+        device: "auto", "cpu" or "cuda".
+
+    `metrics.json` holds `protocol`, `rows`, `positives`, `reachable_auc` (or null), `truth` (metrics of the
+    true probabilities, or null), `models` and `baselines` (name -> metrics of `binary_metrics`), `notes`.
+    Raises DataError if a variant is not trained, the variants' protocols differ, or `truth` misses a row.
+    """
+    train_dirs = {name: Path(folder) for name, folder in train_dirs.items()}
+    trained = {name: Manifest.read(folder) for name, folder in train_dirs.items()}
+    protocol = _protocol(trained)
+    shards = Manifest.read(shards_dir)
+    inputs = {"shards": shards.fingerprint}
+    inputs |= {f"train/{name}": manifest.fingerprint for name, manifest in trained.items()}
+    if truth is not None:
+        inputs["truth"] = file_digest([truth])
+    manifest = Manifest("evaluate", {"variants": list(train_dirs), "protocol": protocol}, inputs)
+    if done := manifest.current(out_dir):
+        return done
+
+    with stage_output(manifest, out_dir) as folder:
+        train_rows, rows = read_rows(shards_dir, "train"), read_rows(shards_dir, "test")
+        result: dict[str, Any] = {
+            "protocol": protocol,
+            "rows": len(rows),
+            "positives": int(rows.label.sum()),
+            "reachable_auc": None,
+            "truth": None,
+            "models": {},
+            "baselines": {},
+            "notes": [],
+        }
+        if truth is not None:
+            probability = true_probabilities(truth, shards_dir, rows)
+            known = Prediction(probability, probability)
+            result["reachable_auc"] = expected_auc(probability)
+            result["truth"] = _write(known, rows, folder / "truth.parquet")
+        for name, train_dir in train_dirs.items():
+            logit = score_rows(train_dir, shards_dir, rows, batch_size, device, f"score by '{name}'")
+            made = Prediction(sigmoid(logit), logit)
+            result["models"][name] = _write(made, rows, folder / "predictions" / f"{name}.parquet")
+        predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
+        for name, made in predictions.items():
+            file = folder / "baselines" / f"{name.replace(' ', '-')}.parquet"
+            result["baselines"][name] = _write(made, rows, file)
+            result["notes"] += [f"{name}: {made.note}"] if made.note else []
+        result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
+        result["notes"] += _class_notes(rows)
+        text = json.dumps(json_safe(result), indent=2)
+        (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
+        manifest.rows = {"test": len(rows)}
+        manifest.facts = json_safe(
+            {"protocol": protocol, "reachable_auc": result["reachable_auc"]}
+            | {f"auc/{name}": m["auc"] for name, m in (result["models"] | result["baselines"]).items()}
+        )
+    return manifest
+
+
+def score_rows(
+    train_dir: Path,
+    shards_dir: str | os.PathLike,
+    rows: Rows,
+    batch_size: int,
+    device: str,
+    title: str,
+) -> np.ndarray:
+    """Logits f64 [N] of the test rows by the best checkpoint in `train_dir`, in the shards' order.
+
+    Raises DataError if the loader's rows are not `rows`, or a logit is not a number.
+    """
+    settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
+    model = load_trained(train_dir, shards_dir, device)
+    place = next(model.parameters()).device
+    loader = make_loader(
+        shards_dir,
+        "test",
+        batch_size,
+        modalities=row_modalities(settings),
+        positives=0,
+        sparse_keys=sparse_keys(settings),
+        lookups=build_lookups(settings),
+    )
+    logits, users, items = [], [], []
+    console = Console(stderr=True)
+    with torch.no_grad():
+        for batch in track(
+            loader, title, len(loader), console=console, transient=True, disable=not console.is_terminal
+        ):
+            users.append(batch.user.numpy())
+            items.append(batch.item.numpy())
+            batch = batch.to(place)
+            logits.append(model.score(batch).double().cpu().numpy())
+    if not np.array_equal(_joined(users), rows.user) or not np.array_equal(_joined(items), rows.item):
+        raise DataError(f"{shards_dir}: the loader's test rows are not the shards'; run prepare again")
+    logit = _joined(logits)
+    if not np.isfinite(logit).all():
+        bad = int((~np.isfinite(logit)).sum())
+        raise DataError(f"{train_dir}: {bad} of {len(logit)} predictions are not numbers; lower train.lr")
+    return logit
+
+
+def true_probabilities(truth: str | os.PathLike, shards_dir: str | os.PathLike, rows: Rows) -> np.ndarray:
+    """The true probability f64 [N] of each row, joined by ids. Raises DataError for a row that has none."""
+    table = pq.read_table(truth, columns=["user_id", "item_id", "probability"])
+    codes = {}
+    for kind, columns in (("user", schema.USER_ENTITY), ("item", schema.ITEM_ENTITY)):
+        ids = read_table(Path(shards_dir) / "entities" / f"{kind}s", columns, ["id"])["id"]
+        found = pc.index_in(table[f"{kind}_id"].cast(pa.string()), value_set=ids.combine_chunks())
+        codes[kind] = found.fill_null(-1).to_numpy().astype(np.int64), len(ids)
+    (user, _), (item, items) = codes["user"], codes["item"]
+    known = (user >= 0) & (item >= 0)
+    pair = user[known] * items + item[known]
+    order = np.argsort(pair)
+    pair, probability = pair[order], table["probability"].to_numpy()[known][order].astype(np.float64)
+    wanted = rows.user.astype(np.int64) * items + rows.item
+    place = np.minimum(np.searchsorted(pair, wanted), max(len(pair) - 1, 0))
+    missing = len(wanted) if not len(pair) else int((pair[place] != wanted).sum())
+    if missing:
+        raise DataError(f"{truth}: no probability for {missing} of {len(wanted)} test rows; run ingest again")
+    return probability[place] if len(wanted) else np.zeros(0)
+
+
+def _write(made: Prediction, rows: Rows, path: Path) -> dict[str, float]:
+    """Write one prediction table and return its metrics; those of ranking are by score."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = [rows.user, rows.item, rows.label, rows.rating, made.probability, made.score]
+    pq.write_table(pa.table([pa.array(c) for c in columns], schema=PREDICTIONS), path, compression="zstd")
+    auc_by_user, share = user_auc(rows.label, made.score, rows.user)
+    return binary_metrics(rows.label, made.probability) | {
+        "auc": roc_auc(rows.label, made.score),
+        "auprc": average_precision(rows.label, made.score),
+        "user_auc": auc_by_user,
+        "user_auc_users": share,
+    }
+
+
+def _protocol(trained: Mapping[str, Manifest]) -> str:
+    if not trained:
+        raise DataError("evaluate: no variant to evaluate; name one under 'variants' in the configuration")
+    found = {name: manifest.config.get("protocol", "unknown") for name, manifest in trained.items()}
+    if len(set(found.values())) > 1:
+        listed = ", ".join(f"{name}: {protocol}" for name, protocol in found.items())
+        raise DataError(
+            f"evaluate: the variants were trained under several protocols ({listed}); train again"
+        )
+    return next(iter(found.values()))
+
+
+def _class_notes(rows: Rows) -> list[str]:
+    if not len(rows):
+        return ["there are no test rows: no metric is defined"]
+    if len(np.unique(rows.label)) < 2:
+        only = "positive" if rows.label[0] else "negative"
+        return [f"all test rows are {only}: AUC and what else compares the two labels is undefined"]
+    if math.isnan(user_auc(rows.label, np.zeros(len(rows)), rows.user)[0]):
+        return ["no user has test rows of both labels: the per-user AUC is undefined"]
+    return []
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts) if parts else np.zeros(0)

@@ -1,0 +1,1 @@
+"""The offline provider's rules: words and patterns, no network."""

@@ -1,0 +1,106 @@
+"""Category types from words: mentions of types and dishes, weighed by how telling they are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import numpy as np
+
+from dlrrec_torchrec.extract.rules import lexicon
+from dlrrec_torchrec.store.schema import CATEGORY_SLOTS
+
+_WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
+
+
+class TypeMatcher:
+    """Finds the words of `types` in text: whole words, singular or plural, the longest term first."""
+
+    def __init__(self, types: list[str]):
+        self.types = types
+        code = {t: i for i, t in enumerate(types)}
+        terms: dict[tuple[str, ...], dict[int, float]] = {}
+
+        def add(term: str, kinds: Iterable[str], weight: float) -> None:
+            held = terms.setdefault(_words(term), {})
+            for kind in kinds:
+                if kind in code:
+                    held[code[kind]] = max(weight, held.get(code[kind], 0.0))
+
+        for kind, dishes in lexicon.DISHES.items():
+            for dish in dishes.split(","):
+                add(dish, [kind], lexicon.DISH_WEIGHT)
+        for kind in types:
+            for name in [kind, *lexicon.NAMES.get(kind, "").split(",")]:
+                add(name, [kind], 1.0)
+        for phrase, kinds in lexicon.PHRASES.items():
+            terms[_words(phrase)] = {}
+            add(phrase, [k.strip() for k in kinds.split(",")], 1.0)
+        terms.pop((), None)
+        self._terms = terms
+        self._lengths: dict[str, list[int]] = {}  # first word -> lengths of its terms, longest first
+        for term in terms:
+            held = self._lengths.setdefault(term[0], [])
+            if len(term) not in held:
+                held.append(len(term))
+                held.sort(reverse=True)
+
+    def evidence(self, texts: list[str | None]) -> np.ndarray:
+        """How surely each text speaks of each type, f32 [D, types]: distinct terms add up, to at most 1."""
+        found = np.zeros((len(texts), len(self.types)), np.float32)
+        for row, text in enumerate(texts):
+            for term in self._distinct(text or ""):
+                for kind, weight in self._terms[term].items():
+                    found[row, kind] += weight
+        return np.minimum(found, 1.0, out=found)
+
+    def _distinct(self, text: str) -> set[tuple[str, ...]]:
+        words, found, at = _words(text), set(), 0
+        while at < len(words):
+            for length in self._lengths.get(words[at], ()):
+                term = words[at : at + length]
+                if term in self._terms:
+                    found.add(term)
+                    at += length
+                    break
+            else:
+                at += 1
+        return found
+
+
+def rank_types(mentions: np.ndarray, documents: int, prevalence: np.ndarray) -> np.ndarray:
+    """Codes of the types that stand out, best first, i64 [<= CATEGORY_SLOTS].
+
+    A type's score is its part of the binomial log likelihood ratio, p log(p / q), of its share p of the
+    entity's reviews against the share q that is common (`prevalence`): positive where it is mentioned more
+    than usual, and larger for the type that is mentioned more. p is shrunk towards q by one review's worth.
+
+    Args:
+        mentions: f32 [types] summed evidence of the entity's reviews.
+        documents: number of reviews with words.
+        prevalence: f32 [types].
+    """
+    share = (mentions + prevalence) / (documents + 1)
+    score = np.where(mentions > 0, share * np.log(share / prevalence), 0.0)
+    order = np.argsort(-score, kind="stable")[:CATEGORY_SLOTS]
+    return order[score[order] > 0]
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(_singular(w) for w in _WORD.findall(text.lower()))
+
+
+def _singular(word: str, known: dict[str, str] = {}) -> str:  # noqa: B006 (a memo, on purpose)
+    """A rough singular, the same for term and text: both forms only have to meet."""
+    got = known.get(word)
+    if got is None:
+        got = re.sub(r"['\u2019]s?\Z", "", word)
+        if len(got) > 4 and got.endswith("ies"):
+            got = got[:-3] + "y"
+        elif len(got) > 4 and re.search(r"(?:ches|shes|sses|xes|oes)\Z", got):
+            got = got[:-2]
+        elif len(got) > 3 and got.endswith("s") and not got.endswith(("ss", "us", "is")):
+            got = got[:-1]
+        if len(known) < 1_000_000:
+            known[word] = got
+    return got

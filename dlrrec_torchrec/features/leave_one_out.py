@@ -1,0 +1,180 @@
+"""What remains of an entity when a training row's own review is taken away, exactly.
+
+Subtraction of floats is not exact: (a + b) - b may miss a by an amount that depends on b, so a row's own
+rating and text would leave a trace in its features. Here every summand is a multiple of a power of two (a
+finite float16 is a multiple of 2**-24; ratings are rounded to 2**-20), and float64 adds and subtracts such
+numbers without rounding while sums stay below 2**53 steps. What remains is then the same bits whatever was
+taken away, and exactly zero where nothing remains.
+
+`left_out` says what a training row leaves out: None is its own review; an array of group numbers [N] is all
+reviews of the row's group (those of the entity in the row's fold).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.schema import VECTOR_DIM
+
+VECTOR_STEP = 2.0**-24  # every finite float16 is a multiple of it
+RATING_STEP = 2.0**-20
+EXACT_STEPS = 2.0**53  # float64 counts every step up to here
+CHUNK_ROWS = 8192
+
+
+def fold_groups(entity: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Numbers of the distinct (entity, fold) pairs, int64 [N], for `left_out`."""
+    return np.unique(entity.astype(np.int64) * (int(fold.max()) + 1) + fold, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class RatingStatistics:
+    """Number of reviews and mean rating; a mean is NaN where there is no review and no smoothing."""
+
+    count: np.ndarray  # int64 [E], of each entity, from all its training reviews
+    mean: np.ndarray  # float32 [E]: what the entity tables hold, so that serving makes the same features
+    row_count: np.ndarray  # int64 [N], of each training row's entity, without what the row leaves out
+    row_mean: np.ndarray  # float32 [N]
+
+
+def rating_statistics(
+    rating: np.ndarray,
+    entity: np.ndarray,
+    num_entities: int,
+    left_out: np.ndarray | None,
+    smoothing: float = 0.0,
+) -> RatingStatistics:
+    """Counts and mean ratings of one side (users or items), whole and without what each row leaves out.
+
+    A mean is (S + m g) / (n + m) with S and n the entity's sum and number of ratings, m the smoothing and g
+    the mean rating of all training rows. What a row leaves out is missing from S and n and from g.
+
+    Args:
+        rating: float [N], ratings of the training rows.
+        entity: int [N], codes of their entities, below `num_entities`.
+        left_out: int [N] or None, see the module.
+        smoothing: m, pseudo-reviews of the global mean.
+
+    Raises DataError where ratings are too large to be summed exactly.
+    """
+    rating = np.round(np.asarray(rating, np.float64) / RATING_STEP) * RATING_STEP
+    if np.abs(rating).max(initial=0.0) * len(rating) >= EXACT_STEPS * RATING_STEP:
+        raise DataError(
+            f"column 'rating': values up to {np.abs(rating).max():g} are too large to sum exactly"
+        )
+    total = np.bincount(entity, rating, num_entities)
+    count = np.bincount(entity, minlength=num_entities)
+    if left_out is None:
+        own_total, own_count = rating, np.ones(len(rating), np.int64)
+    else:
+        own_total, own_count = np.bincount(left_out, rating)[left_out], np.bincount(left_out)[left_out]
+
+    def smoothed(total, count, all_total, all_count):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            prior = smoothing * (all_total / all_count) if smoothing else 0.0
+            return ((total + prior) / (count + smoothing)).astype(np.float32)
+
+    row_total, row_count = total[entity] - own_total, count[entity] - own_count
+    return RatingStatistics(
+        count=count,
+        mean=smoothed(total, count, rating.sum(), len(rating)),
+        row_count=row_count,
+        row_mean=smoothed(row_total, row_count, rating.sum() - own_total, len(rating) - own_count),
+    )
+
+
+class Vectors(Protocol):
+    """The vectors of one modality."""
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        """float16 [n, 384] of training rows, without what each leaves out; zeros where there is none."""
+
+    def of_entities(self, codes: np.ndarray) -> np.ndarray:
+        """float16 [n, 384] of entities, from all their training reviews; zeros where there is none."""
+
+
+class PooledVectors:
+    """Mean-pooled review vectors of unit length: the direction of the sum, zeros where nothing remains.
+
+    What an entity's metadata says counts as one more review that no row leaves out.
+
+    Holds 3 KiB for each entity, and as much for each group of `left_out`; the reviews' vectors stay on disk.
+    """
+
+    def __init__(
+        self,
+        reviews: np.ndarray,
+        entity: np.ndarray,
+        num_entities: int,
+        left_out: np.ndarray | None,
+        metadata: np.ndarray | None = None,
+    ):
+        """Sum up the vectors of each entity.
+
+        Args:
+            reviews: float16 [N, 384], the training rows' own vectors (a memory map), zeros for none.
+            entity: int [N], codes of the rows' entities, below `num_entities`.
+            left_out: int [N] or None, see the module.
+            metadata: float16 [E, 384], the entities' own vectors, zeros for none.
+
+        Raises DataError where vectors are too large to be summed exactly.
+        """
+        self._reviews, self._entity, self._left_out = reviews, entity, left_out
+        self._sums = np.zeros((num_entities, VECTOR_DIM))
+        bound = _add_by_group(self._sums, reviews, entity)
+        if metadata is not None:
+            bound += _add_by_group(self._sums, metadata, np.arange(num_entities))
+        if bound >= EXACT_STEPS * VECTOR_STEP:
+            raise DataError(f"content: vectors whose sums may reach {bound:g} are too large to sum exactly")
+        if left_out is not None:
+            self._left_out_sums = np.zeros((int(left_out.max()) + 1, VECTOR_DIM))
+            _add_by_group(self._left_out_sums, reviews, left_out)
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        total = self._sums[self._entity[rows]]
+        total -= self._reviews[rows] if self._left_out is None else self._left_out_sums[self._left_out[rows]]
+        return _unit(total)
+
+    def of_entities(self, codes: np.ndarray) -> np.ndarray:
+        return _unit(self._sums[codes])
+
+
+class StoredVectors:
+    """Vectors of (entity, fold) pairs: a training row reads that of its entity without its fold."""
+
+    def __init__(self, stored: np.ndarray, by_row: np.ndarray, by_entity: np.ndarray):
+        """`stored`: float16 [C, 384]; `by_row` [N] and `by_entity` [E]: rows of it, -1 for none."""
+        self._stored, self._by_row, self._by_entity = stored, by_row, by_entity
+
+    def of_rows(self, rows: np.ndarray) -> np.ndarray:
+        return self._take(self._by_row[rows])
+
+    def of_entities(self, codes: np.ndarray) -> np.ndarray:
+        return self._take(self._by_entity[codes])
+
+    def _take(self, index: np.ndarray) -> np.ndarray:
+        vectors = np.asarray(self._stored[index])  # a copy; -1 reads the last row, wiped below
+        vectors[index < 0] = 0
+        return vectors
+
+
+def _add_by_group(sums: np.ndarray, vectors: np.ndarray, group: np.ndarray) -> float:
+    """Add float16 `vectors` to float64 `sums` [groups, 384]; return what no sum can have exceeded."""
+    largest = 0.0
+    for start in range(0, len(group), CHUNK_ROWS):
+        numbers = group[start : start + CHUNK_ROWS]
+        order = np.argsort(numbers, kind="stable")
+        chunk = vectors[start : start + CHUNK_ROWS][order].astype(np.float64)
+        found, first = np.unique(numbers[order], return_index=True)
+        sums[found] += np.add.reduceat(chunk, first, axis=0)
+        largest = max(largest, float(np.abs(chunk).max()))
+    return largest * int(np.bincount(group).max(initial=0))
+
+
+def _unit(total: np.ndarray) -> np.ndarray:
+    norm = np.sqrt(np.square(total).sum(axis=1, keepdims=True))
+    return np.divide(total, norm, out=np.zeros_like(total), where=norm > 0).astype(np.float16)

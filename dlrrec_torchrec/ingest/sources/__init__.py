@@ -1,0 +1,1 @@
+"""The forms of published review files, one file each."""

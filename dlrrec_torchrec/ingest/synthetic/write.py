@@ -1,0 +1,101 @@
+"""A synthetic restaurant world with known truth: reviews, restaurants, photos and the best AUC there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dlrrec_torchrec.ingest.synthetic import pictures, text
+from dlrrec_torchrec.ingest.synthetic.world import World, expected_auc, make_world
+from dlrrec_torchrec.store.schema import ITEMS, REVIEWS
+
+TRUTH = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("probability", pa.float32())])
+
+
+def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """Make the world of a size ("tiny", "small" or "paper") and a seed; the same arguments, the same world.
+
+    Writes the photos to `folder`/pictures and each review's true probability of a positive label to
+    `folder`/truth.parquet (user_id, item_id, probability f32; rows as the reviews).
+
+    Returns:
+        reviews: schema.REVIEWS in the order of time; image paths are relative to `folder`.
+        items: schema.ITEMS.
+        facts: counts, shares and three AUCs: `reachable_auc`, what the true probabilities reach in
+            expectation and no model can pass; `sampled_auc`, what they reach on the labels as drawn;
+            `means_auc`, what the true user mean plus the true item mean reach in expectation.
+
+    Raises DataError for an unknown size or a negative seed.
+    """
+    folder = Path(folder)
+    world = make_world(size, seed)
+    # Streams of their own, so that words and pictures can change without changing who rates what.
+    menu_rng, word_rng, photo_rng, item_rng = np.random.default_rng([seed, 1]).spawn(4)
+    menus = text.make_menus(menu_rng, world.types)
+    price = text.make_prices(item_rng, world.price_level)
+    texts = text.compose(
+        word_rng,
+        world.user,
+        world.item,
+        world.rating,
+        taste=world.taste,
+        sensitivity=world.sensitivity,
+        types=world.types,
+        menus=menus,
+        price_level=world.price_level,
+        price=price,
+    )
+    photos = pictures.take_photos(photo_rng, world.item, world.rating >= 4, menus, world.family)
+    drawn = pictures.write_pictures(photos, folder)
+
+    user_names = np.asarray([f"u{n:05d}" for n in range(len(world.taste))], dtype=object)
+    item_names = np.asarray([f"r{n:05d}" for n in range(len(world.types))], dtype=object)
+    pairs = {"user_id": user_names[world.user], "item_id": item_names[world.item]}
+    reviews = pa.table(
+        pairs
+        | {
+            "rating": world.rating.astype(np.float32),
+            "text": texts,
+            "timestamp": world.timestamp,
+            "images": [[pictures.file_name(*photo) for photo in taken] or None for taken in photos],
+            "captions": [[pictures.caption(*photo) for photo in taken] or None for taken in photos],
+            "split": pa.nulls(len(texts), pa.string()),
+        },
+        schema=REVIEWS,
+    )
+    items = pa.table(
+        {
+            "item_id": item_names,
+            "title": text.make_titles(item_rng, world.types),
+            "text": pa.nulls(len(price), pa.string()),
+            "categories": [[text.TYPE_NAMES[code] for code in codes] for codes in world.types],
+            "price": price,
+            "images": pa.nulls(len(price), ITEMS.field("images").type),
+            "captions": pa.nulls(len(price), ITEMS.field("captions").type),
+        },
+        schema=ITEMS,
+    )
+    truth = pa.table(pairs | {"probability": world.probability.astype(np.float32)}, schema=TRUTH)
+    pq.write_table(truth, folder / "truth.parquet", compression="zstd")
+    return reviews, items, _facts(world, texts, photos, drawn)
+
+
+def _facts(world: World, texts: list[str | None], photos: list, drawn: int) -> dict[str, Any]:
+    label = world.rating >= 4
+    expected = expected_auc(world.probability)
+    return {
+        "reviews": len(label),
+        "users": len(world.taste),
+        "items": len(world.types),
+        "positive_share": float(label.mean()),
+        "text_share": float(np.mean([words is not None for words in texts])),
+        "photo_share": float(np.mean([bool(taken) for taken in photos])),
+        "pictures": drawn,
+        "reachable_auc": expected,
+        "sampled_auc": expected_auc(label.astype(float), world.probability),
+        "means_auc": expected_auc(world.probability, world.means),
+    }

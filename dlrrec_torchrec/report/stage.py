@@ -1,0 +1,232 @@
+"""Stage `report`: the evaluations of all seeds as one table, figures and one self-contained HTML page."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from dlrrec_torchrec.report import figures, page
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.store.manifest import Manifest, json_safe, stage_output
+from dlrrec_torchrec.store.paths import RunPaths
+
+FIGURES = {
+    "roc.png": "ROC curves",
+    "calibration.png": "Calibration",
+    "learning_curves.png": "Learning curves; a dot marks the selected epoch",
+    "confusion.png": "Confusion matrices at a threshold of 0.5, counts of all seeds",
+    "swing_scores.png": "Scores of the SWING neighbours",
+}
+
+
+def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.PathLike) -> Manifest:
+    """Write `metrics.json`, `table.md`, the figures and `index.html` for the seeds `runs` into `out_dir`.
+
+    `metrics.json` holds for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
+    the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
+    `sd` is null for a single seed. Raises DataError if a seed is not evaluated or lacks a variant, or if the
+    seeds' protocols differ.
+    """
+    stages = {name: manifests for name, manifests in _manifests(runs, variants).items() if manifests}
+    inputs = {
+        f"{name}/{number}": manifest.fingerprint
+        for name, manifests in stages.items()
+        for number, manifest in enumerate(manifests)
+    }
+    manifest = Manifest("report", {"variants": list(variants), "seeds": len(runs)}, inputs)
+    if done := manifest.current(out_dir):
+        return done
+    evaluations = [_evaluation(run, variants) for run in runs]
+    with stage_output(manifest, out_dir) as folder:
+        summary = summarize(evaluations, variants)
+        _draw(runs, summary, folder)
+        (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        (folder / "table.md").write_text(page.markdown_table(summary), encoding="utf-8")
+        html = page.html_page(summary, stages, {folder / name: caption for name, caption in FIGURES.items()})
+        (folder / "index.html").write_text(html, encoding="utf-8")
+        manifest.rows = {"seeds": len(runs), "test": summary["rows"][0]}
+        manifest.facts = {
+            f"auc/{name}": metrics["auc"]["mean"]
+            for name, metrics in (summary["models"] | summary["baselines"]).items()
+        }
+    return manifest
+
+
+def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> dict[str, Any]:
+    """Mean, standard deviation and each seed's value of every metric of the seeds' `metrics.json`.
+
+    Adds `reachable_share` = (AUC - 0.5) / (reachable AUC - 0.5) where the reachable AUC is known: 0 is
+    chance, 1 is a model that knows the true probabilities. Raises DataError if the protocols differ.
+    """
+    protocols = {e["protocol"] for e in evaluations}
+    if len(protocols) > 1:
+        raise DataError(f"report: seeds of different protocols ({', '.join(sorted(protocols))}); train again")
+    reachable = [e["reachable_auc"] for e in evaluations]
+
+    def table(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+        shares = [_share(row["auc"], top) for row, top in zip(rows, reachable, strict=True)]
+        return {key: _spread([row[key] for row in rows]) for key in rows[0]} | {
+            "reachable_share": _spread(shares)
+        }
+
+    shared = [n for n in evaluations[0]["baselines"] if all(n in e["baselines"] for e in evaluations)]
+    known = all(e["truth"] is not None for e in evaluations)
+    notes: dict[str, list[int]] = {}
+    for number, evaluation in enumerate(evaluations):
+        for note in evaluation["notes"]:
+            notes.setdefault(note, []).append(number)
+    several = len(evaluations) > 1
+    return json_safe(
+        {
+            "protocol": protocols.pop(),
+            "seeds": len(evaluations),
+            "rows": [e["rows"] for e in evaluations],
+            "positives": [e["positives"] for e in evaluations],
+            "reachable_auc": _spread(reachable),
+            "truth": table([e["truth"] for e in evaluations]) if known else None,
+            "models": {name: table([e["models"][name] for e in evaluations]) for name in variants},
+            "baselines": {name: table([e["baselines"][name] for e in evaluations]) for name in shared},
+            "notes": [
+                note + (f" (seed {', '.join(map(str, found))})" if several else "")
+                for note, found in notes.items()
+            ]
+            + ([] if several else ["one seed: no standard deviation; differences may be chance"])
+            + ([] if known else ["the true probabilities are unknown: no reachable AUC"]),
+        }
+    )
+
+
+def format_table(report: str | os.PathLike | Mapping[str, Any]) -> str:
+    """The table of results for a terminal: `report` is a report's folder or its summary."""
+    if isinstance(report, Mapping):
+        return page.text_table(report)
+    path = Path(report) / "metrics.json"
+    try:
+        return page.text_table(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not there; run the stage 'report' first") from None
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, Any]:
+    found = np.array([v for v in values if v is not None and math.isfinite(v)], np.float64)
+    return {
+        "mean": float(found.mean()) if len(found) else None,
+        "sd": float(found.std(ddof=1)) if len(found) > 1 else None,
+        "seeds": list(values),
+    }
+
+
+def _share(auc: float | None, reachable: float | None) -> float | None:
+    if auc is None or reachable is None or reachable <= 0.5:
+        return None
+    return (auc - 0.5) / (reachable - 0.5)
+
+
+def _evaluation(run: RunPaths, variants: Sequence[str]) -> dict[str, Any]:
+    path = run.evaluation / "metrics.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: not there; run the stage 'evaluate' first") from None
+    missing = [name for name in variants if name not in found["models"]]
+    if missing:
+        raise DataError(f"{path}: variant '{missing[0]}' is not evaluated; run the stage 'evaluate' again")
+    return found
+
+
+def _manifests(runs: Sequence[RunPaths], variants: Sequence[str]) -> dict[str, list[Manifest]]:
+    """Stage -> the manifest of each seed (of each run once, for what the seeds share), where there is one."""
+    folders = {
+        "ingest": [runs[0].reviews],
+        "split": [run.split for run in runs],
+        "extract": [run.content for run in runs],
+        "swing": [run.swing for run in runs],
+        "prepare": [run.shards for run in runs],
+        **{f"train: {name}": [run.train(name) for run in runs] for name in variants},
+        "evaluate": [run.evaluation for run in runs],
+    }
+    return {
+        name: [Manifest.read(f) for f in found if (f / "manifest.json").exists()]
+        for name, found in folders.items()
+    }
+
+
+def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> None:
+    """Draw every figure, and note in the summary what could not be drawn."""
+    models, baselines = list(summary["models"]), list(summary["baselines"])
+    histories = {name: [_history(run.train(name)) for run in runs] for name in models}
+    best = {name: [_best_epoch(run.train(name)) for run in runs] for name in models}
+    absent = [name for name, seeds in histories.items() if not any(seeds)]
+    summary["notes"] += [f"no metrics.jsonl of '{name}': no learning curve" for name in absent]
+    figures.learning_curves(histories, best, folder / "learning_curves.png")
+
+    tables = {name: [_prediction(run.evaluation / "predictions" / f"{name}.parquet") for run in runs]
+              for name in models}  # fmt: skip
+    plain = {
+        name: [
+            _prediction(run.evaluation / "baselines" / f"{name.replace(' ', '-')}.parquet") for run in runs
+        ]
+        for name in baselines
+    }
+    metrics = summary["models"] | summary["baselines"]
+    legends = {name: f"{name}, AUC {page.cell(m['auc'])}" for name, m in metrics.items()}
+    figures.roc_curves(
+        {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in tables.items()},
+        {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in plain.items()},
+        legends,
+        folder / "roc.png",
+    )
+    probabilities = {
+        name: [(t["label"], t["probability"]) for t in seeds] for name, seeds in (tables | plain).items()
+    }
+    figures.calibration_curves(probabilities, models, folder / "calibration.png")
+    counts = {name: {k: sum(m[k]["seeds"]) for k in ("tp", "fp", "tn", "fn")} for name, m in metrics.items()}
+    figures.confusion_matrices(counts, folder / "confusion.png")
+
+    scores, coverage = _swing(runs)
+    if not any(scores.values()):
+        summary["notes"].append("no SWING neighbours: their scores are not drawn")
+    figures.swing_scores(scores, coverage, folder / "swing_scores.png")
+
+
+def _swing(runs: Sequence[RunPaths]) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
+    """For users and items: each seed's neighbour scores, and in words how many entities have neighbours."""
+    scores: dict[str, list[np.ndarray]] = {"users": [], "items": []}
+    coverage = {}
+    for kind, found in scores.items():
+        with_any = entities = 0
+        for run in runs:
+            if not (run.swing / kind).exists():
+                continue
+            lists = read_table(run.swing / kind, schema.NEIGHBORS, ["scores"])["scores"].combine_chunks()
+            found.append(lists.flatten().to_numpy())
+            with_any += int((lists.value_lengths().to_numpy(zero_copy_only=False) > 0).sum())
+            entities += int(Manifest.read(run.shards).facts[kind])
+        coverage[kind] = f"{with_any / max(entities, 1):.0%} have neighbours" if found else "not computed"
+    return scores, coverage
+
+
+def _history(train_dir: Path) -> list[dict[str, Any]]:
+    path = train_dir / "metrics.jsonl"
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _best_epoch(train_dir: Path) -> int | None:
+    path = train_dir / "best.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("epoch") if path.exists() else None
+
+
+def _prediction(path: Path) -> dict[str, np.ndarray]:
+    table = pq.read_table(path, columns=["label", "probability", "score"])
+    return {name: table[name].to_numpy() for name in table.column_names}

@@ -1,0 +1,1 @@
+"""A trained model at work: loading it, scoring pairs, recommending. Imports no training."""

@@ -1,0 +1,44 @@
+"""A trained model, ready to predict in one process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from dlrrec_torchrec.config import ModelConfig, from_dict
+from dlrrec_torchrec.distributed.quiet import quiet
+from dlrrec_torchrec.distributed.ranks import resolve_device
+from dlrrec_torchrec.models.build import build_model
+from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.weights import load_model
+from dlrrec_torchrec.sharding.fill import fill_content
+from dlrrec_torchrec.store.checkpoint_files import BEST
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.manifest import Manifest
+
+
+def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, device: str = "cpu") -> DLRREC:
+    """The best epoch's model, unsharded on one device, in eval mode; needs no launcher and no process group.
+
+    Args:
+        train_dir: of a finished training.
+        shards_dir: the shards it was trained on.
+        device: "cpu", "cuda" or "auto".
+
+    Raises:
+        DataError: a training that is not finished, or was made on other shards; a damaged checkpoint.
+    """
+    trained, shards = Manifest.read(train_dir), Manifest.read(shards_dir)
+    if trained.inputs.get("shards") != shards.fingerprint:
+        raise DataError(f"{train_dir}: not trained on {shards_dir}; run `dlrrec train` again")
+    model = build_model(
+        from_dict(ModelConfig, trained.config["model"], str(train_dir)),
+        dense_width=shards.facts["dense_width"],
+        num_users=shards.facts["users"],
+        num_items=shards.facts["items"],
+        device="cpu",
+    )
+    with quiet():
+        load_model(Path(train_dir) / "checkpoints" / BEST, model, prefix="model.")
+    fill_content(model, shards_dir)
+    return model.to(resolve_device(device)).eval()

@@ -1,0 +1,198 @@
+"""Ranking of the items that a user has not reviewed, by a trained model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import io
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pyarrow.dataset as pads
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dlrrec_torchrec.config import ModelConfig, from_dict
+from dlrrec_torchrec.data.entities import Entities, Items, load_entities, pair_batch
+from dlrrec_torchrec.metrics import sigmoid
+from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
+from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import part_files, read_table
+from dlrrec_torchrec.store.manifest import Manifest, json_safe
+from dlrrec_torchrec.store.schema import PAD_CATEGORY
+
+_MANY_IDS = 50_000  # above this, only ids that begin alike are compared with a mistyped one
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommended:
+    """One recommended item."""
+
+    rank: int  # from 1
+    item_id: str
+    title: str  # empty where the source has none
+    probability: float | None  # of a positive review; None where the user is unknown
+    categories: list[str]  # best first
+    reviews: int  # training reviews of the item
+
+
+@dataclasses.dataclass(frozen=True)
+class Recommendations:
+    """The items for one user, best first; the most reviewed items where the user is unknown."""
+
+    user_id: str
+    known_user: bool
+    seen: int  # items of the user's training rows
+    items: list[Recommended]
+    similar_ids: list[str]  # known ids that look like an unknown one
+    message: str
+
+    def to_json(self) -> str:
+        return json.dumps(json_safe(dataclasses.asdict(self)), indent=2, ensure_ascii=False)
+
+    def to_text(self, width: int = 110) -> str:
+        """The message and a table of the items, for a terminal."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        table.add_column("#", justify="right")
+        table.add_column("item", overflow="fold")
+        if self.known_user:
+            table.add_column("probability", justify="right")
+        table.add_column("reviews", justify="right")
+        table.add_column("categories", overflow="ellipsis", no_wrap=True)
+        for item in self.items:
+            probability = [f"{item.probability:.3f}"] if self.known_user else []
+            name = item.title or item.item_id
+            shown = [str(item.rank), escape(name), *probability, f"{item.reviews:,}"]
+            table.add_row(*shown, escape(", ".join(item.categories[:3])))
+        console = Console(file=io.StringIO(), width=width, color_system=None)
+        console.print(escape(self.message))
+        if self.items:
+            console.print(table)
+        return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
+
+
+def recommend(
+    shards_dir: str | os.PathLike,
+    train_dir: str | os.PathLike,
+    user_id: str,
+    n: int = 10,
+    include_seen: bool = False,
+    batch_size: int = 4096,
+    device: str = "cpu",
+) -> Recommendations:
+    """The `n` items with the highest predicted probability of a positive review by `user_id`.
+
+    Every item is scored, except those of the user's training rows unless `include_seen`; ties are in the
+    order of the item codes. An unknown user gets the items with the most training reviews, a message that
+    says so, and the known ids that look alike. Raises DataError if `n` < 1, or the model is not trained.
+    """
+    if n < 1:
+        raise DataError(f"-n {n}: must be at least 1")
+    entities = load_entities(shards_dir)
+    names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
+    user = entities.users.codes.get(user_id)
+    if user is None:
+        popular = np.argsort(-entities.items.count, kind="stable")[:n]
+        similar = similar_ids(user_id, entities.users.ids)
+        message = (
+            f"User '{user_id}' has no training reviews, so nothing is known of this user's taste."
+            f"{' Similar ids: ' + ', '.join(similar) + '.' if similar else ''} The most reviewed items:"
+        )
+        return Recommendations(
+            user_id, False, 0, _described(entities.items, popular, None, names), similar, message
+        )
+    seen = seen_items(shards_dir, user)
+    every = np.arange(len(entities.items))
+    candidates = every if include_seen else np.setdiff1d(every, seen)
+    logit = score_items(shards_dir, train_dir, entities, user, candidates, batch_size, device)
+    best = np.argsort(-logit, kind="stable")[:n]
+    probability = sigmoid(logit[best])
+    which = "items" if include_seen else "items that are new to this user"
+    message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(seen):,}:"
+    if not len(candidates):
+        message = f"User '{user_id}' has reviewed every item; --include-seen ranks those."
+    return Recommendations(
+        user_id,
+        True,
+        len(seen),
+        _described(entities.items, candidates[best], probability, names),
+        [],
+        message,
+    )
+
+
+def example_user(shards_dir: str | os.PathLike) -> str:
+    """The id of the user with the most training reviews (the first of several): one to try `recommend` on."""
+    users = read_table(Path(shards_dir) / "entities" / "users", schema.USER_ENTITY, ["id", "count"])
+    if not users.num_rows:
+        raise DataError(f"{shards_dir}/entities/users: there are no users; run prepare again")
+    return users["id"][int(np.argmax(users["count"].to_numpy()))].as_py()
+
+
+def seen_items(shards_dir: str | os.PathLike, user: int) -> np.ndarray:
+    """The distinct item codes of the training rows of the user with code `user`, ascending."""
+    rows = pads.dataset(part_files(Path(shards_dir) / "train"))
+    found = rows.to_table(columns=["item"], filter=pads.field("user") == user)
+    return np.unique(found["item"].to_numpy()).astype(np.int64)
+
+
+def score_items(
+    shards_dir: str | os.PathLike,
+    train_dir: str | os.PathLike,
+    entities: Entities,
+    user: int,
+    items: np.ndarray,
+    batch_size: int,
+    device: str,
+) -> np.ndarray:
+    """Logits f64 [N] of the item codes `items` [N] for one user, by the best checkpoint in `train_dir`."""
+    facts = Manifest.read(shards_dir).facts
+    settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
+    lookups = build_lookups(settings)
+    model = load_trained(train_dir, shards_dir, device)
+    place = next(model.parameters()).device
+    logits = [np.zeros(0)]
+    with torch.no_grad():
+        for start in range(0, len(items), batch_size):
+            codes = items[start : start + batch_size]
+            batch = pair_batch(
+                entities,
+                np.full(len(codes), user),
+                codes,
+                facts["dense"],
+                facts["rating_range"],
+                row_modalities(settings),
+                sparse_keys(settings),
+            )
+            batch = (lookups(batch) if lookups else batch).to(place)
+            logits.append(model.score(batch).double().cpu().numpy())
+    return np.concatenate(logits)
+
+
+def similar_ids(wanted: str, ids: list[str], most: int = 3) -> list[str]:
+    """Up to `most` of `ids` that look like `wanted`, best first; upper and lower case count as the same."""
+    start = wanted[:2].lower()
+    folded = {i.lower(): i for i in ids if len(ids) <= _MANY_IDS or i.lower().startswith(start)}
+    return [folded[i] for i in difflib.get_close_matches(wanted.lower(), folded, most, cutoff=0.75)]
+
+
+def _described(
+    items: Items, codes: np.ndarray, probability: np.ndarray | None, names: list[str]
+) -> list[Recommended]:
+    return [
+        Recommended(
+            rank=place + 1,
+            item_id=items.ids[code],
+            title=items.titles[code] or "",
+            probability=None if probability is None else float(probability[place]),
+            categories=[names[c] for c in items.category[code] if c != PAD_CATEGORY],
+            reviews=int(items.count[code]),
+        )
+        for place, code in enumerate(codes)
+    ]

@@ -1,0 +1,1 @@
+"""What lies on disk: schemas, folders of Parquet, manifests, the paths of a run."""

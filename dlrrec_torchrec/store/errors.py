@@ -1,0 +1,7 @@
+"""The one exception for input that cannot be used."""
+
+from __future__ import annotations
+
+
+class DataError(Exception):
+    """Input that cannot be used. The message names the file, column, row or flag, and the way out."""

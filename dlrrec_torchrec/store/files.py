@@ -1,0 +1,136 @@
+"""Folders of Parquet parts: reading them against a schema, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.parquet as pq
+
+from dlrrec_torchrec.store import packed
+from dlrrec_torchrec.store.errors import DataError
+
+
+def check_schema(found: pa.Schema, wanted: pa.Schema, where: str | os.PathLike) -> None:
+    """Raise DataError naming the file and the first column that is missing or of another type."""
+    for field in wanted:
+        index = found.get_field_index(field.name)
+        if index < 0:
+            raise DataError(f"{where}: column '{field.name}' is missing (found: {', '.join(found.names)})")
+        if not _same_type(found.field(index).type, field.type):
+            raise DataError(
+                f"{where}: column '{field.name}' has type {found.field(index).type}, wanted {field.type}; "
+                "run the stage that writes this folder again"
+            )
+
+
+def _same_type(a: pa.DataType, b: pa.DataType) -> bool:
+    """Equal up to string/large_string and list/large_list, which writers choose freely."""
+    if pa.types.is_string(b):
+        return pa.types.is_string(a) or pa.types.is_large_string(a) or pa.types.is_string_view(a)
+    if pa.types.is_fixed_size_list(b):
+        return pa.types.is_fixed_size_list(a) and a.list_size == b.list_size and a.value_type == b.value_type
+    if pa.types.is_list(b):
+        return (pa.types.is_list(a) or pa.types.is_large_list(a)) and _same_type(a.value_type, b.value_type)
+    return a == b
+
+
+def part_files(folder: str | os.PathLike) -> list[Path]:
+    """The folder's Parquet parts in order. Raises DataError if there is none."""
+    parts = sorted(Path(folder).glob("part-*.parquet"))
+    if not parts:
+        raise DataError(f"{folder}: no part-*.parquet here; run the stage that writes this folder first")
+    return parts
+
+
+def read_table(
+    folder: str | os.PathLike, schema: pa.Schema, columns: list[str] | None = None, rows: int | None = None
+) -> pa.Table:
+    """All (or the first `rows`) rows of a folder of parts, checked against `schema` (or `columns` of it), in
+    its types.
+    """
+    parts = part_files(folder)
+    wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
+    stored = packed.stored_schema(wanted)
+    for part in parts:
+        check_schema(pq.read_schema(part), stored, part)
+    if rows is None:
+        table = pads.dataset(parts).to_table(columns=wanted.names)
+    else:
+        table = _first_rows(parts, stored, rows)
+    return packed.unpack(table.cast(stored)).cast(wanted)
+
+
+def _first_rows(parts: list[Path], stored: pa.Schema, rows: int) -> pa.Table:
+    """Read on, in this thread, until there are `rows` rows: what reads ahead would go on after that."""
+    batches: list[pa.RecordBatch] = []
+    for part in parts:
+        with pq.ParquetFile(part) as file:
+            for batch in file.iter_batches(rows, columns=stored.names, use_threads=False):
+                batches.append(batch)
+                if sum(b.num_rows for b in batches) >= rows:
+                    return pa.Table.from_batches(batches).slice(0, rows)
+    return pa.Table.from_batches(batches, None if batches else stored)
+
+
+def write_table(
+    table: pa.Table, folder: str | os.PathLike, rows_per_part: int = 1 << 20, first: int = 0
+) -> int:
+    """Write `table` as part-00000.parquet (or `first`), ... into `folder`; at least one, even when empty."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored = packed.pack(table)
+    for number, start in enumerate(range(0, max(table.num_rows, 1), rows_per_part), first):
+        path = folder / f"part-{number:05d}.parquet"
+        pq.write_table(stored.slice(start, rows_per_part), path, **parquet_options(stored.schema))
+    return table.num_rows
+
+
+def parquet_options(stored: pa.Schema) -> dict[str, Any]:
+    """How a table is written: rows of shards, which are read in every epoch, for speed, others for size.
+
+    Vectors never repeat, so they have no dictionaries. What was measured: docs/benchmarks.md.
+    """
+    rows = any(map(packed.is_packed, stored))
+    return {
+        "compression": "lz4" if rows else "zstd",
+        "use_dictionary": [
+            f.name for f in stored if not pa.types.is_nested(f.type) and not packed.is_packed(f)
+        ],
+        "write_statistics": not rows,
+    }
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that takes its place when the block ends without an error."""
+    target = Path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in [*target.parent.glob(f".{target.name}.tmp-*"), *target.parent.glob(f".{target.name}.old-*")]:
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        old = target.parent / f".{target.name}.old-{os.getpid()}"
+        if target.exists():
+            target.rename(old)
+        temporary.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_text_atomic(path: str | os.PathLike, text: str) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,137 @@
+"""The manifest that every stage leaves beside its output, and the frame of a stage around it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import atomic_folder, write_text_atomic
+from dlrrec_torchrec.store.schema import SCHEMA_VERSION
+
+
+@dataclasses.dataclass
+class Manifest:
+    """What a stage did. `fingerprint` names its output: equal fingerprints mean equal inputs and settings."""
+
+    stage: str
+    config: dict[str, Any]
+    inputs: dict[str, str]  # input name -> fingerprint or content hash
+    rows: dict[str, int] = dataclasses.field(default_factory=dict)
+    facts: dict[str, Any] = dataclasses.field(default_factory=dict)  # what the stage reports
+    seconds: float = 0.0
+    peak_memory_mib: float = 0.0
+    schema_version: int = SCHEMA_VERSION
+    reused: bool = False  # set by `current`, never written
+
+    @property
+    def fingerprint(self) -> str:
+        return digest([self.stage, self.schema_version, self.config, self.inputs])
+
+    def write(self, folder: str | os.PathLike) -> None:
+        body = jsonable(self) | {"fingerprint": self.fingerprint}
+        del body["reused"]
+        write_text_atomic(Path(folder) / "manifest.json", json.dumps(body, indent=2, default=str) + "\n")
+
+    def current(self, folder: str | os.PathLike) -> Manifest | None:
+        """The manifest in `folder` if that folder already holds the output of this very stage, else None."""
+        if not (Path(folder) / "manifest.json").exists():
+            return None
+        found = Manifest.read(folder)
+        found.reused = True
+        return found if found.fingerprint == self.fingerprint else None
+
+    @staticmethod
+    def read(folder: str | os.PathLike) -> Manifest:
+        path = Path(folder) / "manifest.json"
+        try:
+            body = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DataError(
+                f"{path}: not there; run the stage that writes '{Path(folder).name}' first "
+                "(`dlrrec run` runs all in order)"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise DataError(
+                f"{path}: not valid JSON ({error}); delete the folder and run its stage"
+            ) from None
+        names = {f.name for f in dataclasses.fields(Manifest)}
+        return Manifest(**{k: v for k, v in body.items() if k in names})
+
+
+@contextlib.contextmanager
+def timed(manifest: Manifest) -> Iterator[None]:
+    """Fill in the manifest's seconds and the peak memory (MiB) of the block."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew for each stage
+    start = time.monotonic()
+    yield
+    manifest.seconds = round(time.monotonic() - start, 3)
+    manifest.peak_memory_mib = _peak_memory_mib()
+
+
+def _peak_memory_mib() -> float:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return round(int(line.split()[1]) / 1024, 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
+
+
+@contextlib.contextmanager
+def stage_output(manifest: Manifest, target: str | os.PathLike) -> Iterator[Path]:
+    """The frame of a stage: a temporary folder to write to, timing, the manifest, then the final name."""
+    with atomic_folder(target) as folder:
+        with timed(manifest):
+            yield folder
+        manifest.write(folder)
+
+
+def digest(value: Any) -> str:
+    """A short hash of any JSON-like value."""
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
+
+
+def file_digest(paths: Iterable[str | os.PathLike]) -> str:
+    """A hash over the contents of files (and their names)."""
+    total = hashlib.blake2b(digest_size=12)
+    for path in sorted(map(Path, paths)):
+        total.update(path.name.encode())
+        with open(path, "rb") as stream:
+            while chunk := stream.read(1 << 22):
+                total.update(chunk)
+    return total.hexdigest()
+
+
+def jsonable(value: Any) -> Any:
+    """Dataclasses, paths and mappings as plain JSON values."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def json_safe(value: Any) -> Any:
+    """`value` with every number that JSON cannot hold (NaN, infinity) as None, numpy scalars as Python's."""
+    if isinstance(value, Mapping):
+        return {str(k): json_safe(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [json_safe(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

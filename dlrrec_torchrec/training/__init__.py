@@ -1,0 +1,1 @@
+"""Shards -> a trained model. The stage is `training.stage.train`."""

@@ -1,0 +1,153 @@
+"""Watching a training: measurements after every so many steps, alarms, and a trace of some steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torchrec.distributed.model_parallel import get_unwrapped_module
+from torchrec.optim.keyed import CombinedOptimizer
+
+from dlrrec_torchrec.training.history import History
+from dlrrec_torchrec.training.probe import SETTLED, Probe
+from dlrrec_torchrec.training.trainer import LOSSES, Trainer
+
+_PARTS = {"towers": ".towers.", "dense_arch": ".dense_arch.model.", "over_arch": ".over_arch."}
+_WARM_UP = 2  # steps before a trace
+
+
+class Observer:
+    """Looks at a training on rank 0; on other ranks it does nothing.
+
+    Args:
+        trainer: to look at; its pipeline calls `before_update`.
+        optimizer: whose dense part's gradients are measured.
+        history: gets the records.
+        probe: of the towers; None without any.
+        every: steps between two records, 0 for none.
+        traced: steps to trace, 0 for none; they begin after two others.
+        folder: gets `profile/`.
+        total: steps of the whole training.
+        active: whether this is rank 0.
+        say: prints a line.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        optimizer: CombinedOptimizer,
+        history: History,
+        probe: Probe | None,
+        *,
+        every: int,
+        traced: int,
+        folder: Path,
+        total: int,
+        active: bool,
+        say: Callable[[str], Any],
+    ) -> None:
+        self._trainer, self._history, self._probe = trainer, history, probe
+        self._every, self._total, self._active, self._say = every if active else 0, total, active, say
+        self._model = get_unwrapped_module(trainer.model).model
+        self._dense = {
+            name: parameter
+            for part, found in optimizer.optimizers
+            if part == "dense"
+            for name, parameter in found.params.items()
+        }
+        self._norms: dict[str, float] = {}
+        self._mark = (trainer.step, *trainer.clocks)
+        self._alarmed: set[str] = set()
+        self._trace = _Trace(folder / "profile", traced) if traced and active else None
+
+    def before_update(self) -> None:
+        """Measure the gradients, before they are clipped, in a step that gets a record."""
+        if self._every and (self._trainer.step + 1) % self._every == 0:
+            self._norms = gradient_norms(self._dense)
+
+    def after_step(self, epoch: int) -> None:
+        """Write a record, if this step gets one; trace it, if it is to be traced."""
+        if self._trace is not None:
+            self._trace.after_step()
+        step = self._trainer.step
+        if not self._every or step % self._every:
+            return
+        mark = (step, *self._trainer.clocks)
+        steps, rows, busy, waited = (now - then for now, then in zip(mark, self._mark, strict=True))
+        self._mark = mark
+        record = {"step": step, "epoch": epoch, "steps": steps, "seconds": busy}
+        record |= {"rows_per_second": rows / busy, "data_wait": waited / busy}
+        record |= self._trainer.rates | self._trainer.recent_losses(steps) | self._norms | self.probed()
+        self._history.interval(record)
+        losses = " ".join(f"{name.removeprefix('loss_')} {record[name]:.4f}" for name in LOSSES)
+        self._say(
+            f"step {step:,} of {self._total:,} · epoch {epoch} · loss {losses} · {record['lr']:.2g} lr · "
+            f"gradient {record['grad_norm']:.3g} · {record['rows_per_second']:,.0f} rows/s · "
+            f"{record['data_wait']:.0%} waiting for data"
+        )
+
+    def probed(self) -> dict[str, float]:
+        """What the towers do (`Probe.measure`); says what gives alarm, once until it is over.
+
+        No alarm in the first SETTLED steps.
+        """
+        if self._probe is None or not self._active:
+            return {}
+        found = self._probe.measure(self._model)
+        if self._trainer.step < SETTLED:
+            return found
+        alarms = self._probe.alarms(self._model, found)
+        for name in alarms.keys() - self._alarmed:
+            self._say(f"warning: step {self._trainer.step:,}: {alarms[name]}")
+        self._alarmed = set(alarms)
+        return found
+
+    def close(self) -> None:
+        """Write a trace that is not complete."""
+        if self._trace is not None:
+            self._trace.close()
+
+
+def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
+    """Euclidean norms of the gradients: `grad_norm` of all, and of `towers`, `dense_arch` and `over_arch`."""
+    having = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    norms = torch.stack(torch._foreach_norm(list(having.values()))) if having else torch.zeros(0)
+    squares = dict(zip(having, norms.double().square().tolist(), strict=True))
+    found = {"grad_norm": math.sqrt(sum(squares.values()))}
+    for part, mark in _PARTS.items():
+        found[f"grad_norm_{part}"] = math.sqrt(sum(v for name, v in squares.items() if mark in f".{name}"))
+    return found
+
+
+class _Trace:
+    """One trace of `steps` steps: trace.json for chrome://tracing or Perfetto, operations.txt to read."""
+
+    def __init__(self, folder: Path, steps: int) -> None:
+        self._folder, self._steps, self._seen = folder, steps, 0
+        self._profile: profile | None = None
+
+    def after_step(self) -> None:
+        self._seen += 1
+        if self._seen == _WARM_UP:
+            activities = [ProfilerActivity.CPU]
+            activities += [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
+            self._profile = profile(activities=activities)
+            self._profile.start()
+        elif self._seen == _WARM_UP + self._steps:
+            self.close()
+
+    def close(self) -> None:
+        found, self._profile = self._profile, None
+        if found is None:
+            return
+        found.stop()
+        self._folder.mkdir(parents=True, exist_ok=True)
+        found.export_chrome_trace(str(self._folder / "trace.json"))
+        by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
+        table = found.key_averages().table(sort_by=by, row_limit=50, max_name_column_width=60)
+        (self._folder / "operations.txt").write_text(table + "\n", encoding="utf-8")

@@ -1,0 +1,72 @@
+"""The optimizers of tables and dense part, and the learning rate over the steps."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torchrec.distributed.model_parallel import DistributedModelParallel
+from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.optimizers import in_backward_optimizer_filter
+from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
+
+from dlrrec_torchrec.sharding.table_optimizers import FUSED_EPS, RowAdam
+
+
+def make_optimizer(
+    model: DistributedModelParallel, lr: float, weight_decay: float = 0.0, table_optimizer: str = "adam"
+) -> CombinedOptimizer:
+    """The tables' fused optimizers, the same for replicated tables, and AdamW for the dense part.
+
+    AdamW is Adam where `weight_decay` is 0. Only the dense part's matrices decay: tables, biases, norms and
+    the contrastive weights do not. `table_optimizer`: as in `parallel.shard`.
+    """
+    replicated = {
+        "adam": RowAdam,
+        "rowwise_adagrad": lambda params: RowWiseAdagrad(params, eps=FUSED_EPS),
+        "sgd": lambda params: torch.optim.SGD(params, lr=lr),
+    }[table_optimizer]
+
+    def adam(params: list[Tensor]) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [p for p in params if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in params if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(groups, lr=lr)
+
+    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
+    tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
+    dense = {name: p for name, p in rest.items() if name not in tables}
+    parts = [("tables", model.fused_optimizer), ("dense", KeyedOptimizerWrapper(dense, adam))]
+    if tables:
+        parts.append(("tables", KeyedOptimizerWrapper(tables, replicated)))
+    return CombinedOptimizer(parts)
+
+
+def dense_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """What `make_optimizer`'s optimizer updates but for tables; of any other optimizer, all."""
+    parts = [("dense", optimizer)]
+    if isinstance(optimizer, CombinedOptimizer):
+        parts = optimizer.optimizers
+    groups = [group for name, part in parts if name == "dense" for group in part.param_groups]
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
+    """What the learning rates are multiplied by in step `step` of 0..total-1.
+
+    A linear rise over `warmup` steps, (step + 1) / warmup, then over the share t of the steps that remain:
+    constant 1; linear 1 - t; cosine (1 + cos(pi t)) / 2.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    t = (step - warmup) / max(total - warmup, 1)
+    return {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[schedule]
+
+
+def set_lr(optimizer: CombinedOptimizer, lr: float, table_lr: float) -> None:
+    """Set the learning rates of the next step; to be called before its backward pass."""
+    for name, part in optimizer.optimizers:
+        for group in part.param_groups:
+            group["lr"] = table_lr if name == "tables" else lr

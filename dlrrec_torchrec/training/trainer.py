@@ -1,0 +1,252 @@
+"""The steps of training, and the metrics of held-out rows, over all ranks."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+from torchrec.distributed.model_parallel import DistributedModelParallel, get_unwrapped_module
+from torchrec.optim.keyed import CombinedOptimizer
+
+from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.loader import ShardLoader
+from dlrrec_torchrec.distributed.collectives import gather_rows
+from dlrrec_torchrec.distributed.lockstep import Lockstep
+from dlrrec_torchrec.distributed.ranks import Ranks
+from dlrrec_torchrec.metrics import binary_metrics, sigmoid
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.training.optimizers import lr_factor, set_lr
+from dlrrec_torchrec.training.steps import Pipeline
+
+LOSSES = ("loss_rec", "loss_ii", "loss_uu")
+REPORTED = ("auc", "accuracy", "fpr")  # of the training rows
+
+
+class Trainer:
+    """Takes a sharded model through its epochs, and can go on from the middle of one.
+
+    Args:
+        model: around a TrainWrapper.
+        optimizer: of tables and dense part.
+        pipeline: of steps with them (`steps.make_pipeline`).
+        ranks: this process among the others.
+        lr, table_lr: learning rates of the dense part and of the tables, before the schedule.
+        schedule, warmup_steps: of the learning rates (`optimizers.lr_factor`).
+        total_steps: steps of the whole training.
+        seed: of dropout, together with epoch and rank.
+        asked: whether this process has been asked to stop.
+
+    Attributes:
+        step: steps so far.
+        clocks: of this process, so far: rows trained on, over all ranks; seconds in steps; of these, seconds
+            in which it waited for the loader.
+        rates: `lr` and `table_lr` of the last step.
+        stopping: whether any rank has been asked to stop; all ranks see it after the same step or, when
+            `evaluate` returns None, after the same batch.
+    """
+
+    def __init__(
+        self,
+        model: DistributedModelParallel,
+        optimizer: CombinedOptimizer,
+        pipeline: Pipeline,
+        ranks: Ranks,
+        *,
+        lr: float,
+        table_lr: float,
+        schedule: str,
+        warmup_steps: int,
+        total_steps: int,
+        seed: int,
+        asked: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.model, self._optimizer, self._ranks = model, optimizer, ranks
+        self._lr, self._table_lr, self._seed = lr, table_lr, seed
+        self._schedule, self._warmup, self._total = schedule, warmup_steps, total_steps
+        self._asked = asked
+        self._pipeline = pipeline
+        self.step = 0
+        self.clocks = (0, 0.0, 0.0)
+        self.rates = {"lr": lr, "table_lr": table_lr}
+        self.stopping = False
+        self._resumed: Callable[[], Any] | None = None  # puts the random numbers where they were
+        # Of the epoch under way: label and logit of each row so far, LOSSES of each step, seconds.
+        self._rows: list[Tensor] = []
+        self._losses: list[Tensor] = []
+        self._seconds = 0.0
+
+    def run_epoch(
+        self, rows: ShardLoader, epoch: int, after_step: Callable[[], Any] = lambda: None
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """Train on every row once, or on those that a restored epoch has left.
+
+        Random numbers start anew from (seed, epoch, rank). `after_step` is called after each step, where the
+        model may be saved; what it raises ends the training.
+
+        Returns:
+            the epoch's record: `epoch`, `step` (the last), `lr`, `train_loss` (unweighted BCE in nats),
+            `train_loss_rec`, `train_loss_ii`, `train_loss_uu` (means over the steps), `train_auc`,
+            `train_accuracy`, `train_fpr` (of the predictions made while training), `seconds`,
+            `rows_per_second`; and the losses of each step, name -> f32 [steps].
+
+        Raises:
+            DataError: a loss that is not a number, rows that cannot be read, on all ranks.
+        """
+        first, last = (epoch - 1) * len(rows), epoch * len(rows)
+        draw, self._resumed = self._resumed, None
+        if draw is None:
+            draw = functools.partial(self._draw_from, epoch)
+            self._rows, self._losses, self._seconds = [], [], 0.0
+        self.model.train()
+        rows.set_epoch(epoch)
+        start = time.monotonic() - self._seconds
+        if self.step < last:
+            lockstep = Lockstep(itertools.islice(rows, self.step - first, None), self._asked)
+            batches = _Timed(lockstep)
+        draw()  # after the loader has: the first time, or each time, as it has workers or not
+        while self.step < last:
+            factor = lr_factor(self.step, self._total, self._schedule, self._warmup)
+            self.rates = {"lr": self._lr * factor, "table_lr": self._table_lr * factor}
+            set_lr(self._optimizer, **self.rates)
+            began, waited = time.perf_counter(), batches.seconds
+            output = self._pipeline.progress(batches)
+            passed = len(output["label"]) * self._ranks.world_size, time.perf_counter() - began
+            before = (*passed, batches.seconds - waited)
+            self.clocks = tuple(a + b for a, b in zip(self.clocks, before, strict=True))
+            self._rows.append(torch.stack([output["label"], output["logits"].float()], dim=1))
+            self._losses.append(torch.stack([output[name].float() for name in LOSSES]).unsqueeze(0))
+            self.step += 1
+            self._seconds = time.monotonic() - start
+            self.stopping = lockstep.stop
+            after_step()
+        self._pipeline.detach()  # evaluation and checkpoints see the plain model
+
+        losses = self._checked_losses().cpu().numpy()
+        metrics = self._metrics(torch.cat(self._rows))
+        self._seconds = time.monotonic() - start
+        steps = dict(zip(LOSSES, losses.T, strict=True))
+        factor = lr_factor(last - 1, self._total, self._schedule, self._warmup)
+        record = {"epoch": epoch, "step": last, "lr": self._lr * factor}
+        record |= {"train_loss": metrics["loss"]}
+        record |= {f"train_{name}": float(values.mean()) for name, values in steps.items()}
+        record |= {f"train_{name}": metrics[name] for name in REPORTED}
+        return record | {"seconds": self._seconds, "rows_per_second": rows.rows / self._seconds}, steps
+
+    @torch.no_grad()
+    def evaluate(self, rows: ShardLoader) -> dict[str, float] | None:
+        """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
+
+        None where a rank has been asked to stop meanwhile. Raises DataError for rows that cannot be read, on
+        all ranks.
+        """
+        self.model.eval()
+        model = get_unwrapped_module(self.model).model
+        both, users = [], []
+        batches = Lockstep(rows, self._asked)
+        for batch in batches:
+            batch = batch.to(self._ranks.device)
+            logits = model.score(batch)
+            both.append(torch.stack([batch.label, logits.float()], dim=1))
+            users.append(batch.user)
+            if batches.stop:
+                self.stopping = True
+                return None
+        return self._metrics(torch.cat(both), torch.cat(users))
+
+    def recent_losses(self, steps: int) -> dict[str, float]:
+        """Means of LOSSES over the last `steps` steps, as far as they are of the epoch under way."""
+        means = torch.cat(self._losses[-steps:])[-steps:].mean(0).tolist()
+        return dict(zip(LOSSES, means, strict=True))
+
+    def state(self) -> dict[str, Any]:
+        """What `restore` needs to go on in the middle of this epoch: this rank's tensors, in host memory.
+
+        Raises DataError where a loss is not a number, on all ranks: such a model is not worth keeping.
+        """
+        device = self._ranks.device
+        random = {"cpu": torch.get_rng_state()}
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        losses, rows = self._checked_losses().cpu(), torch.cat(self._rows).cpu()
+        return {"random": random, "losses": losses, "rows": rows, "seconds": self._seconds}
+
+    def restore(
+        self, step: int, epoch: int, states: Sequence[dict[str, Any]] | None, same_ranks: bool
+    ) -> None:
+        """Go on after `step` steps.
+
+        Args:
+            epoch: whole epochs so far.
+            states: the `state` of all ranks of then, dealt out to the present ones: rank 0's first on rank 0.
+                None: `step` ended an epoch.
+            same_ranks: whether there are as many ranks as then, so that each finds its own random numbers. If
+                not, they start anew from (seed, epoch, rank, step).
+        """
+        self.step = step
+        if states is None:
+            return
+        shared = (states[0]["losses"], states[0]["seconds"]) if self._ranks.rank == 0 else None
+        losses, self._seconds = self._ranks.share(shared)
+        device = self._ranks.device
+        self._losses = [losses.to(device)]
+        self._rows = [torch.zeros(0, 2, device=device), *(state["rows"].to(device) for state in states)]
+
+        def draw() -> None:
+            if not same_ranks:
+                self._draw_from(epoch + 1, step)
+                return
+            torch.set_rng_state(states[0]["random"]["cpu"])
+            if device.type == "cuda":
+                torch.cuda.set_rng_state(states[0]["random"]["cuda"], device)
+
+        self._resumed = draw
+
+    def _draw_from(self, *key: int) -> None:
+        sequence = np.random.SeedSequence([self._seed, key[0], self._ranks.rank, *key[1:]])
+        torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+    def _checked_losses(self) -> Tensor:
+        """LOSSES of the epoch's steps so far, f32 [steps, 3]."""
+        losses = torch.cat(self._losses)
+        if not bool(losses.isfinite().all()):
+            step, which = (int(i) for i in (~losses.isfinite()).nonzero()[0])
+            step += self.step - len(losses) + 1
+            raise DataError(f"{LOSSES[which]} is not a number in step {step}; lower train.lr")
+        return losses
+
+    def _metrics(self, rows: Tensor, user: Tensor | None = None) -> dict[str, float]:
+        """Metrics of all ranks' rows (label, logit), computed on rank 0, so that all ranks decide alike."""
+        both = gather_rows(rows)
+        user = None if user is None else gather_rows(user).cpu().numpy()
+        metrics = None
+        if self._ranks.rank == 0:
+            label, logits = both.double().cpu().numpy().T
+            real = label >= 0  # not padding
+            user = None if user is None else user[real]
+            metrics = binary_metrics(label[real], sigmoid(logits[real]), user)
+        return self._ranks.share(metrics)
+
+
+class _Timed:
+    """Iterates over batches, and knows how many seconds it waited for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        try:
+            with record_function("data wait"):
+                return next(self._batches)
+        finally:
+            self.seconds += time.perf_counter() - began

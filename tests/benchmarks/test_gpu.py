@@ -1,0 +1,146 @@
+"""What is measured on a GPU, as far as a CPU shows it: counted operations, training steps, the script."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+
+import pytest
+import torch
+
+from dlrrec_torchrec.benchmarks import gpu
+from dlrrec_torchrec.benchmarks.embeddings.traffic import memory_needed
+from dlrrec_torchrec.benchmarks.step.on_gpu import measure_training, random_data, shards_data
+from dlrrec_torchrec.benchmarks.step.roofline import Counter, peaks
+from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
+from dlrrec_torchrec.distributed.quiet import quiet
+from dlrrec_torchrec.distributed.ranks import process_group
+from dlrrec_torchrec.store.errors import DataError
+from tests.helpers.shards import write_shards
+
+CPU = torch.device("cpu")
+
+
+def test_operations_are_counted():
+    """A linear layer and its backward pass by hand: 2·m·k·n operations each way, views are free."""
+    x, w = torch.rand(5, 7), torch.rand(7, 3, requires_grad=True)
+    with Counter() as counter:
+        (x @ w).t().sum().backward()
+    products = [(flops, moved) for name, flops, moved in counter.operations if name == "aten.mm"]
+    forward, backward = 2 * 5 * 7 * 3, 2 * 7 * 5 * 3
+    assert products == [(forward, 4 * (35 + 21 + 15)), (backward, 4 * (35 + 15 + 21))]
+    assert counter.flops == forward + backward
+    names = {name for name, _, _ in counter.operations}
+    assert "aten.sum" in names and not names & {"aten.t", "aten.expand", "aten.transpose"}
+
+
+def test_gathers_move_what_they_give_back():
+    table = torch.rand(1000, 4)
+    with Counter() as counter:
+        table.index_select(0, torch.tensor([1, 5, 5]))
+        torch.empty(100).add_(1)
+    assert counter.operations == [("aten.index_select", 0, 2 * 3 * 4 * 4), ("aten.add_", 0, 2 * 100 * 4)]
+    counter.operations = [("a", 100, 10), ("b", 10, 100)]
+    assert counter.seconds(flops_per_second=50, bytes_per_second=20) == 100 / 50 + 100 / 20
+    assert counter.bytes == 110
+
+
+@pytest.fixture
+def alone():
+    with quiet(), process_group("cpu") as ranks:
+        yield ranks
+
+
+def test_training_steps(alone, tmp_path):
+    """Random rows have the form of real ones: both are trained on, with counts that follow from the model."""
+    model = ModelConfig(user_id=True)
+    shards = write_shards(tmp_path, rows=(90, 5, 5), users=30, items=20)
+    made = {
+        "random": random_data(model, 32, 3, users=30, items=20),
+        "shards": shards_data(shards, model, 32, 3),
+    }
+    assert made["shards"].users == 30 and len(made["shards"].batches) == 2
+    real, drawn = (made[name].batches[0] for name in ("shards", "random"))
+    for field in dataclasses.fields(real):
+        ours, theirs = getattr(drawn, field.name), getattr(real, field.name)
+        if isinstance(ours, torch.Tensor):
+            assert ours.dtype == theirs.dtype and ours.shape[0] == theirs.shape[0], field.name
+    assert real.dense.shape == drawn.dense.shape and real.sparse.keys() == drawn.sparse.keys()
+
+    reached = {"bytes_per_second": 1e9, "flops_per_second": 1e10}
+    found = {}
+    for name, weight in itertools.product(made, (0.1, 0.0)):
+        contrastive = ContrastiveConfig(item_weight=weight, user_weight=weight, num_negatives=8)
+        found[name, weight] = result = measure_training(
+            made[name], alone, reached, model=model, contrastive=contrastive, steps=2, rounds=2
+        )
+        assert result["batch"] == 32
+        assert result["rows_per_second"] == pytest.approx(32 / result["seconds"]["median"])
+        roofline, floor = result["roofline"], result["floor"]
+        assert roofline["seconds"] >= max(roofline["flops"] / 1e10, roofline["bytes"] / 1e9)
+        assert 0 < floor["bytes"] < roofline["bytes"] and floor["seconds"] < roofline["seconds"]
+        assert roofline["share"] == pytest.approx(roofline["seconds"] / result["seconds"]["median"])
+    flops = {case: result["roofline"]["flops"] for case, result in found.items()}
+    assert flops["random", 0.0] == flops["shards", 0.0] > 0
+    # Of positives and negatives the distinct ones pass the towers, at most one for each use.
+    for name in made:
+        assert flops[name, 0.0] < flops[name, 0.1] < 2.5 * flops[name, 0.0]
+    with pytest.raises(DataError, match="fewer than 91 training rows"):
+        shards_data(shards, model, 91, 1)
+
+
+def test_the_script_without_a_gpu(capsys):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert gpu.main([]) == 2
+    out, said = capsys.readouterr()
+    assert not out and "no GPU" in said and "--device cpu" in said
+
+
+def test_the_script_on_a_cpu(tmp_path, capsys):
+    assert gpu.main(["--device", "cpu", "--out", str(tmp_path / "gpu.json")]) == 0
+    body = json.loads(capsys.readouterr().out)
+    assert body == json.loads((tmp_path / "gpu.json").read_text())
+    assert set(body["headline"]) == {"forward", "backward"}
+    assert body["headline"]["forward"]["published"] == 0.647
+    cases = gpu.embedding_cases(gpu.CPU_SIZES, "cpu", 1 << 30)
+    assert list(body["embeddings"]) == list(cases)
+    assert all(result["check"] and result["ratio"] for result in body["embeddings"].values())
+    assert list(body["training"]) == ["dlrrec_64", "bce_64"]
+    assert all(result["roofline"]["share"] > 0 for result in body["training"].values())
+    assert body["peaks"]["fp32"].keys() == {"bytes_per_second", "flops_per_second"}
+
+
+@pytest.mark.parametrize("memory", [24 << 30, 141 << 30])
+def test_gpu_sizes_fit_the_gpu(memory):
+    for name, wanted in gpu.embedding_cases(gpu.GPU_SIZES, "cuda", memory).items():
+        if wanted.kernel == "fused":
+            assert memory_needed(wanted) < 0.6 * memory, name
+        row = wanted.dim * (2 if wanted.dtype == "fp16" else 4)
+        assert wanted.lookups * row >= 128 << 20, f"{name}: more than the caches hold"
+    large = gpu.embedding_cases(gpu.GPU_SIZES, "cuda", memory)["large_low_reuse"]
+    assert large.rows * large.tables > 8 * large.lookups, "little is used again"
+
+
+def test_what_fails_or_has_no_time_left_costs_no_other_part(monkeypatch, capsys):
+    def broken(*_, **__):
+        raise ValueError("out of order")
+
+    monkeypatch.setattr(gpu, "measure_training", broken)
+    assert gpu.main(["--device", "cpu"]) == 1
+    body = json.loads(capsys.readouterr().out)
+    assert {part["error"] for part in body["training"].values()} == {"ValueError: out of order"}
+    assert all("sides" in part for part in body["embeddings"].values())
+
+    assert gpu.main(["--device", "cpu", "--budget", "0"]) == 1
+    body = json.loads(capsys.readouterr().out)
+    assert all(
+        "skipped" in part for key in ("peaks", "embeddings", "training") for part in body[key].values()
+    )
+    assert body["headline"] == {}
+
+
+def test_peaks_are_positive():
+    found = peaks(CPU, copy_mib=1, matrix=32, rounds=2)
+    assert min(found.values()) > 0

@@ -1,0 +1,116 @@
+"""Configuration: files, overrides, variants, flags, and what is refused."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from dlrrec_torchrec.cli import COMMANDS, _configuration, build_parser
+from dlrrec_torchrec.config import RunConfig, load_config, variant
+from dlrrec_torchrec.stages import for_seed
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.manifest import jsonable
+
+
+def parse(*argv):
+    return _configuration(build_parser().parse_args(argv))
+
+
+def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump(jsonable(RunConfig())))
+    assert load_config(path) == RunConfig()
+
+
+def test_file_then_set_then_flags(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("train: {lr: 1e-3, epochs: 7}\nsplit: {min_reviews: 4}\n")
+    config, folder = parse(
+        "run", "--config", str(path), "--set", "train.lr=0.5", "train.patience=2", "--epochs", "9"
+    )
+    assert (config.train.lr, config.train.epochs, config.train.patience) == (0.5, 9, 2)
+    assert config.split.min_reviews == 4
+    assert folder.as_posix() == "runs/c"
+
+
+def test_the_runs_own_configuration_is_the_default(tmp_path):
+    (tmp_path / "config.yaml").write_text("train: {epochs: 3}\n")
+    assert parse("train", "--run-dir", str(tmp_path))[0].train.epochs == 3
+
+
+def test_columns_become_a_mapping():
+    config, _ = parse(
+        "ingest", "--source", "table", "--columns", "user=Reviewer Name", "item=R", "--run", "x"
+    )
+    assert config.ingest.columns == {"user": "Reviewer Name", "item": "R"}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"train.lrr": 1}, ["unknown key 'lrr'", "did you mean 'lr'"]),
+        ({"trian.lr": 1}, ["unknown key 'trian'", "did you mean 'train'"]),
+        ({"train.epochs": "many"}, ["epochs", "not of type int"]),
+        ({"train.epochs": True}, ["epochs", "not of type int"]),
+        ({"protocol": "loose"}, ["'loose' is not one of strict, paper"]),
+        ({"train": 3}, ["'train' must be a section"]),
+    ],
+)
+def test_what_is_refused_is_named(overrides, words):
+    with pytest.raises(DataError) as error:
+        load_config(None, overrides)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(DataError, match="no such configuration file"):
+        load_config(tmp_path / "none.yaml")
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("a: [")
+    with pytest.raises(DataError, match="not valid YAML"):
+        load_config(bad)
+    bad.write_text("- a\n")
+    with pytest.raises(DataError, match="must hold sections"):
+        load_config(bad)
+
+
+def test_variants_change_only_what_they_name():
+    config = load_config(None)
+    changed = variant(config, "bce")
+    assert changed.contrastive.user_weight == changed.contrastive.item_weight == 0
+    assert changed.train == config.train and changed.model == config.model
+    assert config.contrastive.user_weight > 0
+    with pytest.raises(DataError, match="unknown variant 'x'"):
+        variant(config, "x")
+    config.variants = {"v": {"split": {"seed": 1}}}
+    with pytest.raises(DataError, match="'split' cannot differ"):
+        variant(config, "v")
+
+
+def test_a_seed_changes_split_and_weights_only():
+    config = load_config(None, {"variants": {"a": {"train": {"seed": 5, "lr": 0.1}}, "b": {}}})
+    other = for_seed(config, 2)
+    assert (other.split.seed, other.train.seed) == (2, 2)
+    assert other.variants == {"a": {"train": {"seed": 7, "lr": 0.1}}, "b": {}}
+    assert other.ingest == config.ingest and config.split.seed == 0
+
+
+def test_every_field_is_a_flag_with_help():
+    parser = build_parser()
+    for sections, _, _ in COMMANDS.values():
+        for section, kind in sections.items():
+            for known in dataclasses.fields(kind):
+                assert known.metadata["help"], f"{section}.{known.name} has no help"
+    for name in (*COMMANDS, "run", "recommend"):
+        with pytest.raises(SystemExit) as done:
+            parser.parse_args([name, "--help"])
+        assert done.value.code == 0
+
+
+def test_bad_flags_say_what_they_want(capsys):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["ingest", "--columns", "user"])
+    assert "KEY=VALUE" in capsys.readouterr().err
+    with pytest.raises(DataError, match="SECTION.KEY=VALUE"):
+        parse("run", "--set", "train.lr")

@@ -1,0 +1,264 @@
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sklearn.metrics as sk
+import torch
+from sklearn.linear_model import LogisticRegression
+
+from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.evaluation import stage as module
+from dlrrec_torchrec.evaluation.baselines import Rows, baseline_predictions, read_rows
+from dlrrec_torchrec.evaluation.stage import evaluate
+from dlrrec_torchrec.metrics import binary_metrics
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.schema import MODALITIES, shard_schema
+from tests.helpers.shards import POSITIVES, write_shards
+
+DENSE = ["item_count", "user_mean", "item_mean", "user_count", "price"]
+MODEL = ModelConfig(modalities=["user_text", "item_image"], item_id=True)
+
+
+class Linear(torch.nn.Module):
+    """A model whose logits are easily made again: a sum over what a row holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(7, dtype=torch.float32))
+
+    def score(self, batch):
+        return self(batch.dense, batch.sparse, batch.vectors)
+
+    def forward(self, dense, sparse, vectors):
+        types = sparse["category"]
+        categories = torch.segment_reduce(
+            types.values().float(), "sum", lengths=types.lengths().long(), initial=0
+        )
+        return (
+            dense @ self.weight
+            + 5 * (vectors["user_text"].float()[:, 0] - vectors["item_image"].float()[:, 1])
+            + categories / 179
+            + sparse["item"].values() / 50
+            - 4
+        )
+
+
+def linear_logits(shards):
+    """The same from the Parquet files, in plain numpy."""
+    rows = read_table(shards / "test", shard_schema(7, MODALITIES, POSITIVES)).to_pylist()
+    return np.array(
+        [
+            np.arange(7) @ np.array(r["dense"])
+            + 5 * (float(r["user_text"][0]) - float(r["item_image"][1]))
+            + sum(c for c in r["category"] if c != 179) / 179
+            + r["item"] / 50
+            - 4
+            for r in rows
+        ]
+    )
+
+
+def write_training(folder, protocol="strict", model=MODEL, seed=0):
+    """What evaluation reads of a finished training besides its checkpoint."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Manifest("train", {"model": jsonable(model), "protocol": protocol, "seed": seed}, {}).write(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("evaluate") / "shards", rows=(600, 50, 300))
+
+
+@pytest.fixture
+def linear(monkeypatch):
+    monkeypatch.setattr(module, "load_trained", lambda train_dir, shards_dir, device: Linear().eval())
+
+
+def write_truth(shards, path, drop=0):
+    """A truth table in another order than the rows, with pairs and ids that are not in the shards."""
+    rows = read_rows(shards, "test")
+    pairs = sorted({(int(u), int(i)) for u, i in zip(rows.user, rows.item, strict=True)}, reverse=True)[drop:]
+    p = {pair: 0.05 + 0.9 * np.random.default_rng(pair).random() for pair in pairs}
+    table = pa.table(
+        {
+            "user_id": ["stranger", *(f"user-{u}" for u, _ in p)],
+            "item_id": ["item-0", *(f"item-{i}" for _, i in p)],
+            "probability": [0.5, *p.values()],
+        }
+    )
+    pq.write_table(table, path)
+    return np.array([p.get((int(u), int(i)), np.nan) for u, i in zip(rows.user, rows.item, strict=True)])
+
+
+def test_predictions_are_the_models_in_the_rows_order(shards, tmp_path, linear):
+    out = tmp_path / "evaluation"
+    train_dir = write_training(tmp_path / "train" / "a")
+    manifest = evaluate({"a": train_dir}, shards, out, batch_size=37)
+    wanted, rows = linear_logits(shards), read_rows(shards, "test")
+    table = pq.read_table(out / "predictions" / "a.parquet")
+    for name in ("user", "item", "label", "rating"):
+        np.testing.assert_array_equal(table[name].to_numpy(), getattr(rows, name))
+    np.testing.assert_allclose(table["score"].to_numpy(), wanted, atol=1e-4)
+    np.testing.assert_allclose(table["probability"].to_numpy(), 1 / (1 + np.exp(-wanted)), atol=1e-5)
+
+    found = json.loads((out / "metrics.json").read_text())
+    assert found["protocol"] == "strict" and found["rows"] == 300 and found["positives"] == rows.label.sum()
+    assert found["reachable_auc"] is None and found["truth"] is None
+    label, score, p = (table[c].to_numpy() for c in ("label", "score", "probability"))
+    assert found["models"]["a"]["auc"] == pytest.approx(sk.roc_auc_score(label, score))
+    assert found["models"]["a"]["loss"] == pytest.approx(sk.log_loss(label, p))
+    assert found["models"]["a"]["accuracy"] == pytest.approx(np.mean((p >= 0.5) == label))
+    assert found["models"]["a"] == pytest.approx(binary_metrics(label, p, rows.user))
+    assert set(found["baselines"]) == {
+        *("majority class", "item mean", "user mean + item mean", "logistic regression")
+    }
+    assert manifest.rows == {"test": 300} and manifest.facts["auc/a"] == found["models"]["a"]["auc"]
+
+
+def test_batch_size_does_not_change_the_predictions(shards, tmp_path, linear):
+    train_dir = write_training(tmp_path / "a")
+    for size in (1, 4096):
+        evaluate({"a": train_dir}, shards, tmp_path / f"out-{size}", batch_size=size)
+    one, all_rows = (pq.read_table(tmp_path / f"out-{s}" / "predictions" / "a.parquet") for s in (1, 4096))
+    np.testing.assert_allclose(one["score"].to_numpy(), all_rows["score"].to_numpy(), atol=1e-5)
+
+
+def test_evaluation_is_reused_until_something_changes(shards, tmp_path, linear):
+    out, train_dir = tmp_path / "evaluation", write_training(tmp_path / "a")
+    assert not evaluate({"a": train_dir}, shards, out).reused
+    assert evaluate({"a": train_dir}, shards, out).reused
+    write_training(tmp_path / "a", seed=1)
+    assert not evaluate({"a": train_dir}, shards, out).reused
+    write_truth(shards, tmp_path / "truth.parquet")
+    assert not evaluate({"a": train_dir}, shards, out, truth=tmp_path / "truth.parquet").reused
+    assert not evaluate({"a": train_dir, "b": train_dir}, shards, out).reused
+
+
+def test_reachable_auc_is_of_the_test_rows_joined_by_id(shards, tmp_path, linear):
+    p = write_truth(shards, tmp_path / "truth.parquet")
+    evaluate(
+        {"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", truth=tmp_path / "truth.parquet"
+    )
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    order = (p[:, None] > p) + (p[:, None] == p) / 2
+    weight = p[:, None] * (1 - p) * (1 - np.eye(len(p)))
+    assert found["reachable_auc"] == pytest.approx((order * weight).sum() / weight.sum())
+    label = read_rows(shards, "test").label
+    assert found["truth"]["auc"] == pytest.approx(sk.roc_auc_score(label, p))
+    np.testing.assert_allclose(pq.read_table(tmp_path / "out" / "truth.parquet")["probability"], p)
+
+
+def test_a_row_without_truth_is_an_error(shards, tmp_path, linear):
+    p = write_truth(shards, tmp_path / "truth.parquet", drop=2)
+    missing = int(np.isnan(p).sum())
+    with pytest.raises(DataError, match=f"truth.parquet: no probability for {missing} of 300 test rows"):
+        evaluate(
+            {"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", truth=tmp_path / "truth.parquet"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_baselines_against_a_plain_reference(shards):
+    train, test = read_rows(shards, "train"), read_rows(shards, "test")
+    made, skipped = baseline_predictions(train, test, DENSE)
+    assert not skipped
+    share = train.label.mean()
+    np.testing.assert_allclose(made["majority class"].probability, share, rtol=1e-6)
+    np.testing.assert_allclose(made["item mean"].score, test.dense[:, 2])
+    np.testing.assert_allclose(made["user mean + item mean"].score, test.dense[:, 1] + test.dense[:, 2])
+    for name, columns in (
+        ("item mean", [2]),
+        ("user mean + item mean", [1, 2]),
+        ("logistic regression", list(range(7))),
+    ):
+        mean, deviation = train.dense[:, columns].mean(0), train.dense[:, columns].std(0)
+        fit = LogisticRegression().fit((train.dense[:, columns] - mean) / deviation, train.label)
+        wanted = fit.predict_proba((test.dense[:, columns] - mean) / deviation)[:, 1]
+        np.testing.assert_allclose(made[name].probability, wanted, atol=1e-3, err_msg=name)
+    # the item's quality is in its mean rating: the baseline that sees it must find it
+    assert sk.roc_auc_score(test.label, made["item mean"].score) > 0.65
+
+
+def test_baselines_without_their_feature_are_left_out_with_a_reason(tmp_path):
+    folder = write_shards(tmp_path / "shards", rows=(200, 20, 50), dense=2)  # item_count and user_mean
+    made, skipped = baseline_predictions(
+        read_rows(folder, "train"), read_rows(folder, "test"), ["item_count", "user_mean"]
+    )
+    assert set(made) == {"majority class", "logistic regression"}
+    assert skipped == {
+        "item mean": "the shards have no dense feature item_mean",
+        "user mean + item mean": "the shards have no dense feature item_mean",
+    }
+
+
+def test_a_calibration_that_turned_round_is_said():
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 400).astype(np.float32)
+    dense = (-label + rng.normal(size=400))[:, None].astype(np.float32)
+    zero = np.zeros(400, np.int32)
+    rows = Rows(label, label, zero, zero, dense)
+    made, _ = baseline_predictions(rows, rows, ["item_mean"])
+    assert "fall as item_mean rises" in made["item mean"].note
+    assert np.corrcoef(made["item mean"].score, made["item mean"].probability)[0, 1] < 0
+
+
+def test_one_class_in_the_test_rows(tmp_path, linear):
+    folder = write_shards(tmp_path / "shards", rows=(200, 20, 60))
+    for part in (folder / "test").glob("*.parquet"):
+        table = pq.read_table(part)
+        ones = pa.array(np.ones(table.num_rows, np.float32))
+        pq.write_table(table.set_column(0, table.schema.field("label"), ones), part)
+    evaluate({"a": write_training(tmp_path / "a")}, folder, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert any("all test rows are positive" in note for note in found["notes"])
+    assert found["models"]["a"]["auc"] is None and found["models"]["a"]["fpr"] is None
+    assert found["models"]["a"]["accuracy"] is not None and found["models"]["a"]["tp"] > 0
+
+
+def test_one_class_in_the_training_rows_and_no_test_rows():
+    zero = np.zeros(5, np.int32)
+    one = Rows(np.ones(5, np.float32), zero, zero, zero, np.random.default_rng(0).random((5, 1)))
+    none = Rows(zero[:0], zero[:0], zero[:0], zero[:0], np.zeros((0, 1), np.float32))
+    made, _ = baseline_predictions(one, one, ["item_mean"])
+    assert all((m.probability == 1).all() for m in made.values())
+    two = Rows(np.array([0, 1, 0, 1, 1], np.float32), zero, zero, zero, one.dense)
+    assert all(len(m.probability) == 0 for m in baseline_predictions(two, none, ["item_mean"])[0].values())
+
+
+def test_variants_of_different_protocols_are_refused(shards, tmp_path, linear):
+    a, b = write_training(tmp_path / "a"), write_training(tmp_path / "b", "paper")
+    with pytest.raises(DataError, match="several protocols .a: strict, b: paper."):
+        evaluate({"a": a, "b": b}, shards, tmp_path / "out")
+
+
+def test_an_untrained_variant_is_named(shards, tmp_path, linear):
+    with pytest.raises(DataError, match="train/a/manifest.json: not there"):
+        evaluate({"a": tmp_path / "train" / "a"}, shards, tmp_path / "out")
+    with pytest.raises(DataError, match="no variant to evaluate"):
+        evaluate({}, shards, tmp_path / "out")
+
+
+def test_logits_that_are_no_numbers_are_refused(shards, tmp_path, monkeypatch):
+    class Broken(Linear):
+        def forward(self, dense, sparse, vectors):
+            return torch.where(
+                sparse["item"].values() == 3, torch.nan, super().forward(dense, sparse, vectors)
+            )
+
+    monkeypatch.setattr(module, "load_trained", lambda *a: Broken().eval())
+    bad = int((read_rows(shards, "test").item == 3).sum())
+    with pytest.raises(DataError, match=f"{bad} of 300 predictions are not numbers"):
+        evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out")
+
+
+def test_no_test_rows_give_undefined_metrics_and_a_note(tmp_path, linear):
+    folder = write_shards(tmp_path / "shards", rows=(200, 20, 0))
+    evaluate({"a": write_training(tmp_path / "a")}, folder, tmp_path / "out")
+    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert found["rows"] == 0 and found["models"]["a"]["accuracy"] is None
+    assert "there are no test rows: no metric is defined" in found["notes"]

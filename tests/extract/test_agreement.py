@@ -1,0 +1,86 @@
+"""Agreement of extracted tags and types with metadata, by hand, by scikit-learn and on real reviews."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+from sklearn.metrics import precision_recall_fscore_support
+from sklearn.preprocessing import MultiLabelBinarizer
+
+from dlrrec_torchrec.extract.agreement import category_agreement, micro_scores, price_agreement, tercile_tags
+from dlrrec_torchrec.extract.providers.offline import prevalence
+from dlrrec_torchrec.extract.rules.categories import TypeMatcher, rank_types
+from dlrrec_torchrec.extract.rules.price import price_evidence, price_tag
+from dlrrec_torchrec.store import schema
+
+ZOMATO = Path(__file__).parents[2].parent / "shared" / "data" / "zomato"
+
+
+def test_agreement_of_prices():
+    prices = np.asarray([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    assert tercile_tags(np.append(prices, np.nan)) == [
+        *["cheap"] * 2,
+        *["fair"] * 2,
+        *["overpriced"] * 2,
+        "none",
+    ]
+    tags = ["cheap", "cheap", "overpriced", "none", "fair", "overpriced"]
+    found = price_agreement(tags, prices)
+    assert found["spearman"] == pytest.approx(spearmanr([0, 0, 2, 1, 2], [1, 2, 3, 5, 6])[0], abs=1e-4)
+    assert (found["items"], found["tagged"], found["equal"], found["majority"]) == (6, 5, 0.6, 0.4)
+    assert price_agreement(["fair", "fair"], np.asarray([1.0, 2.0]))["spearman"] is None
+    assert price_agreement(["none"], np.asarray([1.0])) == {"items": 1, "tagged": 0}
+
+
+def test_agreement_of_categories_equals_sklearn():
+    truth = [["pizza", "Italian", "Space Food"], ["Sushi", "Pizza"], ["Moon Food"], ["Thai"]]
+    extracted = [["Buffet", "Pizza"], ["Sushi", "Thai", "Pizza"], ["Pizza"], []]
+    found = category_agreement(extracted, truth)
+    assert found["items"] == 3 and found["uncovered"] == {"Space Food": 1, "Moon Food": 1}
+    known = [{"Pizza", "Italian"}, {"Sushi", "Pizza"}, {"Thai"}]
+    ranked = {
+        "extracted": [extracted[0], extracted[1], extracted[3]],
+        "in_use": [["Pizza"], extracted[1], []],
+        "baseline": [["Pizza", "Italian", "Sushi", "Thai"]] * 3,
+    }
+    for k in (1, 3, 5, 11):
+        for name, lists in ranked.items():
+            binary = MultiLabelBinarizer().fit([*known, *lists])
+            wanted = precision_recall_fscore_support(
+                binary.transform(known), binary.transform([r[:k] for r in lists]), average="micro"
+            )
+            assert found[f"at_{k}"][name] == pytest.approx(wanted[:3], abs=1e-4)
+
+
+@pytest.mark.skipif(not ZOMATO.exists(), reason="the Zomato reviews are not here")
+def test_extraction_beats_the_baselines_on_real_reviews():
+    with open(ZOMATO / "reviews.csv", encoding="utf-8") as stream:
+        reviews = [(r["Restaurant"], r["Review"]) for r in csv.DictReader(stream)]
+    with open(ZOMATO / "restaurants.csv", encoding="utf-8") as stream:
+        known = {r["Name"]: r for r in csv.DictReader(stream)}
+    names = sorted({name for name, _ in reviews} & known.keys())
+    code = np.asarray([names.index(name) if name in known else -1 for name, _ in reviews])
+    texts = [text for _, text in reviews]
+    matcher = TypeMatcher(schema.category_types())
+    mentions, remarks = matcher.evidence(texts), price_evidence(texts)
+    count = Counter(code.tolist())
+    ranked = [rank_types(mentions[code == c].sum(axis=0), count[c], prevalence()) for c in range(len(names))]
+    truth = [known[name]["Cuisines"].split(", ") for name in names]
+    found = category_agreement([[matcher.types[t] for t in r] for r in ranked], truth)
+    assert not found["uncovered"]
+    for k in (3, 5, 11):
+        at = found[f"at_{k}"]
+        assert at["extracted"][2] > at["baseline"][2] + 0.02 and at["in_use"][2] > at["baseline"][2] + 0.1
+    tags = [price_tag(remarks[code == c].sum(axis=0)) for c in range(len(names))]
+    prices = np.asarray([float(known[name]["Cost"].replace(",", "")) for name in names])
+    found = price_agreement(tags, prices)
+    assert found["spearman"] > 0.25 and found["equal"] > found["majority"]
+
+
+def test_micro_scores_of_nothing():
+    assert micro_scores([[]], [set()], 3) == [0.0, 0.0, 0.0]

@@ -1,0 +1,323 @@
+"""The extraction stage: what its tables hold, and what a training row's content must not know."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlrrec_torchrec.config import ExtractConfig
+from dlrrec_torchrec.extract.agreement import agreement
+from dlrrec_torchrec.extract.crossfit import assign_folds, row_hashes
+from dlrrec_torchrec.extract.rules.summarize import CANDIDATES, RELEVANCE, mmr, summary_pieces
+from dlrrec_torchrec.extract.sentences import split_sentences
+from dlrrec_torchrec.extract.stage import extract
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.manifest import Manifest
+
+PHRASES = [
+    "The biryani was great.",
+    "Very expensive!",
+    "Pocket friendly place.",
+    "We had pasta and pizza.",
+    "Service was slow.",
+    "Sushi rolls were fresh.",
+    "Worth every penny.",
+    "Idli and dosa for breakfast.",
+    "\U0001f60b",
+    "",
+]
+
+
+class FakeEncoder:
+    """Random unit vectors that depend on the text alone."""
+
+    identity = "fake"
+
+    def __init__(self, limit=10**9):
+        self.limit, self.made = limit, 0
+
+    def encode_batches(self, texts):
+        for i, text in enumerate(texts):
+            if self.made >= self.limit:
+                raise KeyboardInterrupt
+            self.made += 1
+            yield np.asarray([i]), vector(text)[None]
+
+
+def vector(text):
+    drawn = np.random.default_rng(list(text.encode())).normal(size=384)
+    return (drawn / np.linalg.norm(drawn)).astype(np.float32)
+
+
+def write_split(rows, folder):
+    """rows: (user, item, text, captions)."""
+    users, items, texts, captions = zip(*rows, strict=True)
+    n = len(rows)
+    table = pa.table(
+        {
+            "user_id": users,
+            "item_id": items,
+            "rating": np.full(n, 4, np.float32),
+            "text": pa.array(texts, pa.string()),
+            "timestamp": pa.nulls(n, pa.int64()),
+            "images": pa.nulls(n, pa.list_(pa.string())),
+            "captions": pa.array(captions, pa.list_(pa.string())),
+            "split": pa.nulls(n, pa.string()),
+            "label": np.ones(n, np.float32),
+        }
+    ).cast(schema.SPLIT)
+    write_table(table, folder / "train")
+    Manifest("split", {"rows": repr(rows)}, {}).write(folder)
+    return folder
+
+
+def write_items(rows, folder):
+    """rows: dicts of ITEMS columns."""
+    write_table(pa.Table.from_pylist(rows, schema.ITEMS), folder)
+    Manifest("ingest", {"rows": repr(rows)}, {}).write(folder)
+    return folder
+
+
+def run(rows, root, items=None, encoder=None, **settings):
+    split = write_split(rows, root / "split")
+    metadata = write_items(items, root / "items") if items else root / "no-items"
+    options = ExtractConfig(**({"folds": 3, "summary_sentences": 2} | settings))
+    return extract(options, split, metadata, root / "content", root / "cache", encoder or FakeEncoder())
+
+
+def tables(root):
+    """The content as {("users", id, fold): row, ...} and its reviews in order."""
+    found = {}
+    for side, kind in (("users", schema.USER_CONTENT), ("items", schema.ITEM_CONTENT)):
+        for row in read_table(root / "content" / side, kind).to_pylist():
+            found[side, row["id"], row["fold"]] = row
+    return found, read_table(root / "content" / "reviews", schema.REVIEW_CONTENT).to_pylist()
+
+
+def random_rows(rng, n=40, users=8, items=5):
+    pairs = rng.permutation([(u, i) for u in range(users) for i in range(items)])[:n]
+
+    def text():
+        return None if rng.random() < 0.1 else " ".join(rng.choice(PHRASES, rng.integers(0, 5)))
+
+    def captions():
+        return (
+            None if rng.random() < 0.5 else [f"a photo of {c}" for c in rng.choice(["cake", "rice", ""], 2)]
+        )
+
+    return [(f"u{u}", f"i{i}", text(), captions()) for u, i in pairs]
+
+
+@settings(max_examples=12)
+@given(st.integers(0, 2**32), st.integers(2, 6), st.data())
+def test_a_row_never_sees_its_own_review(tmp_path_factory, seed, folds, data):
+    rng = np.random.default_rng(seed)
+    rows = random_rows(rng, n=int(rng.integers(1, 40)))
+    changed = list(rows)
+    at = data.draw(st.integers(0, len(rows) - 1))
+    user, item, *_ = rows[at]
+    changed[at] = (user, item, "Cheap sushi. Tasty falafel! Ripped off.", ["an image of soup"])
+    before, after = tmp_path_factory.mktemp("before"), tmp_path_factory.mktemp("after")
+    run(rows, before, folds=folds)
+    run(changed, after, folds=folds)
+    (old, old_reviews), (new, new_reviews) = tables(before), tables(after)
+    own = old_reviews[at]
+    for side, entity, fold in (("users", user, own["user_fold"]), ("items", item, own["item_fold"])):
+        assert old[side, entity, fold] == new[side, entity, fold]
+    assert old.keys() == new.keys()  # no review moved to another fold
+    elsewhere = [k for k in old if k[:2] not in (("users", user), ("items", item))]
+    assert all(old[k] == new[k] for k in elsewhere)
+    old_reviews.pop(at), new_reviews.pop(at)
+    assert old_reviews == new_reviews
+
+
+def test_a_fold_is_the_content_of_the_table_without_its_reviews(tmp_path):
+    rows = random_rows(np.random.default_rng(5))
+    items = [{"item_id": "i0", "text": "A biryani house. Since 1950.", "captions": ["a photo of a hall"]}]
+    run(rows, tmp_path / "all", items=items)
+    content, reviews = tables(tmp_path / "all")
+    assert {(r["user_id"], r["item_id"]) for r in reviews} == {(u, i) for u, i, *_ in rows}
+    for side, column in (("users", "user_id"), ("items", "item_id")):
+        for (kind, entity, fold), row in content.items():
+            if kind != side or fold == -1:
+                continue
+            name = f"{column[:-3]}_fold"
+            kept = [
+                r for r, c in zip(rows, reviews, strict=True) if not (c[column] == entity and c[name] == fold)
+            ]
+            root = tmp_path / f"{entity}-{fold}"
+            run(kept, root, items=items)
+            alone = tables(root)[0].get((side, entity, -1))
+            if alone is None:  # nothing is left of it
+                assert row["summary"] is None and row["text_vector"] is None
+            else:
+                assert {**alone, "fold": fold} == row
+
+
+def test_content_by_hand(tmp_path):
+    rows = [
+        ("ann", "cafe", "The sushi was fresh. Too expensive!", ["a photo of sushi", "", "An image of rice."]),
+        ("bob", "cafe", "Sushi again", None),
+        ("ann", "bar", None, None),
+    ]
+    manifest = run(rows, tmp_path, summary_sentences=5)
+    content, reviews = tables(tmp_path)
+    assert manifest.rows == {"reviews": 3, "metadata": 0, "users": 5, "items": 5}
+    one, two = vector("The sushi was fresh."), vector("Too expensive!")
+    mean = (one + two) / np.linalg.norm(one + two)
+    np.testing.assert_allclose(reviews[0]["text_vector"], mean, atol=1e-3)
+    np.testing.assert_allclose(reviews[0]["image_vector"], (vector("sushi") + vector("rice")) / 2, atol=1e-3)
+    assert reviews[1]["image_vector"] is None and reviews[2]["text_vector"] is None
+    cafe = content["items", "cafe", -1]
+    assert sorted(cafe["summary"].replace("!", ".").split(". ")) == [
+        "Sushi again.",
+        "The sushi was fresh",
+        "Too expensive",
+    ]
+    three = one + two + vector("Sushi again")
+    np.testing.assert_allclose(cafe["text_vector"], three / np.linalg.norm(three), atol=1e-3)
+    np.testing.assert_allclose(cafe["image_vector"], (vector("sushi") + vector("rice")) / 2, atol=1e-3)
+    assert cafe["price_tag"] == "overpriced" and cafe["categories"][0] == "Sushi"
+    without_ann = content["items", "cafe", reviews[0]["item_fold"]]
+    assert without_ann["summary"] == "Sushi again." and without_ann["price_tag"] == "none"
+    assert without_ann["image_vector"] is None
+    empty = content["items", "bar", reviews[2]["item_fold"]]
+    assert (empty["summary"], empty["text_vector"], empty["price_tag"]) == (None, None, "none")
+    assert empty["categories"] == []
+    assert content["users", "bob", reviews[1]["user_fold"]]["summary"] is None
+
+
+def test_price_and_categories_from_the_metadata(tmp_path):
+    rows = [(f"u{i}", f"i{i}", "Cheap pizza", None) for i in range(4)]
+    kinds = [f"Kind {k}" for k in range(14)]
+    items = [{"item_id": f"i{i}", "price": p, "categories": kinds} for i, p in enumerate([10.0, 20.0, 90.0])]
+    manifest = run(rows, tmp_path, items=items, price_from="items", categories_from="items")
+    content, _ = tables(tmp_path)
+    tags = [content["items", f"i{i}", -1]["price_tag"] for i in range(4)]
+    assert tags == ["cheap", "fair", "overpriced", "none"]
+    assert content["items", "i0", -1]["categories"] == kinds[:11] == content["items", "i0", 0]["categories"]
+    assert content["items", "i3", -1]["categories"] == []
+    assert "agreement" not in manifest.facts  # nothing extracted to compare
+
+
+def test_metadata_counts_as_one_more_review(tmp_path):
+    items = [
+        {"item_id": "i", "text": "Biryani since 1950.", "captions": ["a photo of a hall"], "price": 5.0},
+        {"item_id": "unseen", "text": "No training review.", "categories": ["Pizza"]},
+    ]
+    manifest = run([("u", "i", None, None)], tmp_path, items=items)
+    content, _ = tables(tmp_path)
+    for fold in (-1, 0):
+        row = content["items", "i", fold]
+        assert row["summary"] == "Biryani since 1950." and row["categories"][0] == "Biryani"
+        np.testing.assert_allclose(row["image_vector"], vector("a hall"), atol=1e-3)
+    (own,) = read_table(tmp_path / "content" / "metadata", schema.METADATA_CONTENT).to_pylist()
+    assert own["id"] == "i" and manifest.rows["metadata"] == 1
+    np.testing.assert_allclose(own["text_vector"], vector("Biryani since 1950."), atol=1e-3)
+    assert manifest.facts["agreement"] == {"price": {"items": 1, "tagged": 0}}
+
+
+def test_a_finished_stage_is_not_repeated_and_a_killed_one_goes_on(tmp_path):
+    rows = random_rows(np.random.default_rng(1))
+    with pytest.raises(KeyboardInterrupt):
+        run(rows, tmp_path, encoder=FakeEncoder(limit=3))
+    assert not (tmp_path / "content").exists()
+    second = FakeEncoder()
+    manifest = run(rows, tmp_path, encoder=second)
+    assert manifest.facts["embedded"] == second.made > 0 and not manifest.reused
+    distinct = {s for _, _, text, _ in rows for s in split_sentences(text)} | {"cake", "rice"}
+    assert second.made + 3 == len(distinct) == manifest.facts["texts"]
+    assert run(rows, tmp_path, encoder=FakeEncoder(limit=0)).reused
+    assert not run(rows, tmp_path, encoder=FakeEncoder(limit=0), summary_sentences=3).reused
+
+
+@pytest.mark.parametrize("setting", ["folds", "summary_sentences"])
+def test_settings_out_of_range_are_named(tmp_path, setting):
+    with pytest.raises(DataError, match=f"extract.{setting}: must be at least"):
+        run([("u", "i", "Good.", None)], tmp_path, **{setting: 0})
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(2, 7), st.integers(0, 9))
+def test_folds_are_balanced_and_stable(entity, folds, seed):
+    names = [f"row{i}" for i in range(len(entity))]
+    hashes = row_hashes(names, [f"i{e}" for e in entity], seed)
+    codes = np.asarray(entity)
+    fold = assign_folds(codes, hashes, folds)
+    for e in set(entity):
+        sizes = np.bincount(fold[codes == e], minlength=folds)
+        assert sizes.max() - sizes.min() <= 1  # so one each where there are at most K
+    order = np.random.default_rng(seed).permutation(len(entity))
+    np.testing.assert_array_equal(assign_folds(codes[order], hashes[order], folds), fold[order])
+
+
+def mmr_scores(vectors, relevance, picked, trade_off):
+    """The definition: the score of every row that is not yet picked."""
+    return {
+        i: trade_off * relevance[i]
+        - (1 - trade_off) * max((float(vectors[i] @ vectors[j]) for j in picked), default=0.0)
+        for i in range(len(vectors))
+        if i not in picked
+    }
+
+
+@given(st.integers(0, 2**32), st.integers(1, 12), st.integers(1, 8), st.floats(0.0, 1.0))
+def test_every_pick_of_mmr_is_the_best_by_its_definition(seed, n, k, trade_off):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, 6)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    relevance = rng.random(n).astype(np.float32)
+    picked = mmr(vectors, relevance, k, trade_off)
+    assert len(picked) == min(k, n)
+    for step, pick in enumerate(picked):
+        scores = mmr_scores(vectors, relevance, picked[:step], trade_off)
+        assert scores[pick] >= max(scores.values()) - 1e-5
+
+
+def test_equal_rows_are_picked_in_order():
+    assert mmr(np.eye(3, dtype=np.float32), np.ones(3, np.float32), 3) == [0, 1, 2]
+
+
+def test_summaries_are_central_and_diverse():
+    rng = np.random.default_rng(0)
+    base = np.eye(3, 8, dtype=np.float32)
+    noisy = [base[0], base[0] + 0.01 * rng.normal(size=8), base[1], base[2]]
+    vectors = np.stack([v / np.linalg.norm(v) for v in noisy]).astype(np.float16)
+    said = np.asarray([0, 0, 1, 2, 2, 3])
+    assert summary_pieces(said, vectors, np.ones(4, np.float32), 1).tolist() in ([0], [1])
+    two = summary_pieces(said, vectors, np.ones(4, np.float32), 2).tolist()
+    assert 2 in two and not {0, 1} <= set(two)  # not the same thing twice, and the more common of the others
+    damped = summary_pieces(said, vectors, np.asarray([0.1, 0.1, 1, 1], np.float32), 1)
+    assert damped.tolist() == [2]
+
+
+def test_only_the_most_central_of_many_are_candidates():
+    rng = np.random.default_rng(3)
+    vectors = rng.normal(size=(CANDIDATES + 300, 16)) + 0.3
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    wide = vectors.astype(np.float32)
+    centre = wide.mean(axis=0) / np.linalg.norm(wide.mean(axis=0))
+    kept = np.sort(np.argsort(-(wide @ centre))[:CANDIDATES])
+    got = summary_pieces(np.arange(len(vectors)), vectors, np.ones(len(vectors), np.float32), 5).tolist()
+    positions = [kept.tolist().index(piece) for piece in got]
+    for step, pick in enumerate(positions):
+        scores = mmr_scores(wide[kept], wide[kept] @ centre, positions[:step], RELEVANCE)
+        assert scores[pick] >= max(scores.values()) - 1e-5
+
+
+def test_agreement_reads_the_tables(tmp_path):
+    rows = [("a", "x", "Expensive sushi", None), ("b", "y", "Affordable pizza", None)]
+    items = [
+        {"item_id": "x", "price": 9.0, "categories": ["Sushi"]},
+        {"item_id": "y", "price": 1.0, "categories": ["Pizza"]},
+        {"item_id": "unseen", "price": 100.0, "categories": ["Thai"]},
+    ]
+    manifest = run(rows, tmp_path, items=items)
+    found = agreement(tmp_path / "content", tmp_path / "items")
+    assert found == manifest.facts["agreement"]
+    assert found["price"]["equal"] == 1.0 and found["price"]["spearman"] == 1.0
+    assert found["categories"]["at_1"]["extracted"] == [1.0, 1.0, 1.0]

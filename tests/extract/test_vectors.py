@@ -1,0 +1,185 @@
+"""The encoder and the cache of its vectors."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dlrrec_torchrec.extract import encoder as encoders
+from dlrrec_torchrec.extract.cache import embed_cached
+from dlrrec_torchrec.extract.encoder import (
+    DEFAULT_ENCODER,
+    SentenceEncoder,
+    check_weights,
+    encoder_folder,
+    length_batches,
+)
+from dlrrec_torchrec.store.errors import DataError
+
+TEXTS = [
+    "Great food.",
+    "The service was slow, but the staff apologised and gave us a free dessert.",
+    "Overpriced!",
+    "\u597d\u5403\u3002",
+    "Yummy \U0001f60b",
+    "word " * 400,
+    *(f"Dish number {i} was {'very ' * i}good" for i in range(14)),
+]
+
+
+class FakeEncoder:
+    """Random unit vectors that depend on the text alone; stops after `limit` batches of three."""
+
+    def __init__(self, identity="fake", limit=None):
+        self.identity, self.limit, self.seen = identity, limit, []
+
+    def encode_batches(self, texts):
+        for number, start in enumerate(range(0, len(texts), 3)):
+            if number == self.limit:
+                raise KeyboardInterrupt
+            batch = np.arange(start, min(start + 3, len(texts)))
+            self.seen += [texts[i] for i in batch]
+            yield batch, np.stack([self.vector(texts[i]) for i in batch])
+
+    def vector(self, text):
+        drawn = np.random.default_rng(list(f"{self.identity} {text}".encode())).normal(size=384)
+        return (drawn / np.linalg.norm(drawn)).astype(np.float32)
+
+
+def expected(texts, identity="fake"):
+    return np.stack([FakeEncoder(identity).vector(t) for t in texts]).astype(np.float16)
+
+
+def test_a_second_run_embeds_nothing(tmp_path):
+    vectors, made = embed_cached(TEXTS, FakeEncoder(), tmp_path, segment_rows=4)
+    assert made == len(TEXTS) and len(list(tmp_path.glob("*.parquet"))) > 1
+    np.testing.assert_array_equal(vectors, expected(TEXTS))
+    again = FakeEncoder()
+    vectors, made = embed_cached(TEXTS[::-1], again, tmp_path)
+    assert made == 0 and again.seen == []
+    np.testing.assert_array_equal(vectors, expected(TEXTS[::-1]))
+
+
+def test_only_new_texts_are_embedded_and_encoders_do_not_mix(tmp_path):
+    embed_cached(TEXTS[:5], FakeEncoder(), tmp_path)
+    wider = FakeEncoder()
+    vectors, made = embed_cached(TEXTS[3:9], wider, tmp_path)
+    assert made == 4 and wider.seen == TEXTS[5:9]
+    np.testing.assert_array_equal(vectors, expected(TEXTS[3:9]))
+    vectors, made = embed_cached(TEXTS[:5], FakeEncoder("other"), tmp_path)
+    assert made == 5
+    np.testing.assert_array_equal(vectors, expected(TEXTS[:5], "other"))
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        embed_cached(TEXTS, FakeEncoder(limit=2), tmp_path)
+    rest = FakeEncoder()
+    vectors, made = embed_cached(TEXTS, rest, tmp_path)
+    assert rest.seen == TEXTS[6:] and made == len(TEXTS) - 6
+    np.testing.assert_array_equal(vectors, expected(TEXTS))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flip", "empty", "foreign"])
+def test_a_damaged_segment_is_ignored_and_its_texts_embedded_again(tmp_path, damage):
+    embed_cached(TEXTS[:6], FakeEncoder(), tmp_path)
+    embed_cached(TEXTS[6:9], FakeEncoder(), tmp_path)
+    victim = max(tmp_path.glob("*.parquet"), key=lambda p: p.stat().st_size)  # the one of six texts
+    body = bytearray(victim.read_bytes())
+    if damage == "flip":
+        body[body.index(expected(TEXTS[2:3]).tobytes()) + 5] ^= 0x40
+    content = {"cut": body[:-900], "flip": body, "empty": b"", "foreign": b"PAR1 not a table"}[damage]
+    victim.write_bytes(bytes(content))
+    with pytest.warns(UserWarning, match=f"{victim.name}.*embedded again"):
+        vectors, made = embed_cached(TEXTS[:9], FakeEncoder(), tmp_path)
+    assert made == 6
+    np.testing.assert_array_equal(vectors, expected(TEXTS[:9]))
+
+
+def test_no_text_no_folder(tmp_path):
+    vectors, made = embed_cached([], FakeEncoder(), tmp_path / "vectors")
+    assert vectors.shape == (0, 384) and made == 0 and not (tmp_path / "vectors").exists()
+
+
+@given(st.lists(st.integers(1, 256), max_size=60), st.integers(1, 2000))
+def test_batches_hold_every_text_once_and_fit(lengths, batch_tokens):
+    lengths = np.asarray(lengths, np.int64)
+    batches = list(length_batches(lengths, batch_tokens))
+    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
+    assert all(len(b) * lengths[b].max() <= batch_tokens or len(b) == 1 for b in batches)
+    for b, following in zip(batches, batches[1:], strict=False):
+        assert (len(b) + 1) * lengths[b].max() > batch_tokens  # full: one more would not fit
+        assert lengths[b].min() >= lengths[following].max()
+
+
+def test_vectors_equal_those_of_sentence_transformers():
+    encoder = SentenceEncoder(batch_tokens=128, device="cpu")
+    made = np.zeros((len(TEXTS), 384), np.float32)
+    sizes = []
+    for batch, vectors in encoder.encode_batches(TEXTS):
+        assert vectors.dtype == np.float32
+        made[batch] = vectors
+        sizes.append(len(batch))
+    assert len(sizes) > 3
+    from sentence_transformers import SentenceTransformer
+
+    reference = SentenceTransformer(str(encoder_folder(DEFAULT_ENCODER)), device="cpu", local_files_only=True)
+    alone = np.stack([reference.encode(text, normalize_embeddings=True) for text in TEXTS])
+    np.testing.assert_allclose(made, alone, atol=1e-5)
+
+
+def test_a_cached_run_imports_no_encoder(tmp_path):
+    texts = TEXTS[:3]
+    embed_cached(texts, FakeEncoder(SentenceEncoder().identity), tmp_path)
+    code = (
+        "import sys\n"
+        "from dlrrec_torchrec.extract.cache import embed_cached\n"
+        "from dlrrec_torchrec.extract.encoder import SentenceEncoder\n"
+        f"_, made = embed_cached({texts!r}, SentenceEncoder(), {str(tmp_path)!r})\n"
+        "assert made == 0\n"
+        "assert not {'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "model.safetensors").write_bytes(b"other weights")
+    monkeypatch.setattr(encoders, "_packaged_folder", lambda: tmp_path)
+    with pytest.raises(DataError, match=r"model\.safetensors: SHA-256 is .* wanted 53aa51"):
+        SentenceEncoder()
+    with pytest.raises(DataError, match=r"absent\.safetensors: .* missing"):
+        check_weights(tmp_path / "absent.safetensors", "00")
+
+
+def test_the_packaged_weights_serve_the_default_name_without_the_hub(monkeypatch):
+    monkeypatch.setattr(encoders, "_hub_folder", lambda name: pytest.fail("asked the hub"))
+    assert (encoder_folder(DEFAULT_ENCODER) / "model.safetensors").exists()
+
+
+def test_an_unknown_encoder_is_named(monkeypatch):
+    import huggingface_hub
+
+    def absent(name, **options):
+        raise OSError("no such model")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", absent)
+    with pytest.raises(DataError, match="extract.encoder: 'nobody/nothing'.*name a folder"):
+        SentenceEncoder("nobody/nothing")
+    with pytest.raises(DataError, match="batch_tokens"):
+        SentenceEncoder(batch_tokens=0)
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 200), st.integers(0, 80))
+def test_an_interrupted_embedding_goes_on_with_the_very_same_batches(lengths, batch_tokens, stop):
+    """A vector's last bits depend on its batch: a resumed run must cut what is left as the first one did."""
+    lengths = np.asarray(lengths)
+    whole = [batch.tolist() for batch in length_batches(lengths, batch_tokens)]
+    done = {text for batch in whole[:stop] for text in batch}
+    left = np.asarray([text for text in range(len(lengths)) if text not in done], int)
+    rest = [left[batch].tolist() for batch in length_batches(lengths[left], batch_tokens)]
+    assert rest == whole[stop:]

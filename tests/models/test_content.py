@@ -1,0 +1,347 @@
+"""Content vectors in tables against the same vectors in the rows."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrrec_torchrec.cli import _configuration, build_parser
+from dlrrec_torchrec.config import (
+    ContrastiveConfig,
+    ModelConfig,
+    RunConfig,
+    TableConfig,
+    TrainConfig,
+    from_dict,
+)
+from dlrrec_torchrec.data.batch import Batch, split_rows
+from dlrrec_torchrec.data.entities import load_entities, pair_batch, read_vectors
+from dlrrec_torchrec.data.lookup import distinct_codes
+from dlrrec_torchrec.distributed.quiet import quiet
+from dlrrec_torchrec.distributed.ranks import process_group
+from dlrrec_torchrec.evaluation.stage import evaluate
+from dlrrec_torchrec.models.build import build_model, build_wrapper
+from dlrrec_torchrec.models.spec import build_lookups
+from dlrrec_torchrec.models.wrapper import TrainWrapper
+from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.serving.recommend import recommend
+from dlrrec_torchrec.sharding.advice import make_plan
+from dlrrec_torchrec.sharding.apply import plan_tables, shard_tables
+from dlrrec_torchrec.sharding.devices import named_device
+from dlrrec_torchrec.sharding.fill import fill_content
+from dlrrec_torchrec.sharding.request import run_request
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.schema import MODALITIES
+from dlrrec_torchrec.training.optimizers import make_optimizer
+from dlrrec_torchrec.training.stage import train
+from tests.helpers.shards import write_shards
+from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch, random_corpus
+
+SIZES = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
+SIZES |= {"over_arch": [20, 6, 1], "dropout": 0.0}
+NUMBERS = {"num_users": USERS, "num_items": ITEMS}
+
+
+def configs(vectors: str, model: dict | None = None, **contrastive) -> tuple[ModelConfig, ContrastiveConfig]:
+    chosen = ModelConfig(**SIZES | {"vectors": vectors} | (model or {}))
+    return chosen, ContrastiveConfig(**{"num_negatives": 5} | contrastive)
+
+
+def wrapper_of(vectors: str, model: dict | None = None, **contrastive) -> TrainWrapper:
+    """Weights follow from the seed, so both kinds have the same; tables hold `random_corpus`."""
+    chosen, terms = configs(vectors, model, **contrastive)
+    torch.manual_seed(0)
+    built = build_model(chosen, dense_width=DENSE, **NUMBERS)
+    if built.content is not None:
+        for name, vector in random_corpus().items():
+            built.content.tables.embeddings[f"t_{name}"].weight.copy_(vector)
+    corpus = random_corpus() if vectors == "row" else {}
+    return build_wrapper(built, terms, corpus=corpus, seed=5)
+
+
+def entity_batch(seed: int = 0, part: slice = slice(None), padding: bool = False) -> Batch:
+    """A random batch whose vectors are its entities'; the last row may be padding."""
+    batch = random_batch(seed, part=part)
+    corpus = random_corpus()
+    if padding:
+        for name in ("user", "item", "label", "user_positives", "item_positives"):
+            getattr(batch, name)[-1] = -1
+    for name in MODALITIES:
+        codes = getattr(batch, name.split("_")[0])
+        batch.vectors[name] = torch.where((codes >= 0)[:, None], corpus[name][codes], 0)
+    return batch
+
+
+def with_lookup(batch: Batch, step: int, model: dict | None = None, **contrastive) -> Batch:
+    lookups = build_lookups(*configs("table", model, **contrastive), **NUMBERS, seed=5)
+    return dataclasses.replace(lookups(batch, step), vectors={})
+
+
+CASES = {
+    "corpus": {},
+    "sampled positives": {"positive": "sample", "item_weight": 0.7},
+    "batch": {"negatives": "batch", "temperature": 1.0},
+    "one term": {"user_weight": 0.0},
+    "no term": {"user_weight": 0.0, "item_weight": 0.0},
+}
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])
+@pytest.mark.parametrize("case", CASES)
+def test_tables_equal_rows(case, norm):
+    """Logits, losses, gradients, and the statistics of batch normalisation, over several steps."""
+    found = []
+    for vectors in ("row", "table"):
+        model = {"tower_norm": norm}
+        wrapper = wrapper_of(vectors, model, **CASES[case])
+        optimizer = torch.optim.SGD([p for p in wrapper.parameters() if p.requires_grad], lr=0.1)
+        steps = []
+        for step in range(3):
+            batch = entity_batch(step, padding=step == 1)
+            if vectors == "table":
+                batch = with_lookup(batch, step, model, **CASES[case])
+            optimizer.zero_grad()
+            loss, parts = wrapper(batch)
+            loss.backward()
+            gradients = {n: p.grad.clone() for n, p in wrapper.named_parameters() if p.requires_grad}
+            steps.append((loss.detach(), parts, gradients))
+            optimizer.step()
+        held_out = entity_batch(9)
+        if vectors == "table":
+            held_out = build_lookups(configs("table")[0])(held_out)
+        with torch.no_grad():
+            scores = wrapper.eval().model.score(held_out)
+        found.append((steps, scores, dict(wrapper.model.dense_arch.named_buffers())))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    assert found[0][2] or norm != "batch"
+
+
+def test_a_repeated_entity_passes_its_tower_once():
+    wrapper = wrapper_of("table")
+    batch = entity_batch()
+    rows = {}
+    for name, tower in wrapper.model.dense_arch.towers.items():
+        tower.layers.register_forward_hook(
+            lambda _, given, made, name=name: rows.setdefault(name, []).append(len(made))
+        )
+    looked_up = with_lookup(batch, 0)
+    wrapper(looked_up)
+    plain = wrapper_of("row")
+    for side in ("user", "item"):
+        draws = plain.draws[side]
+        neighbours = getattr(batch, f"{side}_positives")
+        wanted = {*getattr(batch, side).tolist(), *draws.corpus(0).tolist()}
+        wanted |= {*draws.positives(neighbours, getattr(batch, side), 0).tolist()} - {-1}
+        assert looked_up.lookup.codes[side].tolist() == sorted(wanted)
+        for name in MODALITIES:
+            if name.startswith(side):
+                assert rows[name] == [len(wanted)]
+    assert len(batch) > sum(rows["item_text"])  # many rows, few items
+
+
+def test_table_vectors_are_never_trained_and_have_no_gradient():
+    wrapper = wrapper_of("table")
+    loss, _ = wrapper(with_lookup(entity_batch(), 0))
+    loss.backward()
+    for table in wrapper.model.content.parameters():
+        assert not table.requires_grad and table.grad is None and table.dtype == torch.float16
+
+
+@settings(max_examples=50)
+@given(st.lists(st.integers(-1, 6), max_size=12))
+def test_distinct_codes(codes):
+    distinct, place = distinct_codes(torch.tensor(codes, dtype=torch.int64))
+    assert distinct.tolist() == sorted({*codes} - {-1})
+    padded = [*distinct.tolist(), -1]
+    assert [padded[k] for k in place.tolist()] == codes
+
+
+@pytest.mark.parametrize("parts", [2, 5])
+def test_rows_cut_into_micro_batches_look_up_their_own(parts):
+    whole = with_lookup(entity_batch(padding=True), 2)
+    row = 0
+    for part in split_rows(whole, parts):
+        alone = with_lookup(entity_batch(part=slice(row, row + len(part)), padding=len(part) + row == 24), 2)
+        row += len(part)
+        for kind in ("codes", "places"):
+            torch.testing.assert_close(getattr(part.lookup, kind), getattr(alone.lookup, kind))
+        assert part.lookup.ids.values().equal(alone.lookup.ids.values())
+        assert part.lookup.ids.lengths().equal(alone.lookup.ids.lengths())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 7, 24])
+def test_ids_are_spread_over_the_rows_in_order(rows):
+    made = with_lookup(entity_batch(part=slice(rows)), 3).lookup
+    assert made.ids.stride() == max(rows, 1)
+    for name, jagged in made.ids.to_dict().items():
+        assert jagged.values().equal(made.codes[name.split("_")[0]])
+        assert jagged.lengths().max() - jagged.lengths().min() <= 1
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("case", ["corpus", "batch"])
+def test_traced_wrapper_equals_plain(case, training):
+    plain = wrapper_of("table", **CASES[case]).train(training)
+    traced = torch.fx.symbolic_trace(wrapper_of("table", **CASES[case]).train(training))
+    for step in range(2):
+        batch = with_lookup(entity_batch(step), step, **CASES[case])
+        torch.testing.assert_close(traced(batch), plain(batch))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """Rows of ids alone; the entity tables have the vectors."""
+    return write_shards(
+        tmp_path_factory.mktemp("content") / "shards", rows=(80, 20, 20), users=30, items=20, modalities=()
+    )
+
+
+def test_parts_of_a_table_are_read_alone(shards):
+    whole = load_entities(shards).vectors
+    for name, matrix in whole.items():
+        for first, last in ((0, len(matrix)), (3, 11), (7, 7)):
+            parts = list(read_vectors(shards, name, first, last))
+            found = np.concatenate([part for _, part in parts]) if parts else matrix[:0]
+            assert found.tobytes() == matrix[first:last].tobytes()
+            assert not parts or parts[0][0] == first
+
+
+def test_tables_hold_the_entities_and_then_zeros(shards):
+    tables = {"user_text": TableConfig(rows=40), "item_image": TableConfig(sharding=["column_wise"])}
+    config = ModelConfig(vectors="table", tables=tables)
+    sizes = {"dense_width": 7, "num_users": 30, "num_items": 20}
+    module = build_model(config, **sizes, device="meta")
+    with quiet(), process_group("cpu") as ranks:
+        plan = plan_tables(module, ranks, batch_size=10, settings=tables)
+        sharded = shard_tables(module, ranks, batch_size=10, plan=plan)
+        fill_content(sharded, shards, ranks)
+        ids = with_codes({"user_text": [29, 30, 39], "item_text": [0, 19], "item_image": [19, 19]})
+        found = sharded.module.content(ids)
+        optimizers = make_optimizer(sharded, 0.01)
+        held = [k for k in optimizers.state_dict()["state"] if "content" in k and "." in k]
+        assert not any(optimizers.state_dict()["state"][name] for name in held)
+    whole = load_entities(shards).vectors
+    assert {p.table.name: p.table.frozen for p in plan.tables} == {"category": False} | dict.fromkeys(
+        MODALITIES, True
+    )
+    assert found["user_text"][0].half().numpy().tobytes() == whole["user_text"][29].tobytes()
+    assert not found["user_text"][1:].any() and not found["item_text"].requires_grad
+    for name in ("item_text", "item_image"):
+        wanted = whole[name][[0, 19] if name == "item_text" else [19, 19]]
+        assert found[name].half().numpy().tobytes() == wanted.tobytes()
+
+
+def with_codes(codes: dict[str, list[int]]) -> KeyedJaggedTensor:
+    lengths = torch.tensor([len(one) for one in codes.values()], dtype=torch.int32)
+    return KeyedJaggedTensor(list(codes), torch.tensor(sum(codes.values(), [])), lengths=lengths)
+
+
+def test_rows_of_ids_alone_train_evaluate_and_recommend(shards, tmp_path, capsys):
+    settings_ = TrainConfig(epochs=1, batch_size=40, device="cpu")
+    terms = ContrastiveConfig(num_negatives=8)
+    manifest = train(ModelConfig(vectors="table"), terms, settings_, "strict", shards, tmp_path / "train")
+    assert manifest.facts["leave_one_out"] is False
+    assert "not leave-one-out" in capsys.readouterr().err
+    evaluate({"dlrrec": tmp_path / "train"}, shards, tmp_path / "evaluation")
+    entities, model = load_entities(shards), load_trained(tmp_path / "train", shards)
+    with pytest.raises(DataError, match=r"'user_text' is not in these shards.*model.vectors=table"):
+        train(ModelConfig(), terms, settings_, "strict", shards, tmp_path / "row")
+    found = recommend(shards, tmp_path / "train", "user-3", n=3, include_seen=True)
+    facts = Manifest.read(shards).facts
+    batch = pair_batch(
+        entities,
+        [3] * 20,
+        np.arange(20),
+        facts["dense"],
+        facts["rating_range"],
+        list(MODALITIES),
+        ["category"],
+    )
+    with torch.no_grad():  # the vectors handed over
+        wanted = model(batch.dense, batch.sparse, batch.vectors).sigmoid()
+    assert [i.probability for i in found.items] == pytest.approx(wanted.sort(descending=True).values[:3])
+    predicted = pq.read_table(tmp_path / "evaluation" / "predictions" / "dlrrec.parquet")
+    batch = pair_batch(
+        entities,
+        predicted["user"].to_numpy(),
+        predicted["item"].to_numpy(),
+        facts["dense"],
+        facts["rating_range"],
+        list(MODALITIES),
+        ["category"],
+    )
+    with torch.no_grad():
+        wanted = model(batch.dense, batch.sparse, batch.vectors)
+    assert predicted["score"].to_pylist() == pytest.approx(wanted.tolist(), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"user_text": TableConfig(dim=32)}, ["model.tables.user_text.dim", "384"]),
+        ({"item_text": TableConfig(rows=3)}, ["model.tables.item_text.rows", "20 ids"]),
+        ({"item_text": TableConfig(sharding=["data_parallel"])}, ["item_text", "not replicated"]),
+        ({"item_text": TableConfig(kernels=["fused_uvm_caching"])}, ["item_text", "needs a GPU"]),
+    ],
+)
+def test_settings_that_cannot_be_are_named(tables, words):
+    config = ModelConfig(vectors="table", tables=tables)
+    with pytest.raises(DataError) as caught, process_group("cpu") as ranks:
+        model = build_model(config, dense_width=7, num_users=30, num_items=20, device="meta")
+        plan_tables(model, ranks, batch_size=10, settings=tables)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_damaged_entities_are_named(shards, tmp_path):
+    broken = tmp_path / "shards"
+    shutil.copytree(shards, broken)
+    model = build_model(ModelConfig(vectors="table"), dense_width=7, num_users=30, num_items=21)
+    with pytest.raises(DataError, match="20 rows of item_text, but there are 21 ids"):
+        fill_content(model, broken)
+    (broken / "entities" / "items" / "part-00000.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match="items/part-00000.parquet"):
+        fill_content(model, broken)
+
+
+def test_a_plan_without_shards_names_the_missing_rows():
+    where = {"world_size": 64, "local_world_size": 8}
+    tables = {name: {"rows": "1e8", "kernels": "fused+fused_uvm_caching"} for name in MODALITIES}
+    body = {"vectors": "table", "tables": tables}
+    config = from_dict(RunConfig, {"model": body, "train": {"table_optimizer": "adam"}}, "test")
+    plan = make_plan(run_request(config, named_device("h200"), **where))
+    placed = {p.table.name: p for p in plan.tables}
+    for name in MODALITIES:
+        table = placed[name].table
+        assert (table.rows, table.dim, table.dtype, table.pooled) == (10**8, 384, "fp16", False)
+        assert sum(s.weight_bytes for s in placed[name].shards) == 10**8 * 384 * 2
+        assert sum(s.optimizer_bytes for s in placed[name].shards) == 0
+        assert all(s.backward_ms == 0 for s in placed[name].shards)
+    del config.model.tables["item_image"]
+    with pytest.raises(DataError, match=r"item_image: how many rows.*model.tables.item_image.rows=N"):
+        run_request(config, named_device("h200"), **where)
+
+
+@pytest.mark.parametrize("page", ["content-tables", "ids"])
+def test_commands_of_the_page_are_understood(page):
+    text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(lines) > 1
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "dlrrec"
+        config, _ = _configuration(build_parser().parse_args(words))
+        lookups = build_lookups(config.model)
+        assert lookups or "prepare" in words
+        build_model(config.model, dense_width=7, num_users=30, num_items=20, device="meta")

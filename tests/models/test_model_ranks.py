@@ -1,0 +1,163 @@
+"""Two gloo processes against one on the joined batch, and TorchRec's pipelined trainer on the CPU."""
+
+import logging
+import os
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.nn.parallel import DistributedDataParallel
+from torchrec.distributed.model_parallel import DistributedModelParallel, get_default_sharders
+from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from dlrrec_torchrec.distributed.collectives import gather_rows
+from tests.models.test_wrapper import ROWS, random_batch, small_wrapper
+
+STEPS = 2
+TABLE = "model.sparse_arch.embedding_bag_collection.embedding_bags.t_category.weight"
+CASES = {  # name -> (rows of rank 0, the rest is rank 1's; settings of the wrapper)
+    "even": (ROWS // 2, {"negatives": "corpus"}),
+    "uneven": (
+        5,
+        {"negatives": "corpus", "positive": "sample", "class_weights": (2.0, 0.5), "learnable": True},
+    ),
+    "batch": (7, {"negatives": "batch", "normalize": False, "temperature": 1.0}),
+}
+
+
+def outcome(wrapper, run, parts_of_batches):
+    """Losses, gradients and statistics after `STEPS` forward and backward passes."""
+    losses = []
+    for part in parts_of_batches:
+        wrapper.zero_grad()
+        loss, parts = run(part)
+        loss.backward()
+        losses.append([float(loss), *(float(parts[f"loss_{n}"]) for n in ("rec", "ii", "uu"))])
+    gradients = {n: p.grad.clone() for n, p in wrapper.named_parameters() if p.grad is not None}
+    return {
+        "losses": losses,
+        "gradients": gradients,
+        "buffers": dict(wrapper.model.dense_arch.named_buffers()),
+    }
+
+
+def one_rank(settings, steps=STEPS):
+    wrapper = small_wrapper(**settings)
+    return outcome(wrapper, wrapper, [random_batch(s) for s in range(steps)])
+
+
+def rank_slice(rank, first):
+    return slice(0, first) if rank == 0 else slice(first, ROWS)
+
+
+def work(rank, port, folder):
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    found = {}
+    for name, (first, settings) in CASES.items():
+        wrapper = small_wrapper(**settings)
+        mine = [random_batch(s, part=rank_slice(rank, first)) for s in range(STEPS)]
+        found[name] = outcome(wrapper, DistributedDataParallel(wrapper), mine)
+    found["sharded"] = sharded(rank)
+    found["pipelined"] = pipelined(rank)
+    found["gathered"] = gathered(rank)
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def distributed(wrapper):
+    """The wrapper with its table on one of the ranks."""
+    whole = {"t_category": ParameterConstraints(sharding_types=["table_wise"])}
+    planner = EmbeddingShardingPlanner(Topology(2, "cpu"), constraints=whole)
+    sharders = get_default_sharders()
+    plan = planner.collective_plan(wrapper, sharders, dist.group.WORLD)
+    table = wrapper.get_parameter(TABLE).detach().clone()
+    model = DistributedModelParallel(wrapper, device=torch.device("cpu"), plan=plan, sharders=sharders)
+    for shard in model.state_dict()[TABLE].local_shards():
+        shard.tensor.detach().copy_(table)  # sharding draws new weights
+    return model
+
+
+def sharded(rank):
+    """Tables sharded over both ranks, and a rank without rows."""
+    model = distributed(small_wrapper())
+    mine = [random_batch(s, part=rank_slice(rank, 0)) for s in range(STEPS)]
+    return outcome(model.module, model, mine[:1])
+
+
+def pipelined(rank):
+    """The losses of TorchRec's pipelined trainer, and the warnings it logs."""
+    messages = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("torchrec").addHandler(handler)
+    logging.getLogger("torchrec").setLevel(logging.INFO)
+    device = torch.device("cpu")
+    model = distributed(small_wrapper())
+    optimizer = torch.optim.SGD(model.module.model.over_arch.parameters(), lr=0.0)
+    pipeline = TrainPipelineSparseDist(model, optimizer, device)
+    batches = iter([random_batch(s, part=rank_slice(rank, 9)) for s in range(STEPS)])
+    losses = [float(pipeline.progress(batches)["loss_uu"]) for _ in range(STEPS)]
+    return {"losses": losses, "messages": messages, "step": int(model.module.step)}
+
+
+def gathered(rank):
+    rows = (torch.arange(3.0)[: 3 * rank] + 10 * rank).reshape(-1, 1).requires_grad_()  # none, three
+    out = gather_rows(rows)
+    (out * torch.tensor([[1.0], [2.0], [3.0]]) * (rank + 1)).sum().backward()
+    return out.detach(), rows.grad
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(work, (port, str(folder)), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_ranks_equal_one_on_the_joined_batch(two_ranks, name):
+    wanted = one_rank(CASES[name][1])
+    found = [rank[name] for rank in two_ranks]
+    losses = torch.tensor([rank["losses"] for rank in found])
+    torch.testing.assert_close(losses.mean(0), torch.tensor(wanted["losses"]))  # mean of the ranks' losses
+    assert losses[0, :, 1:].equal(losses[1, :, 1:])  # the reported parts are global
+    assert found[0]["gradients"].keys() == wanted["gradients"].keys()
+    for rank in found:
+        for kind in ("gradients", "buffers"):
+            torch.testing.assert_close(rank[kind], wanted[kind], rtol=1e-4, atol=1e-6)
+
+
+def test_sharded_tables_and_a_rank_without_rows(two_ranks):
+    wanted = one_rank({}, steps=1)
+    for rank in two_ranks:
+        found = rank["sharded"]
+        dense = {n: g for n, g in wanted["gradients"].items() if n != TABLE}
+        torch.testing.assert_close(found["gradients"], dense, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor(found["losses"])[:, 1:], torch.tensor(wanted["losses"])[:, 1:]
+        )
+
+
+def test_the_pipelined_trainer_really_pipelines(two_ranks):
+    for rank in two_ranks:
+        messages = rank["pipelined"]["messages"]
+        assert any("will be pipelined" in m for m in messages)
+        assert not any("NOT be pipelined" in m for m in messages)
+        assert rank["pipelined"]["step"] == STEPS
+    wanted = [loss_uu for *_, loss_uu in one_rank({})["losses"]]
+    assert two_ranks[0]["pipelined"]["losses"] == pytest.approx(wanted, rel=1e-4)
+
+
+def test_gathered_rows(two_ranks):
+    for rank, (rows, gradient) in enumerate(pair["gathered"] for pair in two_ranks):
+        assert rows.flatten().tolist() == [10.0, 11.0, 12.0]
+        assert gradient.flatten().tolist() == ([] if rank == 0 else [3.0, 6.0, 9.0])

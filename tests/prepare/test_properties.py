@@ -1,0 +1,227 @@
+"""Prepare over random worlds: what a row must never see, and every number against plain loops."""
+
+from __future__ import annotations
+
+import copy
+import math
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dlrrec_torchrec.config import PrepareConfig
+from dlrrec_torchrec.prepare.stage import prepare
+from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.store.schema import (
+    CATEGORY_SLOTS,
+    ITEM_ENTITY,
+    MODALITIES,
+    PAD_CATEGORY,
+    PRICE_TAGS,
+    USER_ENTITY,
+    category_types,
+    shard_schema,
+)
+from tests.helpers.worlds import Review, World, content, random_vector, random_world
+
+MODES = [(text, leave_out) for text in ("mean", "summary") for leave_out in ("row", "fold")]
+ALL_DENSE = ["item_count", "user_mean", "item_mean", "price", "user_count"]
+USER_DENSE, ITEM_DENSE = [1, 6], [0, 2, 3, 4, 5]  # columns of the dense features by side
+modes = pytest.mark.parametrize(("text", "leave_out"), MODES)
+seeds = st.integers(0, 2**32 - 1)
+smoothings = st.sampled_from([0.0, 0.7, 3.0])
+
+
+def prepared(world: World, **settings) -> dict[str, dict[tuple[str, str], dict[str, np.ndarray]]]:
+    """Shards of a world: split -> (user, item) -> column -> values."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = world.write(folder)
+        config = PrepareConfig(dense=ALL_DENSE, rows_per_shard=8, **settings)
+        prepare(config, paths.split, paths.content, paths.swing, paths.items, paths.shards)
+        users = read_table(paths.shards / "entities/users", USER_ENTITY)
+        items = read_table(paths.shards / "entities/items", ITEM_ENTITY)
+        made = {"entities": {("", "users"): _row(users, None), ("", "items"): _row(items, None)}}
+        for split in ("train", "val", "test"):
+            table = read_table(paths.shards / split, shard_schema(7, MODALITIES, config.positives))
+            rows = (_row(table, k) for k in range(table.num_rows))
+            made[split] = {
+                (users["id"][int(r["user"][0])].as_py(), items["id"][int(r["item"][0])].as_py()): r
+                for r in rows
+            }
+    return made
+
+
+def _row(table: pa.Table, number: int | None) -> dict[str, np.ndarray]:
+    """The values of one row (None: of the whole table) by column, as flat arrays of the column's own type."""
+    found = {}
+    for name in table.column_names:
+        values = table[name].combine_chunks()
+        if number is not None:
+            values = values.slice(number, 1)
+        lengths = [values.value_lengths()] if pa.types.is_list(values.type) else []
+        flat = values.flatten() if pa.types.is_nested(values.type) else values
+        found[name] = flat.to_numpy(zero_copy_only=False)
+        if lengths and number is None:
+            found[f"{name} lengths"] = lengths[0].to_numpy()
+    return found
+
+
+def assert_same_bits(
+    a: dict[str, np.ndarray], b: dict[str, np.ndarray], besides: tuple[str, ...] = ()
+) -> None:
+    for name in a.keys() - set(besides):
+        same = a[name].dtype == b[name].dtype and (
+            list(a[name]) == list(b[name])
+            if a[name].dtype == object
+            else a[name].tobytes() == b[name].tobytes()
+        )
+        assert same, f"{name}: {a[name]} became {b[name]}"
+
+
+def rewritten(review: Review, rng: np.random.Generator) -> Review:
+    """The same pair and folds with another rating, text and picture, of any size or absent."""
+    changed = copy.copy(review)
+    changed.rating = float(np.float32(rng.uniform(1, 5)))
+    for kind in ("text", "image"):
+        size = np.float16(10.0 ** rng.uniform(-4, 2))
+        setattr(changed, kind, random_vector(rng) * size if rng.random() < 0.8 else None)
+    return changed
+
+
+@modes
+@settings(max_examples=5)
+@given(seed=seeds, smoothing=smoothings)
+def test_a_training_row_never_sees_its_own_rating_and_text(text, leave_out, seed, smoothing):
+    rng = np.random.default_rng(seed)
+    world = random_world(seed, users=4, items=12, rows=36)
+    changed, k = copy.copy(world), int(rng.integers(36))
+    changed.train = [*world.train]
+    changed.train[k] = rewritten(world.train[k], rng)
+    setting = {"text": text, "leave_out": leave_out, "smoothing": smoothing}
+    before, after = prepared(world, **setting), prepared(changed, **setting)
+    own = world.train[k].user, world.train[k].item
+    assert_same_bits(before["train"][own], after["train"][own], besides=("label", "rating"))
+    others = [p for p in before["train"] if p != own and (own[0] == p[0] or own[1] == p[1])]
+    assert others and any(
+        before["train"][p]["dense"].tobytes() != after["train"][p]["dense"].tobytes() for p in others
+    ), "the change must reach other rows, or the test proves nothing"
+
+
+@settings(max_examples=5)
+@given(seed=seeds, text=st.sampled_from(["mean", "summary"]), smoothing=smoothings)
+def test_with_folds_a_training_row_sees_nothing_of_its_fold(seed, text, smoothing):
+    rng = np.random.default_rng(seed)
+    world = random_world(seed, users=4, items=12, rows=36)
+    k = int(rng.integers(36))
+    one = world.train[k]
+    setting = {"text": text, "leave_out": "fold", "smoothing": smoothing}
+    before = prepared(world, **setting)["train"][one.user, one.item]
+    for side, columns in (("user", USER_DENSE), ("item", ITEM_DENSE)):
+        changed = copy.copy(world)
+        changed.train = [
+            rewritten(r, rng)
+            if getattr(r, side) == getattr(one, side)
+            and getattr(r, f"{side}_fold") == getattr(one, f"{side}_fold")
+            else r
+            for r in world.train
+        ]
+        after = prepared(changed, **setting)["train"][one.user, one.item]
+        for row in (before, after):
+            row[f"{side} dense"] = row["dense"][columns]
+        names = {
+            "user": ["user dense", "user_text", "user_positives"],
+            "item": ["item dense", "item_text", "item_image", "item_positives", "category"],
+        }[side]
+        assert_same_bits({n: before[n] for n in names}, {n: after[n] for n in names})
+
+
+@modes
+@settings(max_examples=3)
+@given(seed=seeds)
+def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
+    rng = np.random.default_rng(seed)
+    world = random_world(seed, rows=11, val=4, test=4)
+    changed = copy.copy(world)
+    changed.val = [rewritten(r, rng) for r in world.val if rng.random() < 0.7]
+    changed.test = [rewritten(r, rng) for r in world.test if rng.random() < 0.7]
+    setting = {"text": text, "leave_out": leave_out, "smoothing": 0.7}
+    before, after = prepared(world, **setting), prepared(changed, **setting)
+    assert list(before["train"]) == list(after["train"])
+    for part in ("train", "entities"):
+        for key, row in before[part].items():
+            assert_same_bits(row, after[part][key])
+    for part in ("val", "test"):
+        assert list(after[part]) == [(r.user, r.item) for r in getattr(changed, part)]
+        for key, row in after[part].items():
+            assert_same_bits(before[part][key], row, besides=("label", "rating"))
+
+
+@modes
+@settings(max_examples=5)
+@given(seed=seeds, smoothing=smoothings)
+def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing):
+    world = random_world(seed, users=6, items=5, rows=18, val=3, test=4)
+    made = prepared(world, text=text, leave_out=leave_out, smoothing=smoothing, positives=3)
+    for split in ("train", "val", "test"):
+        reviews = getattr(world, split)
+        assert made[split].keys() == {(r.user, r.item) for r in reviews}
+        for review in reviews:
+            row = made[split][review.user, review.item]
+            wanted = by_loops(world, review, split == "train", text, leave_out, smoothing, 3)
+            assert row.keys() == wanted.keys()
+            for name, value in wanted.items():
+                tolerance = 6e-4 if name in MODALITIES else 1e-6
+                np.testing.assert_allclose(row[name], value, rtol=0, atol=tolerance, err_msg=name)
+
+
+def by_loops(
+    world: World, row: Review, training: bool, text: str, leave_out: str, smoothing: float, positives: int
+) -> dict[str, np.ndarray]:
+    """One row of a shard by the definitions, review by review."""
+    wanted = {"label": [float(row.rating >= 4)], "rating": [row.rating]}
+    facts = {}
+    for side in ("user", "item"):
+        name, fold = getattr(row, side), getattr(row, f"{side}_fold")
+        own = [r for r in world.train if getattr(r, side) == name]
+        outside_fold = [r for r in own if getattr(r, f"{side}_fold") != fold]
+        if not training:
+            seen, read = own, own
+        else:
+            seen, read = (
+                (outside_fold if leave_out == "fold" else [r for r in own if r is not row]),
+                outside_fold,
+            )
+        hidden = [r for r in own if not any(r is s for s in seen)]
+        everyone = [r.rating for r in world.train if not any(r is h for h in hidden)]
+        weight = len(seen) + smoothing
+        prior = smoothing * sum(everyone) / len(everyone) if smoothing else 0.0
+        mean = (math.fsum(r.rating for r in seen) + prior) / weight if weight else math.nan
+        facts[side] = (len(seen), 0.0 if math.isnan(mean) else (mean - 1) / 4 * 2 - 1)
+        words, picture = world.metadata.get(name, (None, None)) if side == "item" else (None, None)
+        vector = content(read, category_types())["text_vector"]
+        if text == "mean":
+            vector = pooled([r.text for r in seen] + [words])
+        wanted[f"{side}_text"] = np.zeros(384) if vector is None else vector
+        if side == "item":
+            wanted["item_image"] = pooled([r.image for r in seen] + [picture])
+            made = content(read, category_types())
+        ids = sorted({getattr(r, side) for r in world.train})
+        neighbours = getattr(world, f"{side}_neighbours")[name][:positives]
+        codes = [ids.index(n) for n, _ in neighbours]
+        wanted[f"{side}_positives"] = codes + [-1] * (positives - len(codes))
+        wanted[side] = [ids.index(name)]
+    price = [float(made["price_tag"] == tag) for tag in PRICE_TAGS[1:]]
+    (users, user_mean), (items, item_mean) = facts["user"], facts["item"]
+    wanted["dense"] = [math.log1p(items), user_mean, item_mean, *price, math.log1p(users)]
+    codes = [category_types().index(c) for c in made["categories"]][:CATEGORY_SLOTS]
+    wanted["category"] = codes + [PAD_CATEGORY] * (CATEGORY_SLOTS - len(codes))
+    return {name: np.asarray(value) for name, value in wanted.items()}
+
+
+def pooled(vectors: list[np.ndarray | None]) -> np.ndarray:
+    total = np.sum([v.astype(np.float64) for v in vectors if v is not None], axis=0)
+    norm = np.linalg.norm(total)
+    return total / norm if norm else np.zeros(384)

@@ -1,0 +1,104 @@
+"""What the tests run on two ranks: `torchrun --nproc_per_node 2 tests/programs/ranks.py SHARDS SMALL OUT`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from dlrrec_torchrec.config import SHARDING_TYPES, ContrastiveConfig, ModelConfig, TableConfig, TrainConfig
+from dlrrec_torchrec.distributed.ranks import process_group
+from dlrrec_torchrec.models.build import build_model
+from dlrrec_torchrec.sharding import apply as parallel
+from dlrrec_torchrec.sharding.apply import plan_tables
+from dlrrec_torchrec.sharding.describe import to_json
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.training.stage import train
+
+# Adam turns the rounding noise of a gradient that is exactly 0, as that of a bias before batch normalisation,
+# into whole steps. With layer normalisation there is none such, so that equal means equal.
+MODEL = ModelConfig(dropout=0.0, tower_norm="layer", user_id=True)
+# The planner cuts columns into parts of at least 128.
+WIDE = ModelConfig(**vars(MODEL) | {"embedding_dim": 256, "interaction": "dcn"})
+IN_TABLES = ModelConfig(**vars(MODEL) | {"vectors": "table"})
+BOTH_IDS = ModelConfig(**vars(MODEL) | {"item_id": True})
+TRAIN = TrainConfig(epochs=2, batch_size=60, lr=0.003, device="cpu", select="loss", warmup_steps=3)
+VARIANTS = {
+    "adam": TRAIN,
+    "table_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad", "schedule": "cosine"}),
+    "row_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
+    "column_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "sgd", "table_lr": 0.1}),
+    "mixed": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
+    "content": TRAIN,
+    "ids": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
+    "half": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
+}
+TABLES = {
+    "mixed": {
+        "category": TableConfig(sharding=["data_parallel"]),
+        "user": TableConfig(sharding=["row_wise"]),
+    },
+    "content": {
+        "user_text": TableConfig(sharding=["row_wise"], rows=64),
+        "item_text": TableConfig(sharding=["table_wise"]),
+        "item_image": TableConfig(sharding=["column_wise"]),
+    },
+    "ids": {
+        "category": TableConfig(sharding=["data_parallel"]),
+        "user": TableConfig(sharding=["table_wise"], rows=20, ids="hash"),
+        "item": TableConfig(rows=256, ids="managed"),
+    },
+    "half": {"user": TableConfig(dtype="fp16", sharding=["row_wise"], rows=64)},
+}
+# Beside the trainings of VARIANTS: what a step may do otherwise. Without contrastive terms, whose means are
+# over other micro-batches on another number of ranks.
+STEPS = {
+    "accumulate": {"accumulate": 3, "clip_norm": 0.2},
+    "comms": {"comms": "fp16", "table_optimizer": "rowwise_adagrad"},
+    "exact": {"table_optimizer": "rowwise_adagrad"},
+}
+
+
+def sharded(model: ModelConfig, name: str) -> ModelConfig:
+    """The model, its tables kept as TABLES or the variant's name, if it is a sharding type, say."""
+    types = [name] if name in SHARDING_TYPES else []
+    tables = {table: TableConfig(sharding=types) for table in ("category", "user")}
+    return dataclasses.replace(model, tables=TABLES.get(name, tables))
+
+
+def train_all(shards: Path, small: Path, out: Path) -> None:
+    """Each variant on `shards`, and a training whose one validation row leaves a rank padding alone."""
+    for name, settings in VARIANTS.items():
+        model = sharded({"column_wise": WIDE, "content": IN_TABLES, "ids": BOTH_IDS}.get(name, MODEL), name)
+        train(model, ContrastiveConfig(num_negatives=16), settings, "strict", shards, out / name)
+    off = ContrastiveConfig(item_weight=0, user_weight=0)
+    for name, changes in STEPS.items():
+        kinds = {} if name == "accumulate" else {"category": "row_wise", "user": "table_wise"}
+        tables = {table: TableConfig(sharding=[kind]) for table, kind in kinds.items()}
+        settings = dataclasses.replace(TRAIN, epochs=1, **changes)
+        train(dataclasses.replace(MODEL, tables=tables), off, settings, "strict", shards, out / name)
+    tiny = TrainConfig(epochs=1, batch_size=8, select="loss", device="cpu", table_optimizer="rowwise_adagrad")
+    train(MODEL, ContrastiveConfig(num_negatives=16), tiny, "strict", small, out / "small")
+
+
+def plan_all(out: Path) -> None:
+    """What each rank takes for the plan, and is told where there is none: only rank 0 may plan."""
+    with process_group("cpu") as ranks:
+        model = build_model(MODEL, dense_width=7, num_users=5000, num_items=9, device="meta")
+        if ranks.rank:
+            parallel.make_plan = None
+        plan = plan_tables(model, ranks, batch_size=30, table_optimizer="sgd")
+        told = {"plan": to_json(plan), "problem": ""}
+        try:
+            settings = {"user": TableConfig(sharding=["row_wise"])}
+            plan_tables(model, ranks, batch_size=30, table_optimizer="adam", settings=settings)
+        except DataError as error:
+            told["problem"] = str(error)
+        (out / f"plan-{ranks.rank}.json").write_text(json.dumps(told))
+
+
+if __name__ == "__main__":
+    with process_group("cpu"):
+        train_all(*map(Path, sys.argv[1:]))
+        plan_all(Path(sys.argv[-1]))

@@ -1,0 +1,303 @@
+import base64
+import copy
+import html
+import json
+import re
+import shutil
+import statistics
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import sklearn.metrics as sk
+
+from dlrrec_torchrec.evaluation.stage import PREDICTIONS
+from dlrrec_torchrec.metrics import binary_metrics, expected_auc
+from dlrrec_torchrec.report.figures import reliability, roc_points
+from dlrrec_torchrec.report.page import best_names, cell, facts_html, html_page, verdict
+from dlrrec_torchrec.report.stage import format_table, report, summarize
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import write_table
+from dlrrec_torchrec.store.manifest import Manifest, json_safe
+from dlrrec_torchrec.store.paths import run_paths
+
+MODELS = {"dlrrec": 1.0, "bce": 0.4}
+BASELINES = {"majority class": 0.0, "item mean": 0.7}
+FIGURES = ("roc", "calibration", "learning_curves", "confusion", "swing_scores")
+
+
+def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
+    """An evaluation as its stage leaves it, of random rows; returns its metrics."""
+    rng = np.random.default_rng(seed)
+    n = 200
+    p = rng.beta(3, 1, n)
+    label = (rng.random(n) < p).astype(np.float32) if label is None else np.full(n, label, np.float32)
+    user = rng.integers(0, 30, n).astype(np.int32)
+    body = {
+        "protocol": protocol,
+        "rows": n,
+        "positives": int(label.sum()),
+        "reachable_auc": expected_auc(p) if truth else None,
+        "truth": binary_metrics(label, p, user) if truth else None,
+        "models": {},
+        "baselines": {},
+        "notes": [f"a note of seed {seed}", "a note of all"],
+    }
+    for kind, folder, names in (("models", "predictions", MODELS), ("baselines", "baselines", BASELINES)):
+        (run.evaluation / folder).mkdir(parents=True, exist_ok=True)
+        for name, share in names.items():
+            made = share * p + (1 - share) * (0.8 if share == 0 else rng.random(n))
+            table = pa.table([user, user, label, label, made, made], schema=PREDICTIONS)
+            pq.write_table(table, run.evaluation / folder / f"{name.replace(' ', '-')}.parquet")
+            body[kind][name] = binary_metrics(label, made, user)
+    body = json_safe(body)
+    (run.evaluation / "metrics.json").write_text(json.dumps(body))
+    Manifest("evaluate", {"seed": seed}, {}, rows={"test": n}, seconds=1.5, peak_memory_mib=200).write(
+        run.evaluation
+    )
+    return body
+
+
+def write_rest(run, seed):
+    """What the report reads of the other stages."""
+    rng = np.random.default_rng(seed)
+    for kind in ("users", "items"):
+        scores = [rng.random(k).astype(np.float32) for k in rng.integers(0, 4, 30)]
+        rows = {
+            "id": [f"{k}" for k in range(30)],
+            "neighbors": [["x"] * len(s) for s in scores],
+            "scores": scores,
+        }
+        write_table(pa.table(rows, schema=schema.NEIGHBORS), run.swing / kind)
+    Manifest("swing", {}, {}, seconds=2, peak_memory_mib=300 + seed).write(run.swing)
+    Manifest("prepare", {}, {}, facts={"users": 40, "items": 30}, seconds=3, peak_memory_mib=10).write(
+        run.shards
+    )
+    Manifest("extract", {}, {}, facts={"agreement": {"price_tag": 0.6125, "items": 91}}).write(run.content)
+    for name in MODELS:
+        run.train(name).mkdir(parents=True)
+        Manifest("train", {"model": {}, "protocol": "strict"}, {}, seconds=10.0 + seed).write(run.train(name))
+        lines = [{"epoch": e, "train_loss": 1 / (e + 1), "loss": 0.5, "auc": 0.6 + e / 100} for e in range(5)]
+        (run.train(name) / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+        (run.train(name) / "best.json").write_text(json.dumps({"epoch": 3}))
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """Two seeds of a whole run with their report: folders, metrics of the evaluations, manifest."""
+    made = run_paths(tmp_path_factory.mktemp("report"), 2)
+    for seed, run in enumerate(made):
+        write_rest(run, seed)
+    Manifest("ingest", {}, {}, rows={"reviews": 1234}, facts={"rejected": {"rating is no number": 5}}).write(
+        _made(made[0].reviews)
+    )
+    evaluations = [write_evaluation(run, seed) for seed, run in enumerate(made)]
+    return made, evaluations, report(made, list(MODELS), made[0].report)
+
+
+@pytest.fixture
+def runs(reported, tmp_path):
+    """A copy to change."""
+    paths, evaluations, _ = reported
+    shutil.copytree(paths[0].shared, tmp_path / "run")
+    return run_paths(tmp_path / "run", 2), copy.deepcopy(evaluations)
+
+
+def _made(folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def png(path):
+    body = path.read_bytes()
+    assert body[:8] == b"\x89PNG\r\n\x1a\n"
+    return body
+
+
+def plain(page):
+    """The words of an HTML page, without tags and images."""
+    return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)))
+
+
+def test_numbers_are_those_of_the_evaluations(reported):
+    paths, evaluations, manifest = reported
+    summary = json.loads((paths[0].report / "metrics.json").read_text())
+    assert summary["protocol"] == "strict" and summary["seeds"] == 2 and summary["rows"] == [200, 200]
+    for group, names in (("models", MODELS), ("baselines", BASELINES)):
+        assert list(summary[group]) == list(names)
+        for name in names:
+            for key in ("auc", "accuracy", "fpr", "loss", "auprc", "ne", "calibration", "user_auc", "tp"):
+                values = [e[group][name][key] for e in evaluations]
+                found = summary[group][name][key]
+                assert found["seeds"] == values
+                assert found["mean"] == pytest.approx(statistics.mean(values))
+                assert found["sd"] == pytest.approx(statistics.stdev(values))
+            shares = [(e[group][name]["auc"] - 0.5) / (e["reachable_auc"] - 0.5) for e in evaluations]
+            assert summary[group][name]["reachable_share"]["seeds"] == pytest.approx(shares)
+    assert summary["reachable_auc"]["seeds"] == [e["reachable_auc"] for e in evaluations]
+    assert manifest.facts["auc/dlrrec"] == summary["models"]["dlrrec"]["auc"]["mean"]
+
+
+def test_every_table_shows_the_numbers(reported):
+    paths, _, _ = reported
+    summary = json.loads((paths[0].report / "metrics.json").read_text())
+    text, page = format_table(paths[0].report), plain((paths[0].report / "index.html").read_text())
+    markdown = (paths[0].report / "table.md").read_text()
+    assert text == format_table(summary)
+    for name, metrics in (summary["models"] | summary["baselines"]).items():
+        (row,) = [line for line in markdown.splitlines() if line.startswith(f"| {name} |")]
+        at = text.splitlines().index(next(x for x in text.splitlines() if x.lstrip().startswith(name)))
+        for key in ("auc", "accuracy", "fpr", "loss", "user_auc"):
+            mean, deviation = f"{metrics[key]['mean']:.3f}", f"{metrics[key]['sd']:.3f}"
+            assert f"{mean} ± {deviation}" in row
+            assert mean in text.splitlines()[at] and f"±{deviation}" in text.splitlines()[at + 1]
+            assert re.search(rf"{mean}\s*± {deviation}", page)
+    for words in (text, markdown, page):
+        assert "protocol strict" in words and "2 seeds" in words and "200 test rows" in words
+        assert f"reachable AUC {cell(summary['reachable_auc'])}" in words
+        assert "a note of all (seed 0, 1)" in words and "a note of seed 1 (seed 1)" in words
+        assert "never read" in words.lower()
+
+
+def test_page_stands_alone_and_tells_of_data_and_cost(reported):
+    paths, _, _ = reported
+    page = (paths[0].report / "index.html").read_text()
+    for name in FIGURES:
+        image = png(paths[0].report / f"{name}.png")
+        assert base64.b64encode(image).decode() in page
+    assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in plain(page)
+    words = re.sub(r"\s+", " ", plain(page))
+    assert "rows reviews 1,234" in words and "rejected rating is no number 5" in words
+    assert "agreement price tag 0.6125 items 91" in words
+    assert "train: dlrrec 10.5" in words  # seconds: the mean of the seeds
+    assert "swing 2.0 301" in words  # memory: the largest
+
+
+def test_report_is_reused_until_an_evaluation_changes(runs):
+    paths, _ = runs
+    assert report(paths, list(MODELS), paths[0].report).reused
+    write_evaluation(paths[1], 7)
+    assert not report(paths, list(MODELS), paths[0].report).reused
+    summary = json.loads((paths[0].report / "metrics.json").read_text())
+    assert any("a note of seed 7" in note for note in summary["notes"])
+
+
+def test_one_seed_without_truth_and_without_the_other_stages(tmp_path):
+    (run,) = run_paths(tmp_path, 1)
+    body = write_evaluation(run, 3, truth=False)
+    Manifest("prepare", {}, {}, facts={"users": 40, "items": 30}).write(_made(run.shards))
+    report([run], list(MODELS), run.report)
+    summary = json.loads((run.report / "metrics.json").read_text())
+    assert summary["models"]["dlrrec"]["auc"] == {
+        "mean": body["models"]["dlrrec"]["auc"],
+        "sd": None,
+        "seeds": [body["models"]["dlrrec"]["auc"]],
+    }
+    notes = " / ".join(summary["notes"])
+    for words in ("one seed", "no reachable AUC", "no metrics.jsonl of 'dlrrec'", "no SWING neighbours"):
+        assert words in notes
+    text = format_table(run.report)
+    assert "of reachable" not in text and "±" not in text and "true probabilities are unknown" in text
+    for name in FIGURES:
+        png(run.report / f"{name}.png")
+
+
+def test_one_class_in_the_test_rows(tmp_path):
+    (run,) = run_paths(tmp_path, 1)
+    write_rest(run, 0)
+    write_evaluation(run, 3, label=1.0)
+    report([run], list(MODELS), run.report)
+    summary = json.loads((run.report / "metrics.json").read_text())
+    assert summary["models"]["dlrrec"]["auc"] == {"mean": None, "sd": None, "seeds": [None]}
+    assert format_table(run.report).splitlines()[2].split()[:2] == [
+        "AUPRC",
+        "accuracy",
+    ]  # no column without a value
+    assert "cannot be compared" in plain((run.report / "index.html").read_text())
+    png(run.report / "roc.png")
+
+
+def test_a_seed_where_a_metric_is_undefined_is_left_out_of_its_mean(runs):
+    _, evaluations = runs
+    evaluations[1]["models"]["dlrrec"]["user_auc"] = None
+    found = summarize(evaluations, list(MODELS))["models"]["dlrrec"]["user_auc"]
+    known = evaluations[0]["models"]["dlrrec"]["user_auc"]
+    assert found == {"mean": known, "sd": None, "seeds": [known, None]}
+
+
+def test_what_is_missing_is_named(runs, tmp_path):
+    paths, _ = runs
+    with pytest.raises(DataError, match="variant 'other' is not evaluated"):
+        report(paths, ["dlrrec", "other"], tmp_path / "out")
+    (paths[1].evaluation / "metrics.json").unlink()
+    with pytest.raises(
+        DataError, match="seed-1/evaluation/metrics.json: not there; run the stage 'evaluate'"
+    ):
+        report(paths, list(MODELS), tmp_path / "out")
+    write_evaluation(paths[1], 1, protocol="paper")
+    with pytest.raises(DataError, match="different protocols .paper, strict."):
+        report(paths, list(MODELS), tmp_path / "out")
+    with pytest.raises(DataError, match="run the stage 'report' first"):
+        format_table(tmp_path / "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_best_of_a_column_and_the_verdict(runs):
+    summary = summarize(runs[1], list(MODELS))
+    means = {n: m["auc"]["mean"] for n, m in (summary["models"] | summary["baselines"]).items()}
+    assert best_names(summary, "auc") == {max(means, key=means.get)}
+    losses = {n: m["loss"]["mean"] for n, m in (summary["models"] | summary["baselines"]).items()}
+    assert best_names(summary, "loss") == {min(losses, key=losses.get)}
+    assert best_names(summary, "fpr") == set()  # never alone
+    gain = means["dlrrec"] - means["item mean"]
+    assert f"{abs(gain):.3f} {'above' if gain > 0 else 'below'} the best baseline, item mean" in verdict(
+        summary
+    )
+    swapped = summary | {"models": {"bce": summary["models"]["bce"]}}
+    assert "below the best baseline" in verdict(swapped)
+
+
+def test_names_cannot_break_the_page(runs):
+    summary = summarize(runs[1], list(MODELS))
+    summary["models"] = {"<script>x</script>": summary["models"]["dlrrec"]}
+    page = html_page(summary, {"split": [Manifest("split", {}, {}, facts={"<b>": "<i>"})]}, {})
+    assert "<script" not in page and "&lt;script&gt;" in page and "&lt;i&gt;" in page
+
+
+def test_facts_become_lists_and_tables():
+    facts = {"a_b": {"c": 1234567, "d": [1, 2]}, "e": 0.123456, "f": True, "g": None, "h": list(range(20))}
+    facts["parts"] = {"train": {"rows": 9, "users": 8}, "test": {"rows": 7, "users": 6}}
+    facts["deep"] = {"x": {"y": {"z": "<"}}, "k": 3}
+    page = facts_html(facts)
+    words = re.sub(r"\s+", " ", plain(page))
+    assert "e 0.1235 f yes g – h 20 values" in words
+    assert "a b c 1,234,567 d 1, 2" in words
+    assert "parts rows users train 9 8 test 7 6" in words
+    assert "deep k 3" in words and "deep · x z y <" in words
+    assert "<tr><td>train</td><td>9</td><td>8</td></tr>" in page
+
+
+def test_roc_points_against_sklearn():
+    rng = np.random.default_rng(0)
+    label, score = rng.integers(0, 2, 300), np.round(rng.random(300), 1)
+    x, y = roc_points(label, score)
+    wanted = sk.roc_curve(label, score, drop_intermediate=False)
+    np.testing.assert_allclose(x, wanted[0])
+    np.testing.assert_allclose(y, wanted[1])
+
+
+def test_reliability_bins():
+    rng = np.random.default_rng(0)
+    p = rng.random(5000)
+    label = rng.random(5000) < p
+    mean, share, low, high = reliability(label, p)
+    order = np.argsort(p, kind="stable")
+    np.testing.assert_allclose(mean, p[order].reshape(10, 500).mean(1), atol=1e-3)
+    np.testing.assert_allclose(share, label[order].reshape(10, 500).mean(1), atol=5e-3)
+    assert ((low <= mean) & (mean <= high)).sum() >= 8 and ((low <= share) & (share <= high)).all()
+    one = reliability(np.array([1, 0, 1, 1]), np.full(4, 0.75))
+    assert one[0] == [0.75] and one[1] == [0.75]
+    # Wilson interval of 3 out of 4
+    assert one[2][0] == pytest.approx(0.3006, abs=1e-3) and one[3][0] == pytest.approx(0.9544, abs=1e-3)

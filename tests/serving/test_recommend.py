@@ -1,0 +1,187 @@
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.data.entities import load_entities, pair_batch
+from dlrrec_torchrec.evaluation.baselines import read_rows
+from dlrrec_torchrec.evaluation.stage import evaluate
+from dlrrec_torchrec.models.build import build_model
+from dlrrec_torchrec.serving import recommend as module
+from dlrrec_torchrec.serving.recommend import example_user, recommend, seen_items, similar_ids
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.schema import category_types
+from dlrrec_torchrec.training.stage import train
+from tests.helpers.shards import write_shards
+
+SETTINGS = ModelConfig(user_id=True, item_id=True)
+KEYS = ("category", "user", "item")
+MODALITIES = ["user_text", "item_text", "item_image"]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(
+        tmp_path_factory.mktemp("recommend") / "shards", rows=(300, 20, 20), users=30, items=45
+    )
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    made = build_model(SETTINGS, dense_width=7, num_users=30, num_items=45)
+    for parameter in made.parameters():  # as drawn, all items score nearly alike
+        torch.nn.init.normal_(parameter, std=0.2)
+    return made.eval()
+
+
+@pytest.fixture
+def trained(tmp_path, model, monkeypatch):
+    Manifest("train", {"model": jsonable(SETTINGS), "protocol": "strict"}, {}).write(tmp_path)
+    monkeypatch.setattr(module, "load_trained", lambda train_dir, shards_dir, device: model)
+    return tmp_path
+
+
+def score_alone(model, shards, user, item):
+    """One pair by itself."""
+    facts = Manifest.read(shards).facts
+    batch = pair_batch(
+        load_entities(shards), [user], [item], facts["dense"], facts["rating_range"], MODALITIES, KEYS
+    )
+    with torch.no_grad():
+        return model(batch.dense, batch.sparse, batch.vectors).sigmoid().item()
+
+
+def reviewed(shards, user):
+    rows = read_rows(shards, "train")
+    return {int(i) for u, i in zip(rows.user, rows.item, strict=True) if u == user}
+
+
+@pytest.mark.parametrize(("user", "batch_size"), [(0, 4096), (7, 4), (29, 1)])
+def test_order_is_that_of_scoring_every_unseen_pair_alone(shards, trained, model, user, batch_size):
+    seen = reviewed(shards, user)
+    wanted = {item: score_alone(model, shards, user, item) for item in range(45) if item not in seen}
+    best = sorted(wanted, key=wanted.get, reverse=True)
+    found = recommend(shards, trained, f"user-{user}", n=len(best), batch_size=batch_size)
+    assert [r.item_id for r in found.items] == [f"item-{i}" for i in best]
+    np.testing.assert_allclose([r.probability for r in found.items], [wanted[i] for i in best], atol=1e-5)
+    assert [r.rank for r in found.items] == list(range(1, len(best) + 1))
+    assert found.known_user and found.seen == len(seen)
+    assert max(wanted.values()) - min(wanted.values()) > 0.01  # the order is worth something
+
+
+def test_serving_agrees_with_the_evaluation_of_a_trained_model(tmp_path):
+    """The same pair has the same probability as a test row and as a recommendation."""
+    folder = write_shards(tmp_path / "shards", rows=(256, 64, 128), users=20, items=30)
+    settings = TrainConfig(epochs=1, batch_size=64, device="cpu")
+    train(SETTINGS, ContrastiveConfig(), settings, "strict", folder, tmp_path / "train")
+    evaluate({"a": tmp_path / "train"}, folder, tmp_path / "evaluation", device="cpu")
+    assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["protocol"] == "strict"
+    rows = pq.read_table(tmp_path / "evaluation" / "predictions" / "a.parquet").to_pylist()
+    for user in (2, 11):
+        found = recommend(folder, tmp_path / "train", f"user-{user}", n=30, include_seen=True).items
+        served = {item.item_id: item.probability for item in found}
+        mine = [row for row in rows if row["user"] == user]
+        assert mine and len(served) == 30
+        for row in mine:
+            assert served[f"item-{row['item']}"] == pytest.approx(row["probability"], abs=1e-5)
+
+
+def test_include_seen_ranks_everything_and_n_cuts(shards, trained):
+    every = recommend(shards, trained, "user-3", n=1000, include_seen=True)
+    assert sorted(r.item_id for r in every.items) == sorted(f"item-{i}" for i in range(45))
+    short = recommend(shards, trained, "user-3", n=5, include_seen=True)
+    assert [r.item_id for r in short.items] == [r.item_id for r in every.items[:5]]
+    unseen = recommend(shards, trained, "user-3", n=1000)
+    names = {f"item-{i}" for i in reviewed(shards, 3)}
+    assert [r.item_id for r in unseen.items] == [r.item_id for r in every.items if r.item_id not in names]
+
+
+def test_only_training_rows_count_as_seen(shards):
+    for user in range(30):
+        assert seen_items(shards, user).tolist() == sorted(reviewed(shards, user))
+
+
+def test_items_are_described(shards, trained):
+    entities = load_entities(shards)
+    for item in recommend(shards, trained, "user-3", n=45).items:
+        code = int(item.item_id.split("-")[1])
+        assert item.title == f"Item {code}" and item.reviews == entities.items.count[code]
+        codes = [c for c in entities.items.category[code] if c != 179]
+        assert item.categories == [category_types()[c] for c in codes]
+
+
+def test_unknown_user_gets_popular_items_and_similar_ids(shards, trained):
+    found = recommend(shards, trained, "USER-12", n=4)
+    assert not found.known_user and found.seen == 0
+    assert found.similar_ids[0] == "user-12"
+    assert (
+        "USER-12" in found.message and "no training reviews" in found.message and "user-12" in found.message
+    )
+    counts = load_entities(shards).items.count
+    best = np.argsort(-counts, kind="stable")[:4]
+    assert [r.item_id for r in found.items] == [f"item-{i}" for i in best]
+    assert [r.reviews for r in found.items] == counts[best].tolist()
+    assert all(r.probability is None for r in found.items)
+    assert "probability" not in found.to_text()
+    assert "Similar" not in recommend(shards, trained, "?", n=1).message
+
+
+def test_json_holds_what_was_found(shards, trained):
+    found = recommend(shards, trained, "user-3", n=3)
+    body = json.loads(found.to_json())
+    assert body["known_user"] is True and body["user_id"] == "user-3" and body["similar_ids"] == []
+    assert [i["item_id"] for i in body["items"]] == [r.item_id for r in found.items]
+    assert [i["probability"] for i in body["items"]] == [r.probability for r in found.items]
+    assert json.loads(recommend(shards, trained, "nobody", n=1).to_json())["items"][0]["probability"] is None
+
+
+def test_text_lists_titles_or_ids_in_order(shards, trained, tmp_path):
+    found = recommend(shards, trained, "user-3", n=3)
+    lines = found.to_text().splitlines()
+    assert "user-3" in lines[0] and "probability" in lines[1]
+    for line, item in zip(lines[2:], found.items, strict=True):
+        assert line.split()[0] == str(item.rank) and item.title in line and f"{item.probability:.3f}" in line
+
+    untitled = shutil.copytree(shards, tmp_path / "untitled")
+    (part,) = (untitled / "entities" / "items").glob("*.parquet")
+    table = pq.read_table(part)
+    ids = pa.array([f"[bold]item-{k}" for k in range(45)])  # not to be taken for markup
+    table = table.set_column(1, table.schema.field("id"), ids)
+    pq.write_table(table.set_column(2, table.schema.field("title"), pa.nulls(45, pa.string())), part)
+    found = recommend(untitled, trained, "user-3", n=2)
+    assert found.items[0].title == "" and found.items[0].item_id in found.to_text()
+
+
+def test_a_user_who_has_reviewed_everything(tmp_path, trained, model):
+    folder = write_shards(tmp_path / "full", rows=(8000, 5, 5), users=30, items=45)
+    rows = read_rows(folder, "train")
+    full = [u for u in range(30) if len(set(rows.item[rows.user == u])) == 45]
+    assert full
+    found = recommend(folder, trained, f"user-{full[0]}")
+    assert found.items == [] and "every item" in found.message and "--include-seen" in found.to_text()
+    assert len(recommend(folder, trained, f"user-{full[0]}", n=9, include_seen=True).items) == 9
+
+
+def test_example_user_is_the_most_active(shards):
+    counts = load_entities(shards).users.count
+    assert example_user(shards) == f"user-{int(np.argmax(counts))}"
+
+
+def test_similar_ids_among_many():
+    ids = [f"{k:x} someone" for k in range(60_000)] + ["Annapurna Rao"]
+    assert similar_ids("annapurna roa", ids) == ["Annapurna Rao"]
+    assert similar_ids("nothing like it", ids) == []
+
+
+def test_bad_requests_are_named(shards, trained, tmp_path):
+    with pytest.raises(DataError, match="-n 0: must be at least 1"):
+        recommend(shards, trained, "user-3", n=0)
+    with pytest.raises(DataError, match="run the stage that writes 'nowhere' first"):
+        recommend(shards, tmp_path / "nowhere", "user-3")

@@ -1,0 +1,320 @@
+"""The split: presence, filters, exact sizes, determinism, the protocols' drops and every error."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from dlrrec_torchrec.config import SplitConfig
+from dlrrec_torchrec.split import DROPPED, TEST, TRAIN, VAL, active_rows, assign_parts, known_test_rows, split
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
+
+quick = settings(max_examples=150)
+METHODS = ("random", "last", "folds", "published")
+
+
+@st.composite
+def graphs(draw, users=12, items=8, least=4, most=60):
+    """User and item codes of distinct pairs."""
+    cells = draw(st.sets(st.integers(0, users * items - 1), min_size=least, max_size=most))
+    cells = np.asarray(sorted(cells))
+    return np.unique(cells // items, return_inverse=True)[1], np.unique(cells % items, return_inverse=True)[1]
+
+
+def _assign(user, item, method, strict, **options):
+    rng = np.random.default_rng(9)
+    extra = {
+        "last": {"timestamp": rng.integers(0, 5, len(user))},
+        "published": {"published_test": rng.random(len(user)) < 0.3},
+    }.get(method, {})
+    return assign_parts(user, item, method=method, strict=strict, **extra, **options)
+
+
+# --- filter
+
+
+def _filter_by_hand(user, item, least):
+    rows = list(zip(user.tolist(), item.tolist(), strict=True))
+    while True:
+        users, items = [u for u, _ in rows], [i for _, i in rows]
+        stay = [(u, i) for u, i in rows if users.count(u) >= least and items.count(i) >= least]
+        if stay == rows:
+            return set(rows)
+        rows = stay
+
+
+@given(graphs(), st.integers(1, 4))
+@quick
+def test_filter_equals_dropping_by_hand_until_stable(graph, least):
+    kept = active_rows(*graph, least)
+    pairs = list(zip(graph[0][kept].tolist(), graph[1][kept].tolist(), strict=True))
+    assert set(pairs) == _filter_by_hand(*graph, least)
+
+
+# --- the test part under `paper`
+
+
+def _most_test_rows(user, item):
+    """The largest number of rows without which every id still has a row, by trying all subsets."""
+    rows = range(len(user))
+    for size in range(len(user) + 1):
+        for kept in itertools.combinations(rows, size):
+            if len(set(user[list(kept)])) == len(set(user)) and len(set(item[list(kept)])) == len(set(item)):
+                return len(user) - size
+    return 0
+
+
+@given(graphs(users=5, items=5, most=10), st.integers(0, 10), st.integers(0, 100))
+@quick
+def test_test_part_has_the_wanted_size_whenever_any_choice_has(graph, limit, seed):
+    user, item = graph
+    rows = np.arange(len(user))
+    wanted = np.random.default_rng(seed).permutation(rows)
+    taken = known_test_rows(user, item, rows, wanted, limit, exact=True)
+    assert len(set(taken.tolist())) == len(taken) == min(limit, _most_test_rows(user, item))
+    rest = np.setdiff1d(rows, taken)
+    assert set(user[rest]) == set(user) and set(item[rest]) == set(item)
+
+
+# --- properties of every method and protocol
+
+
+@pytest.mark.parametrize("method", METHODS)
+@given(graph=graphs(least=30), strict=st.booleans(), least=st.integers(1, 2), seed=st.integers(0, 50))
+@quick
+def test_parts_are_complete_known_and_active(method, graph, strict, least, seed):
+    user, item = graph
+    try:
+        part, facts = _assign(user, item, method, strict, min_reviews=least, val_share=0.2, seed=seed)
+    except DataError:
+        assume(False)
+    train = part == TRAIN
+    for code in (VAL, TEST):
+        assert set(user[part == code]) <= set(user[train])
+        assert set(item[part == code]) <= set(item[train])
+    assert sum(facts["dropped"].values()) == (part == DROPPED).sum()
+    assert facts["test_wanted"] == (part == TEST).sum() + facts["kept_for_training"] + sum(
+        count for reason, count in facts["dropped"].items() if reason.startswith("test")
+    )
+    if strict or method == "published":
+        assert active_rows(user[train], item[train], least).all()
+        assert facts["kept_for_training"] == 0
+    else:  # the filter saw all rows; nothing is dropped after it
+        assert (part != DROPPED).tolist() == active_rows(user, item, least).tolist()
+    if not strict:
+        assert not (part == VAL).any()
+
+
+@given(graph=graphs(), least=st.integers(1, 2), seed=st.integers(0, 50))
+@quick
+def test_folds_test_every_row_at_most_once(graph, least, seed):
+    user, item = graph
+    tested = np.zeros(len(user), int)
+    for fold in range(3):
+        try:
+            part, _ = _assign(user, item, "folds", False, min_reviews=least, seed=seed, folds=3, fold=fold)
+        except DataError:
+            continue
+        tested += part == TEST
+    assert tested.max() <= 1
+
+
+def test_shares_are_of_all_rows_and_of_the_rest():
+    user, item = (axis.ravel() for axis in np.indices((40, 50)))  # dense: nothing is dropped
+    part, _ = assign_parts(user, item, method="random", strict=True, test_share=0.25, val_share=0.1)
+    assert np.bincount(part).tolist() == [1350, 150, 500]
+    part, facts = assign_parts(user, item, method="random", strict=False, test_share=0.31)
+    assert np.bincount(part).tolist() == [1380, 0, 620] and facts["test_wanted"] == 620
+
+
+def test_strict_assignment_does_not_look_at_activity():
+    """Under `strict` the rows that become test rows are drawn before any filter."""
+    rng = np.random.default_rng(0)
+    cells = rng.choice(60 * 30, 500, replace=False)
+    user, item = cells // 30, cells % 30
+    strictly, _ = assign_parts(user, item, method="random", strict=True, min_reviews=1, seed=3)
+    harder, facts = assign_parts(user, item, method="random", strict=True, min_reviews=4, seed=3)
+    kept = harder != DROPPED
+    assert kept.sum() < len(kept) and facts["dropped"]["min_reviews"] > 0
+    assert (harder[kept & (strictly != DROPPED)] == strictly[kept & (strictly != DROPPED)]).all()
+
+
+# --- the stage
+
+
+def _reviews(rows, folder, **columns):
+    """Write (user, item, rating) rows as the review table of a source."""
+    users, items, ratings = zip(*rows, strict=True)
+    n = len(rows)
+    table = {name: columns.get(name, [None] * n) for name in REVIEWS.names}
+    table |= {"user_id": users, "item_id": items, "rating": ratings}
+    write_table(pa.table(table, schema=REVIEWS), folder)
+    Manifest("ingest", {}, {"source": str(sorted(rows)) + str(columns)}).write(folder)
+    return folder
+
+
+def _random_rows(seed=0, users=30, items=12, share=0.4):
+    rng = np.random.default_rng(seed)
+    return [
+        (f"u{u}", f"i{i}", float(rng.integers(1, 11)) / 2)
+        for u, i in itertools.product(range(users), range(items))
+        if rng.random() < share
+    ]
+
+
+def _parts(folder: Path) -> dict[str, pa.Table]:
+    return {name: read_table(folder / name, SPLIT) for name in SPLITS}
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+@given(order=st.randoms(use_true_random=False))
+@settings(max_examples=5, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_row_order_of_the_source_does_not_matter(protocol, order, tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("order")
+    rows = _random_rows()
+    shuffled = order.sample(rows, len(rows))
+    split(SplitConfig(), protocol, _reviews(rows, tmp_path / "a"), tmp_path / "a-split")
+    split(SplitConfig(), protocol, _reviews(shuffled, tmp_path / "b"), tmp_path / "b-split")
+    first, second = _parts(tmp_path / "a-split"), _parts(tmp_path / "b-split")
+    assert all(first[name].equals(second[name]) for name in SPLITS)
+
+
+def test_files_hold_labels_in_order_and_facts_count_them(tmp_path):
+    rows = _random_rows()
+    manifest = split(
+        SplitConfig(positive_rating=3.5), "strict", _reviews(rows, tmp_path / "r"), tmp_path / "s"
+    )
+    rating = {(u, i): r for u, i, r in rows}
+    seen = 0
+    for name, table in _parts(tmp_path / "s").items():
+        pairs = list(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
+        assert pairs == sorted(pairs)
+        labels = [float(rating[pair] >= 3.5) for pair in pairs]
+        assert table["label"].to_pylist() == labels
+        assert manifest.rows[name] == len(pairs)
+        assert manifest.facts["parts"][name] == {
+            "rows": len(pairs),
+            "users": len({u for u, _ in pairs}),
+            "items": len({i for _, i in pairs}),
+            "positives": sum(labels),
+        }
+        seen += len(pairs)
+    assert manifest.rows["reviews"] == len(rows) == seen + sum(manifest.facts["dropped"].values())
+
+
+def test_stage_is_reused_for_the_same_settings_only(tmp_path):
+    reviews, out = _reviews(_random_rows(), tmp_path / "r"), tmp_path / "s"
+    assert not split(SplitConfig(), "strict", reviews, out).reused
+    first = _parts(out)
+    assert split(SplitConfig(), "strict", reviews, out).reused
+    assert not split(SplitConfig(seed=1), "strict", reviews, out).reused
+    assert not first["test"].equals(_parts(out)["test"])
+    assert not split(SplitConfig(seed=1), "paper", reviews, out).reused
+
+
+def test_last_review_by_time_is_tested(tmp_path):
+    rows = [("a", "x", 5), ("a", "y", 4), ("a", "z", 1), ("b", "x", 3), ("b", "y", 2), ("c", "z", 5)]
+    times = [30, 10, 20, 7, 7, 1]  # b: a tie, the last item name wins; c: a single review is no test row
+    reviews = _reviews(rows, tmp_path / "r", timestamp=times)
+    config = SplitConfig(method="last", min_reviews=1, val_share=0.0)
+    split(config, "paper", reviews, tmp_path / "s")
+    test = _parts(tmp_path / "s")["test"]
+    assert list(zip(test["user_id"].to_pylist(), test["item_id"].to_pylist(), strict=True)) == [
+        ("a", "x"),
+        ("b", "y"),
+    ]
+
+
+def test_last_row_of_an_item_stays_in_training_under_paper_and_is_dropped_under_strict(tmp_path):
+    rows = [("a", "x", 5), ("a", "only", 4), ("b", "x", 3), ("b", "y", 2), ("c", "y", 5), ("c", "x", 5)]
+    reviews = _reviews(rows, tmp_path / "r", timestamp=[1, 2, 1, 2, 2, 3])
+    config = SplitConfig(method="last", min_reviews=1, val_share=0.0)
+    facts = split(config, "paper", reviews, tmp_path / "s").facts
+    assert (facts["test_wanted"], facts["kept_for_training"], facts["parts"]["test"]["rows"]) == (3, 1, 2)
+    facts = split(config, "strict", reviews, tmp_path / "s").facts
+    assert facts["dropped"]["test_unknown_item"] == 1 and facts["parts"]["test"]["rows"] == 2
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_published_split_is_kept_and_filtered_in_training_only(tmp_path, protocol):
+    rows = [
+        ("a", "x", 5),
+        ("a", "y", 4),
+        ("b", "x", 3),
+        ("b", "y", 2),
+        ("c", "x", 1),
+        ("d", "x", 4),
+        ("a", "z", 4),
+    ]
+    parts = ["train"] * 5 + ["test", "test"]
+    rows.append(("c", "y", 2))
+    parts.append("test")
+    rows.append(("b", "w", 2))
+    parts.append("train")
+    rows.append(("a", "v", 2))
+    parts.append("test")
+    rows += [("b", "u", 5), ("a", "u", 1), ("e", "x", 5), ("e", "y", 1), ("e", "u", 3)]
+    parts += ["train", "train", "train", "train", "test"]
+    config = SplitConfig(method="published", val_share=0.0)
+    manifest = split(config, protocol, _reviews(rows, tmp_path / "r", split=parts), tmp_path / "s")
+    train, test = _parts(tmp_path / "s")["train"], _parts(tmp_path / "s")["test"]
+    assert set(train["item_id"].to_pylist()) == {"x", "y", "u"}  # w has one training row
+    assert set(train["user_id"].to_pylist()) == {"a", "b", "e"}  # so has c
+    assert [(t["user_id"], t["item_id"]) for t in test.to_pylist()] == [("e", "u")]
+    dropped = manifest.facts["dropped"]
+    assert dropped["min_reviews"] == 2
+    assert dropped["test_unknown_user"] == 2 and dropped["test_unknown_item"] == 2
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"test_share": 0.0}, "--test-share.*between 0 and 1"),
+        ({"test_share": 1.0}, "--test-share"),
+        ({"val_share": 1.0}, "--val-share"),
+        ({"val_share": -0.1}, "--val-share"),
+        ({"min_reviews": 0}, "--min-reviews"),
+        ({"folds": 1}, "--folds"),
+        ({"fold": 5}, "--fold.*below --folds"),
+        ({"method": "first"}, "--method.*published"),
+        ({"min_reviews": 50}, "--min-reviews 50.*nothing is left.*lower"),
+        ({"method": "last"}, "column 'timestamp' is missing in .* of .*--method"),
+        ({"method": "published"}, "column 'split' is null everywhere"),
+    ],
+)
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_errors_name_the_flag_or_column(tmp_path, protocol, options, words):
+    reviews = _reviews(_random_rows(), tmp_path / "r")
+    with pytest.raises(DataError, match=words):
+        split(SplitConfig(**options), protocol, reviews, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+def test_unknown_protocol_repeated_pairs_and_strange_parts_are_refused(tmp_path):
+    rows = _random_rows()
+    with pytest.raises(DataError, match="--protocol.*strict, paper"):
+        split(SplitConfig(), "loose", _reviews(rows, tmp_path / "r"), tmp_path / "s")
+    with pytest.raises(DataError, match=rf"pair \({rows[0][0]}, {rows[0][1]}\).*more than once"):
+        split(SplitConfig(), "paper", _reviews([*rows, rows[0]], tmp_path / "twice"), tmp_path / "s")
+    parts = ["train"] * (len(rows) - 1) + ["dev"]
+    with pytest.raises(DataError, match="column 'split'.*1 reviews differ.*'dev'"):
+        reviews = _reviews(rows, tmp_path / "dev", split=parts)
+        split(SplitConfig(method="published"), "paper", reviews, tmp_path / "s")
+
+
+def test_no_test_row_left_is_an_error(tmp_path):
+    rows = [(f"u{u}", f"i{i}", 5.0) for u in range(8) for i in (u, (u + 1) % 8)]  # a ring: two reviews each
+    with pytest.raises(DataError, match="nothing is left|no test row is left.*--min-reviews"):
+        split(SplitConfig(), "strict", _reviews(rows, tmp_path / "r"), tmp_path / "s")

@@ -1,0 +1,95 @@
+"""Tables, manifests and atomic folders."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import atomic_folder, part_files, read_table, write_table
+from dlrrec_torchrec.store.manifest import Manifest, file_digest, stage_output
+
+
+def test_179_distinct_types():
+    types = schema.category_types()
+    assert len(types) == len(set(types)) == schema.NUM_CATEGORIES
+    assert types == sorted(types) and all(types)
+
+
+def test_tables_round_trip_in_parts(tmp_path):
+    table = pa.table({"id": ["a", "b", "c"], "neighbors": [["b"], [], None], "scores": [[1.0], [], None]})
+    table = table.cast(schema.NEIGHBORS)
+    write_table(table, tmp_path, rows_per_part=2)
+    assert len(part_files(tmp_path)) == 2
+    assert read_table(tmp_path, schema.NEIGHBORS).equals(table)
+    assert read_table(tmp_path, schema.NEIGHBORS, ["scores"]).column_names == ["scores"]
+
+
+def test_an_empty_table_is_a_file_too(tmp_path):
+    write_table(schema.NEIGHBORS.empty_table(), tmp_path)
+    assert read_table(tmp_path, schema.NEIGHBORS).num_rows == 0
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"id": ["a"], "scores": [[1.0]]}, ["part-00000.parquet", "'neighbors' is missing", "id, scores"]),
+        ({"id": [1], "neighbors": [["b"]], "scores": [[1.0]]}, ["'id' has type int64", "wanted string"]),
+    ],
+)
+def test_wrong_columns_are_named(tmp_path, columns, words):
+    pq.write_table(pa.table(columns), tmp_path / "part-00000.parquet")
+    with pytest.raises(DataError) as error:
+        read_table(tmp_path, schema.NEIGHBORS)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_missing_folder_says_what_to_run(tmp_path):
+    with pytest.raises(DataError, match="run the stage that writes"):
+        read_table(tmp_path / "none", schema.NEIGHBORS)
+    with pytest.raises(DataError, match="run the stage that writes 'none' first"):
+        Manifest.read(tmp_path / "none")
+
+
+def test_a_failing_stage_leaves_the_old_output(tmp_path):
+    target = tmp_path / "out"
+    with stage_output(Manifest("s", {"a": 1}, {}), target) as folder:
+        (folder / "x").write_text("old")
+    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+        (folder / "x").write_text("new")
+        raise RuntimeError
+    assert (target / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_leftovers_of_a_killed_stage_go(tmp_path):
+    (tmp_path / ".out.tmp-1").mkdir()
+    (tmp_path / ".out.old-1").mkdir()
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "x").write_text("1")
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_manifest_is_current_only_for_equal_settings_and_inputs(tmp_path):
+    manifest = Manifest("s", {"a": 1}, {"reviews": "f"})
+    assert manifest.current(tmp_path / "out") is None
+    with stage_output(manifest, tmp_path / "out"):
+        manifest.rows["train"] = 3
+    found = Manifest("s", {"a": 1}, {"reviews": "f"}).current(tmp_path / "out")
+    assert found is not None and found.reused and found.rows == {"train": 3} and found.peak_memory_mib > 0
+    assert Manifest("s", {"a": 2}, {"reviews": "f"}).current(tmp_path / "out") is None
+    assert Manifest("s", {"a": 1}, {"reviews": "g"}).current(tmp_path / "out") is None
+    (tmp_path / "out" / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        Manifest.read(tmp_path / "out")
+
+
+def test_file_digest_sees_contents_and_names(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    a.write_text("1")
+    b.write_text("1")
+    first = file_digest([a, b])
+    assert first == file_digest([b, a]) != file_digest([a])
+    b.write_text("2")
+    assert file_digest([a, b]) != first

@@ -1,0 +1,164 @@
+"""N ranks train as one rank on the joined batches, and their checkpoint loads on one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.distributed.checkpoint import FileSystemReader
+
+from dlrrec_torchrec.config import ModelConfig, from_dict
+from dlrrec_torchrec.data.loader import make_loader
+from dlrrec_torchrec.metrics import cross_entropy
+from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
+from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.schema import MODALITIES
+from tests.helpers.shards import write_shards
+from tests.programs.ranks import VARIANTS, train_all
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(shards, {ranks: folder of trainings}) of the same trainings on 1 and on 2 ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    shards = write_shards(folder / "shards", rows=(403, 101, 20), users=50, items=30, rows_per_shard=64)
+    small = write_shards(folder / "small", rows=(33, 1, 5), users=20, items=10)
+    # One thread for each process: threads that wait for each other on a busy machine take seconds a step.
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc_per_node", "2", "tests/programs/ranks.py", shards, small, folder / "2"]
+    process = subprocess.Popen(
+        list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        train_all(shards, small, folder / "1")
+        _, said = process.communicate(timeout=300)
+    finally:
+        torch.set_num_threads(threads)
+        process.kill()
+    assert process.returncode == 0, said[-5000:]
+    return shards, {1: folder / "1", 2: folder / "2"}
+
+
+def step_losses(folder: Path) -> dict[str, list[float]]:
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
+    events.Reload()
+    return {n: [s.value for s in events.Scalars(f"step/{n}")] for n in ("loss_rec", "loss_ii", "loss_uu")}
+
+
+def logits(folder: Path, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    config = from_dict(ModelConfig, Manifest.read(folder).config["model"], str(folder))
+    model = load_trained(folder, shards)
+    (batch,) = make_loader(
+        shards,
+        "val",
+        256,
+        modalities=row_modalities(config),
+        positives=0,
+        sparse_keys=sparse_keys(config),
+        lookups=build_lookups(config),
+    )
+    with torch.no_grad():
+        return model.score(batch), batch.label
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_two_ranks_train_as_one(trained, variant):
+    shards, folders = trained
+    one, two = (step_losses(folders[n] / variant) for n in (1, 2))
+    for name, losses in one.items():
+        assert len(losses) == 2 * 7 and losses[0] > 0
+        assert losses == pytest.approx(two[name], abs=1e-4), name
+    assert one["loss_rec"][-1] < one["loss_rec"][0]
+    torch.testing.assert_close(
+        logits(folders[1] / variant, shards)[0], logits(folders[2] / variant, shards)[0], atol=1e-3, rtol=0
+    )
+
+
+def test_vectors_in_tables_train_as_vectors_in_rows(trained):
+    """The rows' vectors are the entities' here. The tables need no place in a checkpoint."""
+    shards, folders = trained
+    by_row, by_table = (step_losses(folders[1] / variant) for variant in ("adam", "content"))
+    for name, losses in by_row.items():
+        assert losses == pytest.approx(by_table[name], abs=1e-4), name
+    torch.testing.assert_close(
+        logits(folders[1] / "adam", shards)[0], logits(folders[2] / "content", shards)[0], atol=1e-3, rtol=0
+    )
+    for ranks in folders:
+        saved = FileSystemReader(folders[ranks] / "content" / "checkpoints" / "best").read_metadata()
+        names = saved.state_dict_metadata
+        assert any("t_user.weight" in name for name in names)
+        assert not any(modality in name and "tables" in name for name in names for modality in MODALITIES)
+        assert Manifest.read(folders[ranks] / "content").facts["leave_one_out"] is False
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
+    shards, folders = trained
+    plan = Manifest.read(folders[2] / variant).facts["tables"]
+    content = {"t_user_text": "row_wise", "t_item_text": "table_wise", "t_item_image": "column_wise"}
+    kind = variant if variant.endswith("_wise") else "data_parallel"
+    kinds = {"t_category": kind, "t_user": kind}
+    kinds |= {
+        "mixed": {"t_user": "row_wise"},
+        "content": content,
+        "ids": {"t_category": "data_parallel", "t_user": "table_wise", "t_item": "row_wise"},
+        "half": {"t_category": "table_wise", "t_user": "row_wise"},
+    }.get(variant, {})
+    assert plan == kinds
+    for ranks, folder in folders.items():  # the plan is kept with the training
+        kept = json.loads((folder / variant / "plan.json").read_text())
+        assert {f"t_{t['name']}": t["sharding"] for t in kept["tables"]} == kinds
+        assert kept["world_size"] == ranks and len(kept["ranks"]) == ranks
+    if variant == "half":
+        assert [t["rows"] for t in kept["tables"]] == [180, 64]  # more rows than there are users
+    found, label = logits(folders[2] / variant, shards)
+    best = json.loads((folders[2] / variant / "best.json").read_text())
+    loss = cross_entropy(label.numpy(), found.sigmoid().double().numpy())
+    assert loss == pytest.approx(best["metrics"]["loss"], abs=1e-6)  # as the two ranks computed it
+
+
+def test_a_rank_with_padding_alone_evaluates_with_the_others(trained):
+    _, folders = trained
+    one, two = (json.loads((folders[n] / "small" / "metrics.jsonl").read_text()) for n in (1, 2))
+    assert two["loss"] == pytest.approx(one["loss"], abs=1e-3)
+    assert Manifest.read(folders[2] / "small").facts["ranks"] == 2
+
+
+def test_replicated_tables_learn_what_fused_ones_learn(trained):
+    _, folders = trained  # the category table of "mixed" is replicated, that of "row_wise" is not
+    one, two = (step_losses(folders[2] / variant) for variant in ("row_wise", "mixed"))
+    for name, losses in one.items():
+        assert losses == pytest.approx(two[name], abs=1e-4), name
+
+
+def test_two_ranks_accumulate_as_one(trained):
+    _, folders = trained
+    one, two = (step_losses(folders[n] / "accumulate")["loss_rec"] for n in (1, 2))
+    assert len(one) == 7 and one == pytest.approx(two, abs=1e-4) and one[-1] < one[0]
+
+
+def test_ranks_exchange_embeddings_in_half_precision(trained):
+    _, folders = trained
+    half, exact = (step_losses(folders[2] / name)["loss_rec"] for name in ("comms", "exact"))
+    assert half != exact and half == pytest.approx(exact, abs=2e-3)
+    one = step_losses(folders[1] / "exact")["loss_rec"]
+    assert exact == pytest.approx(one, abs=1e-4)
+
+
+def test_every_rank_has_the_plan_of_rank_0(trained):
+    _, folders = trained
+    first, second = (json.loads((folders[2] / f"plan-{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["plan"]["world_size"] == 2
+    assert "row_wise: needs a fused adam" in first["problem"]
