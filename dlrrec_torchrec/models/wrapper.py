@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dlrrec_torchrec.data.lookup import Lookup
 
 NEGATIVES = ("corpus", "batch")
+TERMS = {"item": "loss_ii", "user": "loss_uu"}  # the contrastive term of each side, as it is reported
 Reduced = dict[str, Tensor]  # modality -> [B, R]
 
 # What depends on shapes or on the process group is one node for the FX tracer. TorchRec's pipelined trainer
@@ -147,21 +148,19 @@ class TrainWrapper(nn.Module):
             reduced, others = self._from_tables(batch)
         logits = self.model.predict(batch.dense, batch.sparse, reduced, batch.managed)
         terms = {"rec": (weighted_bce_sum(logits, batch.label, self.class_weights), row_count(batch.label))}
-        for side, term in (("item", "ii"), ("user", "uu")):
-            if side in self.sides:
-                codes, neighbours = getattr(batch, side), getattr(batch, f"{side}_positives")
-                terms[term] = self._contrast(side, codes, neighbours, reduced, *others[side])
+        for side in self.sides:
+            codes, neighbours = getattr(batch, side), getattr(batch, f"{side}_positives")
+            terms[side] = self._contrast(side, codes, neighbours, reduced, *others[side])
 
-        local, joined = global_means([terms[name][0] for name in terms], [terms[name][1] for name in terms])
-        parts = {"logits": logits.detach(), "label": batch.label}
-        for number, name in enumerate(terms):
-            parts[f"loss_{name}"] = joined[number]
-        loss = local[0]
-        for number, side in enumerate(self.weights, start=1):
-            loss = loss + self.weights[side](local[number])
-        for name in ("ii", "uu"):
-            if name not in terms:
-                parts[f"loss_{name}"] = torch.zeros_like(joined[0])
+        sums = {name: total for name, (total, _) in terms.items()}
+        counts = {name: count for name, (_, count) in terms.items()}
+        local, means = global_means(sums, counts)
+        loss = local["rec"]
+        for side, weight in self.weights.items():
+            loss = loss + weight(local[side])
+        parts = {"logits": logits.detach(), "label": batch.label, "loss_rec": means["rec"]}
+        for side, name in TERMS.items():
+            parts[name] = means[side] if side in self.sides else torch.zeros_like(means["rec"])
         return loss, parts
 
     def _from_rows(self, batch: Batch, step: Tensor) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
@@ -287,15 +286,22 @@ def row_count(label: Tensor) -> Tensor:
 
 
 @torch.fx.wrap
-def global_means(sums: Sequence[Tensor], counts: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Local sums and counts of K terms as means over all ranks, with one message.
+def global_means(
+    sums: Mapping[str, Tensor], counts: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Local sums and counts of the terms, by name, as means over all ranks, with one message.
 
     Returns:
-        for the gradient: K scalars, sum * ranks / global count, whose mean over the ranks is the global mean;
-        for the report: the K global means, detached. 0 where nothing counts anywhere.
+        for the gradient: scalars, sum * ranks / global count, whose mean over the ranks is the global mean;
+        for the report: the global means, detached. 0 where nothing counts anywhere.
     """
     # float64 keeps counts exact
-    both = all_sum(torch.stack([*(s.detach().double() for s in sums), *(c.double() for c in counts)]))
-    totals, numbers = both[: len(sums)], both[len(sums) :].clamp(min=1)
-    local = [s * (world_size() / n).to(s.dtype) for s, n in zip(sums, numbers, strict=True)]
-    return local, list((totals / numbers).to(sums[0].dtype))
+    local = [*(sums[name].detach().double() for name in sums), *(counts[name].double() for name in sums)]
+    totals, numbers = all_sum(torch.stack(local)).split(len(sums))
+    numbers = numbers.clamp(min=1)
+    means = dict(zip(sums, (totals / numbers).to(next(iter(sums.values())).dtype), strict=True))
+    shares = {
+        n: s * (world_size() / number).to(s.dtype)
+        for (n, s), number in zip(sums.items(), numbers, strict=True)
+    }
+    return shares, means

@@ -61,7 +61,7 @@ class Observer:
             for name, parameter in found.params.items()
         }
         self._norms: dict[str, float] = {}
-        self._mark = (trainer.step, *trainer.clocks)
+        self._mark = (trainer.step, trainer.clock)
         self._alarmed: set[str] = set()
         self._trace = _Trace(folder / "profile", traced) if traced and active else None
 
@@ -77,11 +77,13 @@ class Observer:
         step = self._trainer.step
         if not self._every or step % self._every:
             return
-        mark = (step, *self._trainer.clocks)
-        steps, rows, busy, waited = (now - then for now, then in zip(mark, self._mark, strict=True))
-        self._mark = mark
-        record = {"step": step, "epoch": epoch, "steps": steps, "seconds": busy}
-        record |= {"rows_per_second": rows / busy, "data_wait": waited / busy}
+        steps, spent = step - self._mark[0], self._trainer.clock - self._mark[1]
+        self._mark = (step, self._trainer.clock)
+        record = {"step": step, "epoch": epoch, "steps": steps, "seconds": spent.seconds}
+        record |= {
+            "rows_per_second": spent.rows / spent.seconds,
+            "data_wait": spent.waited / spent.seconds,
+        }
         record |= self._trainer.rates | self._trainer.recent_losses(steps) | self._norms | self.probed()
         self._history.interval(record)
         losses = " ".join(f"{name.removeprefix('loss_')} {record[name]:.4f}" for name in LOSSES)

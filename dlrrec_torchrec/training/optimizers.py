@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -53,20 +54,43 @@ def dense_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in groups for parameter in group["params"]]
 
 
-def lr_factor(step: int, total: int, schedule: str, warmup: int) -> float:
-    """What the learning rates are multiplied by in step `step` of 0..total-1.
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """The learning rates over the steps of a training.
 
-    A linear rise over `warmup` steps, (step + 1) / warmup, then over the share t of the steps that remain:
+    A linear rise over the warm-up, (step + 1) / warmup_steps, then over the share t of the remaining steps:
     constant 1; linear 1 - t; cosine (1 + cos(pi t)) / 2.
+
+    Attributes:
+        lr, table_lr: of the dense part and of the tables, where the factor is 1.
+        kind: "constant", "linear" or "cosine".
+        warmup_steps, total_steps: of the whole training.
+
+    >>> Schedule(lr=0.1, table_lr=0.2, kind="linear", warmup_steps=2, total_steps=6).factor(3)
+    0.75
     """
-    if step < warmup:
-        return (step + 1) / warmup
-    t = (step - warmup) / max(total - warmup, 1)
-    return {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[schedule]
+
+    lr: float
+    table_lr: float
+    kind: str = "constant"
+    warmup_steps: int = 0
+    total_steps: int = 1
+
+    def factor(self, step: int) -> float:
+        """What both rates are multiplied by in step `step` of 0 … total_steps - 1."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        t = (step - self.warmup_steps) / max(self.total_steps - self.warmup_steps, 1)
+        return {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[self.kind]
+
+    def rates(self, step: int) -> dict[str, float]:
+        """The rates `lr` and `table_lr` of step `step`."""
+        factor = self.factor(step)
+        return {"lr": self.lr * factor, "table_lr": self.table_lr * factor}
 
 
-def set_lr(optimizer: CombinedOptimizer, lr: float, table_lr: float) -> None:
-    """Set the learning rates of the next step; to be called before its backward pass."""
+def set_rates(optimizer: CombinedOptimizer, lr: float, table_lr: float) -> None:
+    """Set the learning rates of the next step; call it before its backward pass."""
     for name, part in optimizer.optimizers:
         for group in part.param_groups:
             group["lr"] = table_lr if name == "tables" else lr

@@ -17,33 +17,24 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-import torch
-from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer
-
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
-from dlrrec_torchrec.models.build import build_model, build_wrapper
-from dlrrec_torchrec.models.compiled import compile_dense
-from dlrrec_torchrec.models.losses import class_weights
 from dlrrec_torchrec.models.spec import build_lookups, in_tables
-from dlrrec_torchrec.sharding.apply import describe_plan, plan_tables, save_plan, shard_tables
-from dlrrec_torchrec.sharding.fill import fill_content
+from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, json_safe, jsonable, timed
+from dlrrec_torchrec.training.assemble import Assembly, assemble, rows_per_rank, schedule
 from dlrrec_torchrec.training.checkpoint import Checkpoints, clear_unless_resumed
 from dlrrec_torchrec.training.history import History
 from dlrrec_torchrec.training.observe import Observer
-from dlrrec_torchrec.training.optimizers import make_optimizer
 from dlrrec_torchrec.training.probe import Probe, open_probe
 from dlrrec_torchrec.training.rows import open_rows
 from dlrrec_torchrec.training.selection import Selection, selection_for
 from dlrrec_torchrec.training.signals import Stopped, stop_requests
-from dlrrec_torchrec.training.steps import Pipeline, make_pipeline
 from dlrrec_torchrec.training.terminal import progress_bar, warn_of_restarts
 from dlrrec_torchrec.training.trainer import Trainer
 
@@ -89,72 +80,36 @@ def train(
     warn_of_restarts()
     out_dir, facts = Path(out_dir), shards.facts
     with quiet(), process_group(train.device) as ranks, timed(manifest):
-        share = _share_of_batch(train, ranks)
-        table_lr = train.lr if train.table_lr is None else train.table_lr
         selection = selection_for(protocol, train.select, train.patience)
         lookups = build_lookups(
             model, contrastive, num_users=facts["users"], num_items=facts["items"], seed=train.seed
         )
-        rows, held_out, vectors = open_rows(
-            shards_dir, facts, model, train, share, selection.split, ranks, lookups
+        rows, held_out, corpus = open_rows(
+            shards_dir, facts, model, train, rows_per_rank(train, ranks), selection.split, ranks, lookups
         )
-
-        torch.manual_seed(train.seed)
-        plain = build_model(
-            model,
-            dense_width=facts["dense_width"],
-            num_users=facts["users"],
-            num_items=facts["items"],
-            device="meta",
-        )
-        labels = facts["label_counts"]
-        wrapper = build_wrapper(
-            plain,
-            contrastive,
-            corpus=vectors,
-            class_weights=class_weights(train.class_weights, labels["negative"], labels["positive"]),
-            seed=train.seed,
-        )
-        tables = {"batch_size": share, "table_optimizer": train.table_optimizer}
-        plan = plan_tables(wrapper, ranks, settings=model.tables, **tables)
-        sharded = shard_tables(
-            wrapper,
-            ranks,
-            table_lr=table_lr,
-            seed=train.seed,
-            plan=plan,
-            comms=train.comms,
-            static_graph=train.accumulate == 1,
-            **tables,
-        )
-        fill_content(sharded, shards_dir, ranks)
-        if train.compile:
-            compile_dense(plain, ranks.device)
-        optimizer = make_optimizer(sharded, train.lr, train.weight_decay, train.table_optimizer)
+        assembly = assemble(model, contrastive, train, facts, ranks, corpus=corpus, shards_dir=shards_dir)
 
         clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.rank == 0:
-            save_plan(plan, out_dir)
+            save_plan(assembly.plan, out_dir)
             if in_tables(model):
                 print(NOT_LEFT_OUT, file=sys.stderr)
-        with stop_requests() as asked:
+        with stop_requests() as stop_requested:
             _Run(
                 out_dir=out_dir,
                 fingerprint=manifest.fingerprint,
-                model=sharded,
-                optimizer=optimizer,
+                assembly=assembly,
                 ranks=ranks,
                 rows=rows,
                 held_out=held_out,
                 selection=selection,
                 settings=train,
-                table_lr=table_lr,
                 protocol=protocol,
-                asked=asked,
-                probe=open_probe(shards_dir, plain) if ranks.rank == 0 else None,
+                stop_requested=stop_requested,
+                probe=open_probe(shards_dir, assembly.plain) if ranks.rank == 0 else None,
             ).to_the_end()
             # Too late for this training, but what comes after it need not begin.
-            stopped = any_rank(asked())
+            stopped = any_rank(stop_requested())
         manifest.rows = {"train": rows.rows, selection.split: held_out.rows}
         manifest.facts = json_safe(
             {
@@ -164,7 +119,7 @@ def train(
                 "best": selection.best,
                 "ranks": ranks.world_size,
                 "device": ranks.device.type,
-                "tables": describe_plan(sharded),
+                "tables": describe_plan(assembly.model),
                 "leave_one_out": not in_tables(model),
             }
         )
@@ -181,41 +136,28 @@ class _Run:
 
     out_dir: Path
     fingerprint: str
-    model: DistributedModelParallel
-    optimizer: CombinedOptimizer
+    assembly: Assembly
     ranks: Ranks
     rows: ShardLoader
     held_out: ShardLoader
     selection: Selection
     settings: TrainConfig
-    table_lr: float
     protocol: str
-    asked: Callable[[], bool]
+    stop_requested: Callable[[], bool]
     probe: Probe | None  # on rank 0
 
     def to_the_end(self) -> None:
-        """From the last checkpoint, or the start, to the last epoch. Raises Stopped when asked to."""
+        """From the last checkpoint, or the start, to the last epoch. Raises Stopped on a request to stop."""
         settings, selection, first = self.settings, self.selection, self.ranks.rank == 0
-        pipeline = make_pipeline(
-            self.model,
-            self.optimizer,
-            self.ranks.device,
-            precision=settings.precision,
-            clip_norm=settings.clip_norm,
-            accumulate=settings.accumulate,
-        )
+        self.total = settings.epochs * len(self.rows)
         self.trainer = Trainer(
-            self.model,
-            self.optimizer,
-            pipeline,
+            self.assembly.model,
+            self.assembly.optimizer,
+            self.assembly.pipeline,
             self.ranks,
-            lr=settings.lr,
-            table_lr=self.table_lr,
-            schedule=settings.schedule,
-            warmup_steps=settings.warmup_steps,
-            total_steps=settings.epochs * len(self.rows),
+            schedule=schedule(settings, self.total),
             seed=settings.seed,
-            asked=self.asked,
+            stop_requested=self.stop_requested,
         )
         with Checkpoints(
             self.out_dir / "checkpoints",
@@ -228,9 +170,8 @@ class _Run:
                 progress_bar(first) as self.bar,
                 History(self.out_dir, selection.epoch, selection.epoch * len(self.rows), first) as history,
             ):
-                total = settings.epochs * len(self.rows)
-                self.task = self.bar.add_task("training", total=total, completed=self.trainer.step)
-                self._observe(history, pipeline)
+                self.task = self.bar.add_task("training", total=self.total, completed=self.trainer.step)
+                self._observe(history)
                 while selection.epoch < settings.epochs and not selection.stop:
                     record, steps = self.trainer.run_epoch(self.rows, selection.epoch + 1, self._after_step)
                     metrics = self.trainer.evaluate(self.held_out)
@@ -246,23 +187,23 @@ class _Run:
                     self.bar.update(self.task, description=shown)
                 self.observer.close()
 
-    def _observe(self, history: History, pipeline: Pipeline) -> None:
+    def _observe(self, history: History) -> None:
         self.observer = Observer(
             self.trainer,
-            self.optimizer,
+            self.assembly.optimizer,
             history,
             self.probe,
             every=self.settings.log_steps,
             traced=self.settings.profile,
             folder=self.out_dir,
-            total=self.settings.epochs * len(self.rows),
+            total=self.total,
             active=self.ranks.rank == 0,
             say=functools.partial(self.bar.console.print, soft_wrap=True, markup=False, highlight=False),
         )
-        pipeline.before_update = self.observer.before_update
+        self.assembly.pipeline.before_update = self.observer.before_update
 
     def _resume(self) -> None:
-        loaded = self.checkpoints.load(self.model, self.optimizer)
+        loaded = self.checkpoints.load(self.assembly.model, self.assembly.optimizer)
         if loaded is None:
             return
         state, own = loaded
@@ -286,14 +227,13 @@ class _Run:
     def _save(self, best: bool, own: dict[str, Any], whole_epoch: bool) -> None:
         state = {"run": self.fingerprint, "step": self.trainer.step, "epoch": self.selection.epoch}
         state |= {"whole_epoch": whole_epoch, "selection": json_safe(self.selection.state())}
-        self.checkpoints.save(self.model, self.optimizer, state, own, best)
+        self.checkpoints.save(self.assembly.model, self.assembly.optimizer, state, own, best)
 
     def _save_and_stop(self) -> NoReturn:
         self._save(best=False, own=self.trainer.state(), whole_epoch=False)
         self.checkpoints.wait()
         if self.ranks.rank == 0:
-            total = self.settings.epochs * len(self.rows)
-            print(f"{self.out_dir}: stopped; saved step {self.trainer.step} of {total}", file=sys.stderr)
+            print(f"{self.out_dir}: stopped; saved step {self.trainer.step} of {self.total}", file=sys.stderr)
         raise Stopped
 
 
@@ -304,22 +244,6 @@ def _check(settings: TrainConfig) -> None:
         if not getattr(settings, name) >= low:
             least_one = "must not be negative" if low == 0 else f"must be at least {low}"
             raise DataError(f"train.{name}: {getattr(settings, name)} {least_one}")
-
-
-def _share_of_batch(settings: TrainConfig, ranks: Ranks) -> int:
-    """Rows of a step on each rank."""
-    size = settings.batch_size
-    if size % ranks.world_size or size < 2 * ranks.world_size:
-        raise DataError(
-            f"train.batch_size: {size} rows of a step cannot be shared by {ranks.world_size} ranks; "
-            "take a multiple of the number of ranks, with at least two rows for each"
-        )
-    if size < 2 * ranks.world_size * settings.accumulate:
-        raise DataError(
-            f"train.accumulate: {size} rows of a step cannot be cut into {settings.accumulate} micro-batches "
-            f"on {ranks.world_size} ranks with two rows each; lower it, or raise train.batch_size"
-        )
-    return size // ranks.world_size
 
 
 def _write_best(out_dir: Path, protocol: str, selection: Selection) -> None:

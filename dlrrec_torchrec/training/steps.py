@@ -23,7 +23,6 @@ from dlrrec_torchrec.data.batch import Batch, split_rows
 from dlrrec_torchrec.distributed.lockstep import host_group
 from dlrrec_torchrec.training.optimizers import dense_parameters
 
-PRECISIONS = ("fp32", "bf16")
 REGIONS = ("data wait", "copy", "forward", "backward", "optimizer")
 
 
@@ -111,7 +110,7 @@ class _Steps:
         if not self._midway:
             self.optimizer.zero_grad(set_to_none=set_to_none)
 
-    def step(self) -> None:
+    def update(self) -> None:
         """Clip and update; in the middle of a step, do nothing."""
         if self._midway:
             return
@@ -149,12 +148,28 @@ class PlainPipeline(_Steps):
             with record_function("backward"):
                 loss.backward()
             outputs.append(output)
-        self.step()
+        self.update()
         return self._joined(outputs)
 
     def detach(self) -> nn.Module:
         """The model, for use outside of the pipeline."""
         return self.model
+
+
+class MicroBatchOptimizer:
+    """What TorchRec's pipeline, which knows no micro-batches, calls as its optimizer after each of them.
+
+    Gradients are cleared and weights updated only where a whole step begins and ends.
+    """
+
+    def __init__(self, steps: _Steps) -> None:
+        self._steps = steps
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self._steps.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        self._steps.update()
 
 
 class OverlappedPipeline(_Steps):
@@ -167,7 +182,7 @@ class OverlappedPipeline(_Steps):
     ) -> None:
         super().__init__(model, optimizer, device, **options)
         self._pipeline = TrainPipelineSparseDist(
-            model, self, device, execute_all_batches=True, custom_model_fwd=self._forward
+            model, MicroBatchOptimizer(self), device, execute_all_batches=True, custom_model_fwd=self._forward
         )
         self._source: Iterator[Batch] | None = None
         self._parts: Iterator[Batch] = iter(())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import time
@@ -22,11 +23,31 @@ from dlrrec_torchrec.distributed.lockstep import Lockstep
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.training.optimizers import lr_factor, set_lr
+from dlrrec_torchrec.training.optimizers import Schedule, set_rates
 from dlrrec_torchrec.training.steps import Pipeline
 
 LOSSES = ("loss_rec", "loss_ii", "loss_uu")
 REPORTED = ("auc", "accuracy", "fpr")  # of the training rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Clock:
+    """What a process has spent on a training so far.
+
+    Attributes:
+        rows: trained on, over all ranks.
+        seconds: in steps; waited: of these, seconds in which it waited for the loader.
+    """
+
+    rows: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+
+    def __add__(self, other: Clock) -> Clock:
+        return Clock(self.rows + other.rows, self.seconds + other.seconds, self.waited + other.waited)
+
+    def __sub__(self, other: Clock) -> Clock:
+        return Clock(self.rows - other.rows, self.seconds - other.seconds, self.waited - other.waited)
 
 
 class Trainer:
@@ -37,18 +58,15 @@ class Trainer:
         optimizer: of tables and dense part.
         pipeline: of steps with them (`steps.make_pipeline`).
         ranks: this process among the others.
-        lr, table_lr: learning rates of the dense part and of the tables, before the schedule.
-        schedule, warmup_steps: of the learning rates (`optimizers.lr_factor`).
-        total_steps: steps of the whole training.
+        schedule: of the learning rates.
         seed: of dropout, together with epoch and rank.
-        asked: whether this process has been asked to stop.
+        stop_requested: whether this process should stop.
 
     Attributes:
         step: steps so far.
-        clocks: of this process, so far: rows trained on, over all ranks; seconds in steps; of these, seconds
-            in which it waited for the loader.
+        clock: of this process, so far.
         rates: `lr` and `table_lr` of the last step.
-        stopping: whether any rank has been asked to stop; all ranks see it after the same step or, when
+        stopping: whether any rank should stop; all ranks see it after the same step or, when
             `evaluate` returns None, after the same batch.
     """
 
@@ -59,22 +77,15 @@ class Trainer:
         pipeline: Pipeline,
         ranks: Ranks,
         *,
-        lr: float,
-        table_lr: float,
-        schedule: str,
-        warmup_steps: int,
-        total_steps: int,
+        schedule: Schedule,
         seed: int,
-        asked: Callable[[], bool] = lambda: False,
+        stop_requested: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.model, self._optimizer, self._ranks = model, optimizer, ranks
-        self._lr, self._table_lr, self._seed = lr, table_lr, seed
-        self._schedule, self._warmup, self._total = schedule, warmup_steps, total_steps
-        self._asked = asked
-        self._pipeline = pipeline
+        self.model, self._optimizer, self._pipeline, self._ranks = model, optimizer, pipeline, ranks
+        self._schedule, self._seed, self._stop_requested = schedule, seed, stop_requested
         self.step = 0
-        self.clocks = (0, 0.0, 0.0)
-        self.rates = {"lr": lr, "table_lr": table_lr}
+        self.clock = Clock()
+        self.rates = {"lr": schedule.lr, "table_lr": schedule.table_lr}
         self.stopping = False
         self._resumed: Callable[[], Any] | None = None  # puts the random numbers where they were
         # Of the epoch under way: label and logit of each row so far, LOSSES of each step, seconds.
@@ -108,18 +119,19 @@ class Trainer:
         rows.set_epoch(epoch)
         start = time.monotonic() - self._seconds
         if self.step < last:
-            lockstep = Lockstep(itertools.islice(rows, self.step - first, None), self._asked)
+            lockstep = Lockstep(itertools.islice(rows, self.step - first, None), self._stop_requested)
             batches = _Timed(lockstep)
         draw()  # after the loader has: the first time, or each time, as it has workers or not
         while self.step < last:
-            factor = lr_factor(self.step, self._total, self._schedule, self._warmup)
-            self.rates = {"lr": self._lr * factor, "table_lr": self._table_lr * factor}
-            set_lr(self._optimizer, **self.rates)
+            self.rates = self._schedule.rates(self.step)
+            set_rates(self._optimizer, **self.rates)
             began, waited = time.perf_counter(), batches.seconds
             output = self._pipeline.progress(batches)
-            passed = len(output["label"]) * self._ranks.world_size, time.perf_counter() - began
-            before = (*passed, batches.seconds - waited)
-            self.clocks = tuple(a + b for a, b in zip(self.clocks, before, strict=True))
+            self.clock += Clock(
+                rows=len(output["label"]) * self._ranks.world_size,
+                seconds=time.perf_counter() - began,
+                waited=batches.seconds - waited,
+            )
             self._rows.append(torch.stack([output["label"], output["logits"].float()], dim=1))
             self._losses.append(torch.stack([output[name].float() for name in LOSSES]).unsqueeze(0))
             self.step += 1
@@ -132,8 +144,7 @@ class Trainer:
         metrics = self._metrics(torch.cat(self._rows))
         self._seconds = time.monotonic() - start
         steps = dict(zip(LOSSES, losses.T, strict=True))
-        factor = lr_factor(last - 1, self._total, self._schedule, self._warmup)
-        record = {"epoch": epoch, "step": last, "lr": self._lr * factor}
+        record = {"epoch": epoch, "step": last, "lr": self._schedule.rates(last - 1)["lr"]}
         record |= {"train_loss": metrics["loss"]}
         record |= {f"train_{name}": float(values.mean()) for name, values in steps.items()}
         record |= {f"train_{name}": metrics[name] for name in REPORTED}
@@ -143,22 +154,22 @@ class Trainer:
     def evaluate(self, rows: ShardLoader) -> dict[str, float] | None:
         """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
 
-        None where a rank has been asked to stop meanwhile. Raises DataError for rows that cannot be read, on
+        None where a rank should stop meanwhile. Raises DataError for rows that cannot be read, on
         all ranks.
         """
         self.model.eval()
         model = get_unwrapped_module(self.model).model
-        both, users = [], []
-        batches = Lockstep(rows, self._asked)
+        scored, users = [], []
+        batches = Lockstep(rows, self._stop_requested)
         for batch in batches:
             batch = batch.to(self._ranks.device)
             logits = model.score(batch)
-            both.append(torch.stack([batch.label, logits.float()], dim=1))
+            scored.append(torch.stack([batch.label, logits.float()], dim=1))
             users.append(batch.user)
             if batches.stop:
                 self.stopping = True
                 return None
-        return self._metrics(torch.cat(both), torch.cat(users))
+        return self._metrics(torch.cat(scored), torch.cat(users))
 
     def recent_losses(self, steps: int) -> dict[str, float]:
         """Means of LOSSES over the last `steps` steps, as far as they are of the epoch under way."""
@@ -223,11 +234,11 @@ class Trainer:
 
     def _metrics(self, rows: Tensor, user: Tensor | None = None) -> dict[str, float]:
         """Metrics of all ranks' rows (label, logit), computed on rank 0, so that all ranks decide alike."""
-        both = gather_rows(rows)
+        rows = gather_rows(rows)
         user = None if user is None else gather_rows(user).cpu().numpy()
         metrics = None
         if self._ranks.rank == 0:
-            label, logits = both.double().cpu().numpy().T
+            label, logits = rows.double().cpu().numpy().T
             real = label >= 0  # not padding
             user = None if user is None else user[real]
             metrics = binary_metrics(label[real], sigmoid(logits[real]), user)

@@ -24,7 +24,7 @@ from dlrrec_torchrec.sharding.apply import shard_tables
 from dlrrec_torchrec.sharding.fill import fill_content
 from dlrrec_torchrec.sharding.table_optimizers import RowAdam
 from dlrrec_torchrec.store.schema import MODALITIES
-from dlrrec_torchrec.training.optimizers import lr_factor, make_optimizer
+from dlrrec_torchrec.training.optimizers import Schedule, make_optimizer
 from dlrrec_torchrec.training.selection import PAPER_PATIENCE, PAPER_STOP_AFTER, Selection, selection_for
 from dlrrec_torchrec.training.steps import PlainPipeline, TrainPipelineSparseDist
 from tests.helpers.shards import write_shards
@@ -82,10 +82,13 @@ def test_a_restored_selection_decides_alike(values, cut):
 
 
 def test_schedules():
-    assert [lr_factor(s, 10, "constant", 4) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
-    assert [lr_factor(s, 6, "linear", 2) for s in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
-    assert lr_factor(2, 6, "cosine", 2) == 1 and lr_factor(4, 6, "cosine", 2) == pytest.approx(0.5)
-    assert lr_factor(3, 6, "cosine", 2) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    def factor(step, total, kind, warmup):
+        return Schedule(0.1, 0.2, kind, warmup, total).factor(step)
+
+    assert [factor(s, 10, "constant", 4) for s in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert [factor(s, 6, "linear", 2) for s in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
+    assert factor(2, 6, "cosine", 2) == 1 and factor(4, 6, "cosine", 2) == pytest.approx(0.5)
+    assert factor(3, 6, "cosine", 2) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
 
 
 @settings(max_examples=20)
