@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import signal
 import sys
@@ -23,20 +22,19 @@ from typing import Any
 
 import torch
 
-from dlrrec_torchrec.benchmarks.cases import EmbeddingCase
+from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, TrainCase
 from dlrrec_torchrec.benchmarks.embeddings.compare import free_memory, run
 from dlrrec_torchrec.benchmarks.machine import describe_machine
-from dlrrec_torchrec.benchmarks.step.on_gpu import PAPER, measure_training, random_data, shards_data
+from dlrrec_torchrec.benchmarks.step import measure as train_step
+from dlrrec_torchrec.benchmarks.step.batches import PAPER
 from dlrrec_torchrec.benchmarks.step.roofline import peaks
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
 from dlrrec_torchrec.distributed.quiet import quiet
-from dlrrec_torchrec.distributed.ranks import Ranks, process_group, resolve_device
+from dlrrec_torchrec.distributed.ranks import process_group, resolve_device
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_text_atomic
 
 # FBGEMM's own figures on large tables with little reuse: shares of the memory bandwidth.
 PUBLISHED = {"forward": 0.647, "backward": 0.265}
-OFF = {"item_weight": 0.0, "user_weight": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +111,7 @@ def measure(device: str, budget: float, shards: str | None, say: Callable[[str],
         peaks: what the device reaches (`roofline.peaks`).
         headline: of large tables with little reuse, shares of the bandwidth by count beside the published.
         embeddings: name -> result (`embeddings.measure`).
-        training: name -> result (`step.measure_training`).
+        training: `batch_N` -> result (`step.measure.run`).
 
         In place of a result stands {"error": ...} for a part that failed, and {"skipped": ...} for one that
         the time did not suffice for.
@@ -130,7 +128,7 @@ def measure(device: str, budget: float, shards: str | None, say: Callable[[str],
         report[section][name] = _guarded(function, left)
         free_memory(place)
 
-    with quiet(), process_group(device) as ranks:
+    with quiet(), process_group(device):
         part("peaks", "fp32", lambda: peaks(place, copy_mib=sizes.copy_mib, matrix=sizes.matrix))
         reached = report["peaks"]["fp32"]
         cases = embedding_cases(sizes, device, memory)
@@ -138,10 +136,9 @@ def measure(device: str, budget: float, shards: str | None, say: Callable[[str],
         part("embeddings", first, lambda: run([cases[first]])[0])
         if "sides" in report["embeddings"][first]:
             report["headline"] = _headline(report["embeddings"][first])
-        for batch, weights in itertools.product(sizes.train_batches, ({}, OFF)):
-            name = f"{'bce' if weights else 'dlrrec'}_{batch}"
-            train = functools.partial(_train, batch, weights, sizes, shards, ranks, reached)
-            part("training", name, train)
+        for batch in sizes.train_batches:
+            train = functools.partial(_train, batch, sizes, shards, device, reached)
+            part("training", f"batch_{batch}", train)
         for name in others:
             part("embeddings", name, lambda name=name: run([cases[name]])[0])
     report["seconds"] = time.monotonic() - start
@@ -149,29 +146,23 @@ def measure(device: str, budget: float, shards: str | None, say: Callable[[str],
 
 
 def _train(
-    batch: int,
-    weights: dict[str, float],
-    sizes: Sizes,
-    shards: str | None,
-    ranks: Ranks,
-    reached: dict[str, Any],
+    batch: int, sizes: Sizes, shards: str | None, device: str, reached: dict[str, Any]
 ) -> dict[str, Any]:
     if "flops_per_second" not in reached:
         raise DataError("the device's peaks could not be measured, so there is no roofline")
-    model = ModelConfig()
-    if shards:
-        data = shards_data(shards, model, batch, 8)
-    else:
-        data = random_data(model, batch, 8, users=sizes.users, items=sizes.items)
-    return measure_training(
-        data,
-        ranks,
-        reached,
-        model=model,
-        contrastive=ContrastiveConfig(**weights),
+    case = TrainCase(
+        batch=batch,
+        negatives=min(256, sizes.users, sizes.items),
+        users=sizes.users,
+        items=sizes.items,
+        loader=bool(shards),
+        shards=shards or "",
         steps=sizes.train_steps,
+        warmup=1,
         rounds=5,
+        device=device,
     )
+    return train_step.run(case, reached=reached)
 
 
 def _headline(result: dict[str, Any]) -> dict[str, Any]:

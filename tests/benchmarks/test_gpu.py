@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from dlrrec_torchrec.benchmarks import gpu
+from dlrrec_torchrec.benchmarks.cases import TrainCase
 from dlrrec_torchrec.benchmarks.embeddings.traffic import memory_needed
-from dlrrec_torchrec.benchmarks.step.on_gpu import measure_training, random_data, shards_data
+from dlrrec_torchrec.benchmarks.step.batches import random_data, shards_data
 from dlrrec_torchrec.benchmarks.step.roofline import Counter, peaks
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
+from dlrrec_torchrec.benchmarks.step.trainings import Project
+from dlrrec_torchrec.config import ModelConfig
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
@@ -52,39 +54,29 @@ def alone():
         yield ranks
 
 
-def test_training_steps(alone, tmp_path):
-    """Random rows have the form of real ones: both are trained on, with counts that follow from the model."""
-    model = ModelConfig(user_id=True)
+def test_random_batches_have_the_form_of_real_ones(alone, tmp_path):
+    """Both are trained on, with counts of operations that follow from the model."""
+    model = ModelConfig()
     shards = write_shards(tmp_path, rows=(90, 5, 5), users=30, items=20)
-    made = {
+    data = {
         "random": random_data(model, 32, 3, users=30, items=20),
         "shards": shards_data(shards, model, 32, 3),
     }
-    assert made["shards"].users == 30 and len(made["shards"].batches) == 2
-    real, drawn = (made[name].batches[0] for name in ("shards", "random"))
+    assert data["shards"].facts["users"] == 30 and len(data["shards"].batches) == 2
+    real, drawn = (data[name].batches[0] for name in ("shards", "random"))
     for field in dataclasses.fields(real):
         ours, theirs = getattr(drawn, field.name), getattr(real, field.name)
         if isinstance(ours, torch.Tensor):
             assert ours.dtype == theirs.dtype and ours.shape[0] == theirs.shape[0], field.name
     assert real.dense.shape == drawn.dense.shape and real.sparse.keys() == drawn.sparse.keys()
 
-    reached = {"bytes_per_second": 1e9, "flops_per_second": 1e10}
-    found = {}
-    for name, weight in itertools.product(made, (0.1, 0.0)):
-        contrastive = ContrastiveConfig(item_weight=weight, user_weight=weight, num_negatives=8)
-        found[name, weight] = result = measure_training(
-            made[name], alone, reached, model=model, contrastive=contrastive, steps=2, rounds=2
-        )
-        assert result["batch"] == 32
-        assert result["rows_per_second"] == pytest.approx(32 / result["seconds"]["median"])
-        roofline, floor = result["roofline"], result["floor"]
-        assert roofline["seconds"] >= max(roofline["flops"] / 1e10, roofline["bytes"] / 1e9)
-        assert 0 < floor["bytes"] < roofline["bytes"] and floor["seconds"] < roofline["seconds"]
-        assert roofline["share"] == pytest.approx(roofline["seconds"] / result["seconds"]["median"])
-    flops = {case: result["roofline"]["flops"] for case, result in found.items()}
+    case, flops = TrainCase(batch=32, negatives=8, users=30, items=20), {}
+    for name, weight in itertools.product(data, (0.1, 0.0)):
+        project = Project(case, data[name], weight, alone)
+        flops[name, weight] = project.counted_step(data[name].batches[0]).flops
     assert flops["random", 0.0] == flops["shards", 0.0] > 0
     # Of positives and negatives the distinct ones pass the towers, at most one for each use.
-    for name in made:
+    for name in data:
         assert flops[name, 0.0] < flops[name, 0.1] < 2.5 * flops[name, 0.0]
     with pytest.raises(DataError, match="fewer than 91 training rows"):
         shards_data(shards, model, 91, 1)
@@ -107,8 +99,9 @@ def test_the_script_on_a_cpu(tmp_path, capsys):
     cases = gpu.embedding_cases(gpu.CPU_SIZES, "cpu", 1 << 30)
     assert list(body["embeddings"]) == list(cases)
     assert all(result["check"] and result["ratio"] for result in body["embeddings"].values())
-    assert list(body["training"]) == ["dlrrec_64", "bce_64"]
-    assert all(result["roofline"]["share"] > 0 for result in body["training"].values())
+    assert list(body["training"]) == ["batch_64"]
+    sides = body["training"]["batch_64"]["sides"]
+    assert all(sides[name]["roofline"]["share"] > 0 for name in ("dlrrec", "bce")) and "plain bce" in sides
     assert body["peaks"]["fp32"].keys() == {"bytes_per_second", "flops_per_second"}
 
 
@@ -127,7 +120,7 @@ def test_what_fails_or_has_no_time_left_costs_no_other_part(monkeypatch, capsys)
     def broken(*_, **__):
         raise ValueError("out of order")
 
-    monkeypatch.setattr(gpu, "measure_training", broken)
+    monkeypatch.setattr(gpu.train_step, "run", broken)
     assert gpu.main(["--device", "cpu"]) == 1
     body = json.loads(capsys.readouterr().out)
     assert {part["error"] for part in body["training"].values()} == {"ValueError: out of order"}

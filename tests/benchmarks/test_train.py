@@ -10,11 +10,11 @@ import torch
 
 from dlrrec_torchrec import cli
 from dlrrec_torchrec.benchmarks.cases import TrainCase
-from dlrrec_torchrec.benchmarks.step import measure as training
-from dlrrec_torchrec.benchmarks.step import parts, plain
-from dlrrec_torchrec.benchmarks.step.measure import Plain, Project, Rows, check, model_config, run
-from dlrrec_torchrec.benchmarks.step.on_gpu import random_data
+from dlrrec_torchrec.benchmarks.step import measure, parts, plain, trainings
+from dlrrec_torchrec.benchmarks.step.batches import random_data
+from dlrrec_torchrec.benchmarks.step.measure import run
 from dlrrec_torchrec.benchmarks.step.parts import FORWARD, PARTS
+from dlrrec_torchrec.benchmarks.step.trainings import Plain, Project, Rows, check, model_config
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
@@ -54,7 +54,7 @@ def test_a_reference_of_another_model_is_refused(alone, monkeypatch, what, wrong
 
 
 def test_an_update_that_differs_is_refused(alone, monkeypatch):
-    monkeypatch.setattr(training, "LR", 0.01)
+    monkeypatch.setattr(trainings, "LR", 0.01)
     monkeypatch.setattr(torch.optim, "Adam", torch.optim.SGD)
     with pytest.raises(DataError, match="differ after the first update"):
         check(TrainCase(**SMALL), alone)
@@ -87,11 +87,14 @@ def test_every_part_of_a_step_is_found(alone):
     data = random_data(model_config(case), 48, 2, users=40, items=30)
     project, rows = Project(case, data, 0.1, alone), Rows(data.batches, 2, 1)
     project.epoch(rows, 1)
-    found = parts.profiled(project.wrapper, alone.device, 2, lambda: project.once_more(rows))
+    found = parts.profiled(project.assembly.wrapper, alone.device, 2, lambda: project.once_more(rows))
     assert list(found) == list(PARTS)
     assert all(found[name]["seconds"] > 0 for name in (*FORWARD, "copy", "backward", "optimizer"))
     assert sum(part["share"] for part in found.values()) == pytest.approx(1)
-    modules = [project.wrapper.model.sparse_arch, *project.wrapper.model.dense_arch.towers.values()]
+    modules = [
+        project.assembly.wrapper.model.sparse_arch,
+        *project.assembly.wrapper.model.dense_arch.towers.values(),
+    ]
     assert not any("forward" in vars(module) for module in modules)  # as before
 
 
@@ -120,14 +123,22 @@ def test_ratios_are_of_the_same_round(alone, monkeypatch):
 
     monkeypatch.setattr(Project, "epoch", epoch)
     monkeypatch.setattr(Plain, "epoch", epoch)
-    monkeypatch.setattr(training, "check", lambda case, ranks: {})
-    monkeypatch.setattr(training, "profiled", lambda *given: {})
-    monkeypatch.setattr(training.time, "perf_counter", lambda: now[0])
-    report = run(TrainCase(**SMALL, rounds=2, warmup=0, steps=2))
+    monkeypatch.setattr(measure, "check", lambda case, ranks: {})
+    monkeypatch.setattr(measure, "profiled", lambda *given: {})
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+    reached = {"bytes_per_second": 1e9, "flops_per_second": 1e10}
+    report = run(TrainCase(**SMALL, rounds=2, warmup=0, steps=2), reached=reached)
     medians = {name: value["median"] for name, value in report["ratio"].items()}
     assert medians == {"contrastive": 1 / 2, "dlrrec": 3, "bce": 2, "plain contrastive": 3 / 4}
     assert report["ratio"]["dlrrec"]["p10"] == report["ratio"]["dlrrec"]["p90"]
     assert report["sides"]["bce"]["seconds"]["median"] == (2 + 4) / 2 / 2
+    for name in ("dlrrec", "bce"):
+        side = report["sides"][name]
+        bound, floor = side["roofline"], side["floor"]
+        assert bound["seconds"] >= max(bound["flops"] / 1e10, bound["bytes"] / 1e9)
+        assert bound["share"] == pytest.approx(bound["seconds"] / side["seconds"]["median"])
+        assert 0 < floor["bytes"] < bound["bytes"] and floor["seconds"] < bound["seconds"]
+    assert "roofline" not in report["sides"]["plain bce"] and report["peaks"] == reached
 
 
 def test_end_to_end_with_the_loader(tmp_path, capsys):
