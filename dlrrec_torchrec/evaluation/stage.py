@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from rich.console import Console
 from rich.progress import track
 
-from dlrrec_torchrec.config import ModelConfig, from_dict
-from dlrrec_torchrec.data.loader import make_loader
+from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.metrics import (
     average_precision,
@@ -32,8 +30,7 @@ from dlrrec_torchrec.metrics import (
     sigmoid,
     user_auc,
 )
-from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
-from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
@@ -123,7 +120,7 @@ def evaluate(
 
 
 def score_rows(
-    train_dir: Path,
+    train_dir: str | os.PathLike,
     shards_dir: str | os.PathLike,
     rows: Rows,
     batch_size: int,
@@ -134,35 +131,23 @@ def score_rows(
 
     Raises DataError if the loader's rows are not `rows`, or a logit is not a number.
     """
-    settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
-    model = load_trained(train_dir, shards_dir, device)
-    place = next(model.parameters()).device
-    loader = make_loader(
-        shards_dir,
-        "test",
-        batch_size,
-        modalities=row_modalities(settings),
-        positives=0,
-        sparse_keys=sparse_keys(settings),
-        lookups=build_lookups(settings),
-    )
-    logits, users, items = [], [], []
-    console = Console(stderr=True)
-    with torch.no_grad():
-        for batch in track(
-            loader, title, len(loader), console=console, transient=True, disable=not console.is_terminal
-        ):
+    scorer = Scorer(train_dir, shards_dir, device, batch_size)
+    loader = scorer.split("test")
+    users, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+
+    def watched() -> Iterator[Batch]:
+        console = Console(stderr=True)
+        shown = {"console": console, "transient": True, "disable": not console.is_terminal}
+        for batch in track(loader, title, len(loader), **shown):
             users.append(batch.user.numpy())
             items.append(batch.item.numpy())
-            batch = batch.to(place)
-            logits.append(model.score(batch).double().cpu().numpy())
-    if not np.array_equal(_joined(users), rows.user) or not np.array_equal(_joined(items), rows.item):
-        raise DataError(f"{shards_dir}: the loader's test rows are not the shards'; run prepare again")
-    logit = _joined(logits)
-    if not np.isfinite(logit).all():
-        bad = int((~np.isfinite(logit)).sum())
-        raise DataError(f"{train_dir}: {bad} of {len(logit)} predictions are not numbers; lower train.lr")
-    return logit
+            yield batch
+
+    logits = scorer.logits(watched())
+    for codes, known in ((users, rows.user), (items, rows.item)):
+        if not np.array_equal(np.concatenate(codes), known):
+            raise DataError(f"{shards_dir}: the loader's test rows are not the shards'; run prepare again")
+    return logits
 
 
 def true_probabilities(truth: str | os.PathLike, shards_dir: str | os.PathLike, rows: Rows) -> np.ndarray:
@@ -221,7 +206,3 @@ def _class_notes(rows: Rows) -> list[str]:
     if math.isnan(user_auc(rows.label, np.zeros(len(rows)), rows.user)[0]):
         return ["no user has test rows of both labels: the per-user AUC is undefined"]
     return []
-
-
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0)

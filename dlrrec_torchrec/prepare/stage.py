@@ -19,8 +19,8 @@ from rich.progress import Progress
 from dlrrec_torchrec.config import PrepareConfig
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.prepare import inputs
-from dlrrec_torchrec.prepare.assemble import assemble
 from dlrrec_torchrec.prepare.inputs import SplitRows
+from dlrrec_torchrec.prepare.join import assemble
 from dlrrec_torchrec.prepare.shard_writer import (
     Coverage,
     entity_tables,

@@ -11,20 +11,17 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as pads
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dlrrec_torchrec.config import ModelConfig, from_dict
-from dlrrec_torchrec.data.entities import Entities, Items, load_entities, pair_batch
+from dlrrec_torchrec.data.entities import Items, load_entities
 from dlrrec_torchrec.metrics import sigmoid
-from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
-from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import part_files, read_table
-from dlrrec_torchrec.store.manifest import Manifest, json_safe
+from dlrrec_torchrec.store.manifest import json_safe
 from dlrrec_torchrec.store.schema import PAD_CATEGORY
 
 _MANY_IDS = 50_000  # above this, only ids that begin alike are compared with a mistyped one
@@ -110,7 +107,8 @@ def recommend(
     seen = seen_items(shards_dir, user)
     every = np.arange(len(entities.items))
     candidates = every if include_seen else np.setdiff1d(every, seen)
-    logit = score_items(shards_dir, train_dir, entities, user, candidates, batch_size, device)
+    scorer = Scorer(train_dir, shards_dir, device, batch_size)
+    logit = scorer.logits(scorer.pairs(entities, np.full(len(candidates), user), candidates))
     best = np.argsort(-logit, kind="stable")[:n]
     probability = sigmoid(logit[best])
     which = "items" if include_seen else "items that are new to this user"
@@ -140,39 +138,6 @@ def seen_items(shards_dir: str | os.PathLike, user: int) -> np.ndarray:
     rows = pads.dataset(part_files(Path(shards_dir) / "train"))
     found = rows.to_table(columns=["item"], filter=pads.field("user") == user)
     return np.unique(found["item"].to_numpy()).astype(np.int64)
-
-
-def score_items(
-    shards_dir: str | os.PathLike,
-    train_dir: str | os.PathLike,
-    entities: Entities,
-    user: int,
-    items: np.ndarray,
-    batch_size: int,
-    device: str,
-) -> np.ndarray:
-    """Logits f64 [N] of the item codes `items` [N] for one user, by the best checkpoint in `train_dir`."""
-    facts = Manifest.read(shards_dir).facts
-    settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
-    lookups = build_lookups(settings)
-    model = load_trained(train_dir, shards_dir, device)
-    place = next(model.parameters()).device
-    logits = [np.zeros(0)]
-    with torch.no_grad():
-        for start in range(0, len(items), batch_size):
-            codes = items[start : start + batch_size]
-            batch = pair_batch(
-                entities,
-                np.full(len(codes), user),
-                codes,
-                facts["dense"],
-                facts["rating_range"],
-                row_modalities(settings),
-                sparse_keys(settings),
-            )
-            batch = (lookups(batch) if lookups else batch).to(place)
-            logits.append(model.score(batch).double().cpu().numpy())
-    return np.concatenate(logits)
 
 
 def similar_ids(wanted: str, ids: list[str], most: int = 3) -> list[str]:

@@ -20,7 +20,7 @@ class ManagedSharder(ManagedCollisionEmbeddingBagCollectionSharder):
     TorchRec resets the state of row-wise Adagrad alone, by an operator that FBGEMM does not have for CPUs.
     """
 
-    def shard_tables(
+    def shard(
         self,
         module: ManagedCollisionEmbeddingBagCollection,
         params: dict[str, ParameterSharding],

@@ -9,10 +9,10 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dlrrec_torchrec.config import ModelConfig
-from dlrrec_torchrec.evaluation import stage as module
 from dlrrec_torchrec.evaluation.baselines import Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.stage import evaluate
 from dlrrec_torchrec.metrics import binary_metrics
+from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
@@ -76,7 +76,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def linear(monkeypatch):
-    monkeypatch.setattr(module, "load_trained", lambda train_dir, shards_dir, device: Linear().eval())
+    monkeypatch.setattr(score, "load_trained", lambda train_dir, shards_dir, device: Linear().eval())
 
 
 def write_truth(shards, path, drop=0):
@@ -250,7 +250,7 @@ def test_logits_that_are_no_numbers_are_refused(shards, tmp_path, monkeypatch):
                 sparse["item"].values() == 3, torch.nan, super().forward(dense, sparse, vectors)
             )
 
-    monkeypatch.setattr(module, "load_trained", lambda *a: Broken().eval())
+    monkeypatch.setattr(score, "load_trained", lambda *a: Broken().eval())
     bad = int((read_rows(shards, "test").item == 3).sum())
     with pytest.raises(DataError, match=f"{bad} of 300 predictions are not numbers"):
         evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out")

@@ -25,7 +25,8 @@ from dlrrec_torchrec.models.managed import loading_managed
 from dlrrec_torchrec.models.spec import build_lookups
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.serving.load import load_trained
-from dlrrec_torchrec.serving.recommend import recommend, score_items
+from dlrrec_torchrec.serving.recommend import recommend
+from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.sharding.apply import plan_tables, shard_tables
 from dlrrec_torchrec.store.checkpoint_files import BEST
 from dlrrec_torchrec.store.errors import DataError
@@ -330,9 +331,8 @@ def test_trained_ids_evaluate_and_recommend(kind, tmp_path):
     trained = load_trained(tmp_path / "train", shards)
     found = recommend(shards, tmp_path / "train", "user-3", n=20, include_seen=True)
     by_item = {item.item_id: item.probability for item in found.items}
-    alone = score_items(
-        shards, tmp_path / "train", load_entities(shards), 3, np.arange(20), batch_size=7, device="cpu"
-    )
+    scorer = Scorer(tmp_path / "train", shards, batch_size=7)
+    alone = scorer.logits(scorer.pairs(load_entities(shards), np.full(20, 3), np.arange(20)))
     assert [by_item[f"item-{k}"] for k in range(20)] == pytest.approx(1 / (1 + np.exp(-alone)), abs=1e-6)
     assert len({round(s, 5) for s in scores["score"].to_pylist()}) > 10
     rows = {name: len(p) for name, p in trained.named_parameters() if "t_user" in name or "t_item" in name}

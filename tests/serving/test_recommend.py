@@ -12,7 +12,7 @@ from dlrrec_torchrec.data.entities import load_entities, pair_batch
 from dlrrec_torchrec.evaluation.baselines import read_rows
 from dlrrec_torchrec.evaluation.stage import evaluate
 from dlrrec_torchrec.models.build import build_model
-from dlrrec_torchrec.serving import recommend as module
+from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.serving.recommend import example_user, recommend, seen_items, similar_ids
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
@@ -44,7 +44,7 @@ def model():
 @pytest.fixture
 def trained(tmp_path, model, monkeypatch):
     Manifest("train", {"model": jsonable(SETTINGS), "protocol": "strict"}, {}).write(tmp_path)
-    monkeypatch.setattr(module, "load_trained", lambda train_dir, shards_dir, device: model)
+    monkeypatch.setattr(score, "load_trained", lambda train_dir, shards_dir, device: model)
     return tmp_path
 
 

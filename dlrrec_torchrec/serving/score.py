@@ -1,0 +1,93 @@
+"""Scores of (user, item) pairs by a trained model: one path for evaluation and recommendation."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dlrrec_torchrec.config import ModelConfig, from_dict
+from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.entities import Entities, pair_batch
+from dlrrec_torchrec.data.loader import ShardLoader, make_loader
+from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
+from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.manifest import Manifest
+
+
+class Scorer:
+    """The best epoch's model of a training, ready to score.
+
+    Args:
+        train_dir: of a finished training.
+        shards_dir: the shards it was trained on.
+        device: "cpu", "cuda" or "auto".
+        batch_size: pairs that are scored at once.
+
+    Raises:
+        DataError: as `load_trained`; from its methods also for a score that is not a number.
+    """
+
+    def __init__(
+        self,
+        train_dir: str | os.PathLike,
+        shards_dir: str | os.PathLike,
+        device: str = "cpu",
+        batch_size: int = 4096,
+    ) -> None:
+        self._train_dir, self._shards_dir, self._batch_size = Path(train_dir), Path(shards_dir), batch_size
+        self._model = load_trained(train_dir, shards_dir, device)
+        self._device = next(self._model.parameters()).device
+        settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
+        self._facts = Manifest.read(shards_dir).facts
+        self._modalities, self._keys = row_modalities(settings), sparse_keys(settings)
+        self._lookups = build_lookups(settings)
+
+    def split(self, name: str) -> ShardLoader:
+        """The batches of a split's rows, in the shards' order, as `logits` takes them."""
+        return make_loader(
+            self._shards_dir,
+            name,
+            self._batch_size,
+            modalities=self._modalities,
+            positives=0,
+            sparse_keys=self._keys,
+            lookups=self._lookups,
+        )
+
+    def pairs(self, entities: Entities, users: np.ndarray, items: np.ndarray) -> Iterator[Batch]:
+        """The batches of any pairs of codes, integers [N] each, as `logits` takes them.
+
+        Args:
+            entities: of the shards (`load_entities`).
+        """
+        for start in range(0, len(items), self._batch_size):
+            chosen = slice(start, start + self._batch_size)
+            batch = pair_batch(
+                entities,
+                users[chosen],
+                items[chosen],
+                self._facts["dense"],
+                self._facts["rating_range"],
+                self._modalities,
+                self._keys,
+            )
+            yield self._lookups(batch) if self._lookups else batch
+
+    @torch.no_grad()
+    def logits(self, batches: Iterable[Batch]) -> np.ndarray:
+        """Logits f64 [N] of all rows of the batches, in order."""
+        parts = [np.zeros(0)]
+        for batch in batches:
+            parts.append(self._model.score(batch.to(self._device)).double().cpu().numpy())
+        logits = np.concatenate(parts)
+        if bad := int((~np.isfinite(logits)).sum()):
+            raise DataError(
+                f"{self._train_dir}: {bad} of {len(logits)} predictions are not numbers; "
+                "train again with a lower train.lr"
+            )
+        return logits
