@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import yaml
 
 from dlrrec_torchrec.config import RunConfig, variant
-from dlrrec_torchrec.store.files import write_text_atomic
+from dlrrec_torchrec.store.folders import check_output, remove_own, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 
@@ -36,7 +35,11 @@ def for_seed(config: RunConfig, number: int) -> RunConfig:
 
 
 def run_stage(stage: str, config: RunConfig, paths: RunPaths) -> list[Manifest]:
-    """Run one stage for one seed (unless it is current) and return what it reports."""
+    """Run one stage for one seed (unless it is current) and return what it reports.
+
+    Raises DataError where one of its folders holds what the stage did not write (before anything is done).
+    """
+    _check_outputs((stage,), config, [paths])
     if stage == "ingest":
         from dlrrec_torchrec.ingest.stage import ingest
 
@@ -92,12 +95,16 @@ def run(
 
     Stages that are current are not repeated, so an interrupted run goes on where it stopped. `force` begins
     anew, keeping only the cache of vectors.
+
+    Raises DataError, before any stage has begun, where a folder that a stage is to write holds what it did
+    not write.
     """
     every = run_paths(root, config.seeds)
+    stages = STAGES[: STAGES.index(until) + 1]
+    _check_outputs(stages, config, every)
     if force:
         _forget(every)
     write_text_atomic(Path(root) / "config.yaml", yaml.safe_dump(jsonable(config), sort_keys=False))
-    stages = STAGES[: STAGES.index(until) + 1]
     for number, paths in enumerate(every):
         if config.seeds > 1:
             say(f"seed {number + 1} of {config.seeds}: {paths.root}")
@@ -123,10 +130,32 @@ def describe(stage: str, manifest: Manifest) -> str:
     return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
 
 
-def _forget(every: list[RunPaths]) -> None:
+def _outputs(stage: str, variants: Iterable[str], paths: RunPaths) -> list[tuple[str, Path]]:
+    """The folders that a stage writes for one seed, each with the stage that its manifest names."""
+    return {
+        "ingest": [("ingest", paths.reviews), ("ingest-items", paths.items)],
+        "split": [("split", paths.split)],
+        "extract": [("extract", paths.content)],
+        "swing": [("swing", paths.swing)],
+        "prepare": [("prepare", paths.shards)],
+        "train": [("train", paths.train(name)) for name in variants],
+        "evaluate": [("evaluate", paths.evaluation)],
+        "report": [("report", paths.report)],
+    }.get(stage, [])
+
+
+def _check_outputs(stages: Sequence[str], config: RunConfig, every: list[RunPaths]) -> None:
     for paths in every:
-        for folder in (
-            *(paths.reviews, paths.items, paths.split, paths.content, paths.swing),
-            *(paths.shards, paths.root / "train", paths.evaluation, paths.report),
-        ):
-            shutil.rmtree(folder, ignore_errors=True)
+        for stage in stages:
+            for writer, folder in _outputs(stage, config.variants, paths):
+                check_output(folder, writer)
+
+
+def _forget(every: list[RunPaths]) -> None:
+    """Delete what the stages wrote, trainings of any variant included; what they did not write stays."""
+    for paths in every:
+        trained = paths.root / "train"
+        variants = [folder.name for folder in trained.iterdir()] if trained.is_dir() else []
+        for stage in STAGES:
+            for writer, folder in _outputs(stage, variants, paths):
+                remove_own(folder, writer)

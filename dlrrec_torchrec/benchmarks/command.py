@@ -14,7 +14,7 @@ from typing import Any
 
 from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, TrainCase, parse_sweeps, product
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import write_text_atomic
+from dlrrec_torchrec.store.folders import write_text_atomic
 
 EMBEDDINGS_EXAMPLE = """examples:
   dlrrec bench embeddings --sweep pooling=1,11,50

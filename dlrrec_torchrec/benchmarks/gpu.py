@@ -31,7 +31,7 @@ from dlrrec_torchrec.benchmarks.step.roofline import peaks
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group, resolve_device
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import write_text_atomic
+from dlrrec_torchrec.store.folders import write_text_atomic
 
 # FBGEMM's own figures on large tables with little reuse: shares of the memory bandwidth.
 PUBLISHED = {"forward": 0.647, "backward": 0.265}

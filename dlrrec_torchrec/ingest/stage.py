@@ -18,6 +18,7 @@ from dlrrec_torchrec.ingest.sources.table import table
 from dlrrec_torchrec.ingest.validate import REJECTED, ItemCheck, ReviewCheck, Tally, collect
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
+from dlrrec_torchrec.store.folders import check_output, remove_own
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
 from dlrrec_torchrec.store.schema import ITEMS, REVIEWS
 
@@ -34,10 +35,20 @@ def ingest(config: IngestConfig, reviews_dir: str | Path, items_dir: str | Path)
     Raises:
         DataError: a file or column is missing or of the wrong form, no row is usable, or more than
             `config.max_rejected` of the rows are bad; the rejected rows are then kept beside the folder as
-            `<folder>.rejected.jsonl`.
+            `<folder>.rejected.jsonl`. A folder that holds what this stage did not write, or a source in one
+            of the two folders: nothing is changed.
     """
     reviews_dir, items_dir = Path(reviews_dir), Path(items_dir)
+    check_output(reviews_dir, "ingest")
+    check_output(items_dir, "ingest-items")
     source = _open(config)
+    for path in [file for files in source.files.values() for file in files] if source else []:
+        for folder in (reviews_dir, items_dir):
+            if path.resolve().is_relative_to(folder.resolve()):
+                raise DataError(
+                    f"{path}: lies in {folder}, which this stage replaces; move the file, or give another "
+                    "--run-dir"
+                )
     inputs = {name: file_digest(files) for name, files in source.files.items()} if source else {}
     manifest = Manifest("ingest", jsonable(config), inputs)
     items_manifest = Manifest("ingest-items", jsonable(config), inputs)
@@ -62,7 +73,7 @@ def ingest(config: IngestConfig, reviews_dir: str | Path, items_dir: str | Path)
             files = source.files["reviews"] + source.files.get("test", [])
             _judge(files, tally, check, config.max_rejected, folder, reviews_dir)
     if not has_items:
-        shutil.rmtree(items_dir, ignore_errors=True)
+        remove_own(items_dir, items_manifest.stage)
     return manifest
 
 

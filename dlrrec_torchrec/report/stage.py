@@ -16,6 +16,7 @@ from dlrrec_torchrec.report import figures, page
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, json_safe, stage_output
 from dlrrec_torchrec.store.paths import RunPaths
 
@@ -34,7 +35,7 @@ def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.
     `metrics.json` holds for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
     the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
     `sd` is null for a single seed. Raises DataError if a seed is not evaluated or lacks a variant, or if the
-    seeds' protocols differ.
+    seeds' protocols differ, or something else than a report is in `out_dir`.
     """
     stages = {name: manifests for name, manifests in _manifests(runs, variants).items() if manifests}
     inputs = {
@@ -45,6 +46,7 @@ def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.
     manifest = Manifest("report", {"variants": list(variants), "seeds": len(runs)}, inputs)
     if done := manifest.current(out_dir):
         return done
+    check_output(out_dir, manifest.stage)
     evaluations = [_evaluation(run, variants) for run in runs]
     with stage_output(manifest, out_dir) as folder:
         summary = summarize(evaluations, variants)

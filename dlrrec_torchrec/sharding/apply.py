@@ -30,7 +30,7 @@ from dlrrec_torchrec.sharding.planner import Plan, Request
 from dlrrec_torchrec.sharding.table_optimizers import TABLE_OPTIMIZERS
 from dlrrec_torchrec.sharding.tables import dense_bytes, sharders, table_key, tables_in
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import write_text_atomic
+from dlrrec_torchrec.store.folders import write_text_atomic
 
 
 def plan_tables(

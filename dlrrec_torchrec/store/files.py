@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -105,32 +102,3 @@ def parquet_options(stored: pa.Schema) -> dict[str, Any]:
         ],
         "write_statistics": not rows,
     }
-
-
-@contextlib.contextmanager
-def atomic_folder(target: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary folder beside `target` that takes its place when the block ends without an error."""
-    target = Path(target)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in [*target.parent.glob(f".{target.name}.tmp-*"), *target.parent.glob(f".{target.name}.old-*")]:
-        shutil.rmtree(stale, ignore_errors=True)
-    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
-    temporary.mkdir()
-    try:
-        yield temporary
-        old = target.parent / f".{target.name}.old-{os.getpid()}"
-        if target.exists():
-            target.rename(old)
-        temporary.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def write_text_atomic(path: str | os.PathLike, text: str) -> None:
-    """Write a small file so that a reader sees the old content or the new, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import atomic_folder, write_text_atomic
+from dlrrec_torchrec.store.folders import MANIFEST, atomic_folder, stage_of, write_text_atomic
 from dlrrec_torchrec.store.schema import SCHEMA_VERSION
 
 
@@ -42,11 +42,11 @@ class Manifest:
     def write(self, folder: str | os.PathLike) -> None:
         body = jsonable(self) | {"fingerprint": self.fingerprint}
         del body["reused"]
-        write_text_atomic(Path(folder) / "manifest.json", json.dumps(body, indent=2, default=str) + "\n")
+        write_text_atomic(Path(folder) / MANIFEST, json.dumps(body, indent=2, default=str) + "\n")
 
     def current(self, folder: str | os.PathLike) -> Manifest | None:
         """The manifest in `folder` if that folder already holds the output of this very stage, else None."""
-        if not (Path(folder) / "manifest.json").exists():
+        if stage_of(folder) != self.stage or not (Path(folder) / MANIFEST).exists():
             return None
         found = Manifest.read(folder)
         found.reused = True
@@ -54,7 +54,7 @@ class Manifest:
 
     @staticmethod
     def read(folder: str | os.PathLike) -> Manifest:
-        path = Path(folder) / "manifest.json"
+        path = Path(folder) / MANIFEST
         try:
             body = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -91,8 +91,11 @@ def _peak_memory_mib() -> float:
 
 @contextlib.contextmanager
 def stage_output(manifest: Manifest, target: str | os.PathLike) -> Iterator[Path]:
-    """The frame of a stage: a temporary folder to write to, timing, the manifest, then the final name."""
-    with atomic_folder(target) as folder:
+    """The frame of a stage: a temporary folder to write to, timing, the manifest, then the final name.
+
+    Raises DataError, before the block begins, where `target` holds what this stage did not write.
+    """
+    with atomic_folder(target, manifest.stage) as folder:
         with timed(manifest):
             yield folder
         manifest.write(folder)

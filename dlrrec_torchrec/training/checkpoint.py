@@ -44,6 +44,7 @@ from dlrrec_torchrec.store.checkpoint_files import (
     sha256,
 )
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.folders import MANIFEST, UNFINISHED, atomic_folder, check_output, stage_of
 
 T = TypeVar("T")
 
@@ -226,13 +227,22 @@ def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) ->
     """Empty `out_dir` unless it holds an interrupted training of this very run that may go on.
 
     To be called on all ranks. `run`: what the checkpoints' states have as "run".
+
+    Raises:
+        DataError: `out_dir` holds something else than a training; on all ranks.
     """
+    error = None
     if ranks.rank == 0:
         state = latest_state(out_dir / "checkpoints")
-        if not resume or (state and state["run"] != run) or (out_dir / "manifest.json").exists():
-            shutil.rmtree(out_dir, ignore_errors=True)
-        out_dir.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
+        finished = (out_dir / MANIFEST).exists()
+        try:
+            check_output(out_dir, "train")
+            if not resume or finished or (state and state["run"] != run) or stage_of(out_dir) is None:
+                with atomic_folder(out_dir, "train") as folder:
+                    (folder / UNFINISHED).write_text(json.dumps({"stage": "train"}) + "\n", encoding="utf-8")
+        except DataError as problem:
+            error = problem
+    ranks.agree(error)
 
 
 def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
-from dlrrec_torchrec.store.files import write_text_atomic
+from dlrrec_torchrec.store.folders import write_text_atomic
 from dlrrec_torchrec.store.manifest import json_safe
 
 

@@ -25,7 +25,7 @@ from dlrrec_torchrec.distributed.ranks import Ranks, process_group
 from dlrrec_torchrec.models.spec import build_lookups, in_tables
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import write_text_atomic
+from dlrrec_torchrec.store.folders import check_output, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, json_safe, jsonable, timed
 from dlrrec_torchrec.training.assemble import Assembly, assemble, rows_per_rank, schedule
 from dlrrec_torchrec.training.checkpoint import Checkpoints, clear_unless_resumed
@@ -58,12 +58,14 @@ def train(
 ) -> Manifest:
     """Train a model on `shards_dir`/train and keep its best epoch.
 
-    `out_dir` gets `plan.json`, `checkpoints/`, `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json`
-    (epoch, metrics, protocol, split, rule) and at the end `manifest.json`. If it holds an interrupted
-    training with these settings, that one goes on. To be called on every rank where there is a launcher.
+    `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
+    `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
+    the end `manifest.json`. If it holds an interrupted training with these settings, that one goes on. To be
+    called on every rank where there is a launcher.
 
     Raises:
-        DataError: shards that cannot be used (file, column, row), settings that do not fit (flag), a loss
+        DataError: something else than a training in `out_dir`, shards that cannot be used (file, column,
+            row), settings that do not fit (flag), a loss
             that is not a number, a checkpoint that cannot be written; on all ranks.
         Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
@@ -75,6 +77,7 @@ def train(
     manifest = Manifest("train", settings | {"protocol": protocol}, inputs)
     if done := manifest.current(out_dir):
         return done
+    check_output(out_dir, manifest.stage)
     _check(train)
 
     warn_of_restarts()

@@ -6,7 +6,8 @@ import pytest
 
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import atomic_folder, part_files, read_table, write_table
+from dlrrec_torchrec.store.files import part_files, read_table, write_table
+from dlrrec_torchrec.store.folders import atomic_folder
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, stage_output
 
 
@@ -56,7 +57,7 @@ def test_a_failing_stage_leaves_the_old_output(tmp_path):
     target = tmp_path / "out"
     with stage_output(Manifest("s", {"a": 1}, {}), target) as folder:
         (folder / "x").write_text("old")
-    with pytest.raises(RuntimeError), atomic_folder(target) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(target, "s") as folder:
         (folder / "x").write_text("new")
         raise RuntimeError
     assert (target / "x").read_text() == "old"
@@ -66,7 +67,7 @@ def test_a_failing_stage_leaves_the_old_output(tmp_path):
 def test_leftovers_of_a_killed_stage_go(tmp_path):
     (tmp_path / ".out.tmp-1").mkdir()
     (tmp_path / ".out.old-1").mkdir()
-    with atomic_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out", "s") as folder:
         (folder / "x").write_text("1")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 

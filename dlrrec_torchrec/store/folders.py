@@ -1,0 +1,92 @@
+"""Folders that stages write: whose they are, and how one takes its place whole or not at all.
+
+A folder is a stage's own if a file in it says so: `manifest.json` of a finished stage, or `unfinished.json`,
+which a stage that fills its folder in place (a training) writes first. Nothing else is ever replaced or
+deleted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from dlrrec_torchrec.store.errors import DataError
+
+MANIFEST = "manifest.json"
+UNFINISHED = "unfinished.json"
+
+
+def stage_of(folder: str | os.PathLike) -> str | None:
+    """The stage whose output `folder` holds by what it says itself; None where nothing says so."""
+    for name in (MANIFEST, UNFINISHED):
+        with contextlib.suppress(OSError, ValueError):  # absent, or no JSON
+            body = json.loads((Path(folder) / name).read_text(encoding="utf-8"))
+            if isinstance(body, dict) and isinstance(body.get("stage"), str):
+                return body["stage"]
+    return None
+
+
+def check_output(folder: str | os.PathLike, stage: str) -> None:
+    """Raise DataError if `folder` holds anything that `stage` did not write and would replace."""
+    folder = Path(folder)
+    free = not os.path.lexists(folder) or (folder.is_dir() and not any(folder.iterdir()))
+    if not free and stage_of(folder) != stage:
+        raise DataError(
+            f"{folder}: is where the stage '{stage}' writes, and what is there was not written by it (there "
+            f"is no {MANIFEST} of '{stage}' in it); nothing was changed: give another --run-dir, or move "
+            f"{folder} away"
+        )
+
+
+@contextlib.contextmanager
+def atomic_folder(target: str | os.PathLike, stage: str) -> Iterator[Path]:
+    """Yield a temporary folder beside `target` that takes its place when the block ends without an error.
+
+    Raises DataError, at the start and again at the end, where `target` is not the `stage`'s (`check_output`).
+    """
+    target = Path(target)
+    check_output(target, stage)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for stale in target.parent.glob(f".{target.name}.tmp-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
+    temporary.mkdir()
+    try:
+        yield temporary
+        check_output(target, stage)
+        with replaced(target):
+            temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def replaced(target: Path) -> Iterator[None]:
+    """Take `target` away under another name, and delete it after the block: no part ever bears its name."""
+    for stale in target.parent.glob(f".{target.name}.old-*"):
+        shutil.rmtree(stale, ignore_errors=True)
+    old = target.parent / f".{target.name}.old-{os.getpid()}"
+    if target.exists():
+        target.rename(old)
+    yield
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove_own(folder: str | os.PathLike, stage: str) -> None:
+    """Delete `folder` if it holds output of `stage`; anything else stays."""
+    if stage_of(folder) == stage:
+        with replaced(Path(folder)):
+            pass
+
+
+def write_text_atomic(path: str | os.PathLike, text: str) -> None:
+    """Write a small file so that a reader sees the old content or the new, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
