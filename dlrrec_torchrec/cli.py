@@ -31,6 +31,7 @@ from dlrrec_torchrec.config import (
 )
 from dlrrec_torchrec.stages import STAGES, describe, for_seed, run, run_stage, train_variant
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.folders import check_name
 from dlrrec_torchrec.store.paths import run_paths
 
 # sub-command -> (sections whose fields are its flags, one line, how it is used)
@@ -249,7 +250,10 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _configuration(arguments: argparse.Namespace) -> tuple[RunConfig, Path]:
     """The settings and the folder of this call: file, then --set, then flags."""
-    folder = arguments.run_dir or f"runs/{Path(arguments.config).stem if arguments.config else 'demo'}"
+    run_name = Path(arguments.config).stem if arguments.config else "demo"
+    if not arguments.run_dir:
+        check_name(run_name, f"--config {arguments.config} (or give --run-dir)")
+    folder = arguments.run_dir or f"runs/{run_name}"
     path = arguments.config
     kept = Path(folder) / "config.yaml"
     if path is None and kept.exists():

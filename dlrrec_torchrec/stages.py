@@ -154,8 +154,7 @@ def _check_outputs(stages: Sequence[str], config: RunConfig, every: list[RunPath
 def _forget(every: list[RunPaths]) -> None:
     """Delete what the stages wrote, trainings of any variant included; what they did not write stays."""
     for paths in every:
-        trained = paths.root / "train"
-        variants = [folder.name for folder in trained.iterdir()] if trained.is_dir() else []
-        for stage in STAGES:
-            for writer, folder in _outputs(stage, variants, paths):
-                remove_own(folder, writer)
+        outputs = [output for stage in STAGES for output in _outputs(stage, (), paths)]
+        outputs += [("train", folder) for folder in paths.root.glob("train/*")]
+        for writer, folder in outputs:
+            remove_own(folder, writer)

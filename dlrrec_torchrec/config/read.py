@@ -13,12 +13,13 @@ import yaml
 
 from dlrrec_torchrec.config.sections import RunConfig, TableConfig
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.folders import check_name
 
 
 def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None) -> RunConfig:
     """Read a run's YAML file and lay `overrides` ({"train.lr": 0.1}) over it; no file means the defaults.
 
-    Raises DataError naming the file and the key that is unknown, of the wrong type or not among the choices.
+    Raises DataError naming the file and the key or variant that is unknown, or not of the type or form meant.
     """
     body: dict[str, Any] = {}
     if path:
@@ -39,7 +40,10 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
             if not isinstance(section, dict):
                 raise DataError(f"--set {key}: '{parent}' is {section!r}, which has no settings of its own")
         section[last] = value
-    return from_dict(RunConfig, body, str(path or "options"))
+    config = from_dict(RunConfig, body, str(path or "options"))
+    for name in config.variants:
+        check_name(name, f"{path or 'options'}: variants")
+    return config
 
 
 def from_dict(kind: type, body: dict[str, Any], where: str) -> Any:

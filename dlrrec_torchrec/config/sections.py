@@ -24,9 +24,7 @@ class IngestConfig:
     """A source of reviews -> the review table."""
 
     source: str = option(
-        "synthetic",
-        "form of the source",
-        ("synthetic", "google", "amazon", "yelp", "movielens", "table"),
+        "synthetic", "form of the source", ("synthetic", "google", "amazon", "yelp", "movielens", "table")
     )
     reviews: str = option("", "file, folder or glob with the reviews (not for 'synthetic')")
     items: str = option("", "file or folder with item metadata (optional)")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,15 @@ from dlrrec_torchrec.store.errors import DataError
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+
+
+def check_name(name: object, where: str) -> None:
+    """Raise DataError, beginning with `where`, unless `name` is fit to be the name of a folder or a file."""
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
+        raise DataError(
+            f"{where}: {name!r} becomes the name of a folder: write letters A-Z and a-z, digits, '.', '_' "
+            "and '-' alone, as dlrrec-2 (not '.' or '..'; a number in quotes)"
+        )
 
 
 def stage_of(folder: str | os.PathLike) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from dlrrec_torchrec.store.folders import check_name
+
 
 @dataclasses.dataclass(frozen=True)
 class RunPaths:
@@ -42,6 +44,8 @@ class RunPaths:
         return self.root / "shards"
 
     def train(self, variant: str) -> Path:
+        """Raises DataError for a variant's name that could lead to another folder."""
+        check_name(variant, "--variant")
         return self.root / "train" / variant
 
     @property

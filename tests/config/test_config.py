@@ -5,11 +5,12 @@ import dataclasses
 import pytest
 import yaml
 
-from dlrrec_torchrec.cli import COMMANDS, _configuration, build_parser
+from dlrrec_torchrec.cli import COMMANDS, _configuration, build_parser, main
 from dlrrec_torchrec.config import RunConfig, load_config, variant
 from dlrrec_torchrec.stages import for_seed
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import jsonable
+from dlrrec_torchrec.store.paths import run_paths
 
 
 def parse(*argv):
@@ -73,6 +74,43 @@ def test_files_that_cannot_be_read(tmp_path):
     bad.write_text("- a\n")
     with pytest.raises(DataError, match="must hold sections"):
         load_config(bad)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../precious", "a/b", "", ".", "..", "a b", "a\n", "ü", 7, None, "/x"]
+)
+def test_a_variants_name_is_a_folders_name(tmp_path, name):
+    path = tmp_path / "c.yaml"
+    path.write_text(yaml.safe_dump({"variants": {"fine_1.0-b": {}, name: {}}}))
+    for call in (lambda: load_config(path), lambda: parse("run", "--config", str(path), "--run-dir", "x")):
+        with pytest.raises(DataError) as error:
+            call()
+        assert f"c.yaml: variants: {name!r}" in str(error.value) and "A-Z and a-z, digits" in str(error.value)
+    with pytest.raises(DataError, match="--variant: "):
+        run_paths(tmp_path)[0].train(name)
+
+
+def test_no_name_leads_out_of_the_run(tmp_path, capsys):
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "manifest.json").write_text('{"stage": "train"}')
+    path = tmp_path / "c.yaml"
+    path.write_text("variants: {'../../../precious': {}}")
+    run = str(tmp_path / "runs" / "one")
+    for command in (["run", "--force"], ["train"]):
+        assert main([*command, "--config", str(path), "--run-dir", run]) == 2
+        assert "variants: '../../../precious'" in capsys.readouterr().err
+    for command in (["train"], ["recommend", "--user", "u"]):
+        assert main([*command, "--variant", "../../../precious", "--run-dir", run]) == 2
+        assert "'../../../precious'" in capsys.readouterr().err
+    assert [p.name for p in precious.iterdir()] == ["manifest.json"]
+    for name in ("..yaml", "...yaml", "a b.yaml"):  # these would be runs/., runs/.. and runs/a b
+        path.rename(tmp_path / name)
+        path = tmp_path / name
+        path.write_text("seeds: 1")
+        with pytest.raises(DataError, match="give --run-dir"):
+            parse("run", "--config", str(path))
+        assert parse("run", "--config", str(path), "--run-dir", "x")[1].name == "x"
 
 
 def test_variants_change_only_what_they_name():
