@@ -292,7 +292,8 @@ def _run(arguments: argparse.Namespace) -> int:
     first = every[0]
     name = next(iter(config.variants))
     user = example_user(first.shards)
-    print(recommend(first.shards, first.train(name), user, arguments.n).to_text())
+    best = recommend(first.shards, first.train(name), user, arguments.n, reviews_dir=first.reviews)
+    print(best.to_text())
     print(f"more:   dlrrec recommend --run-dir {folder} --user ID -n {arguments.n}")
     print(f"report: {first.report / 'index.html'}")
     return 0
@@ -331,7 +332,12 @@ def _recommend(arguments: argparse.Namespace) -> int:
     paths = run_paths(folder, config.seeds)[arguments.seed_number or 0]
     name = arguments.variant or next(iter(config.variants))
     found = recommend(
-        paths.shards, paths.train(name), arguments.user, arguments.n, include_seen=arguments.include_seen
+        paths.shards,
+        paths.train(name),
+        arguments.user,
+        arguments.n,
+        include_seen=arguments.include_seen,
+        reviews_dir=paths.reviews,
     )
     print(found.to_json() if arguments.json else found.to_text())
     return 0

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.dataset as pads
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -20,7 +21,8 @@ from dlrrec_torchrec.metrics import sigmoid
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import part_files, read_table
+from dlrrec_torchrec.store.files import check_schema, part_files, read_table
+from dlrrec_torchrec.store.folders import stage_of
 from dlrrec_torchrec.store.manifest import json_safe
 from dlrrec_torchrec.store.schema import PAD_CATEGORY
 
@@ -45,7 +47,7 @@ class Recommendations:
 
     user_id: str
     known_user: bool
-    seen: int  # items of the user's training rows
+    seen: int  # items that the user has reviewed, also those that the model does not know
     items: list[Recommended]
     similar_ids: list[str]  # known ids that look like an unknown one
     message: str
@@ -80,45 +82,51 @@ def recommend(
     user_id: str,
     n: int = 10,
     include_seen: bool = False,
+    reviews_dir: str | os.PathLike | None = None,
     batch_size: int = 4096,
     device: str = "cpu",
 ) -> Recommendations:
     """The `n` items with the highest predicted probability of a positive review by `user_id`.
 
-    Every item is scored, except those of the user's training rows unless `include_seen`; ties are in the
-    order of the item codes. An unknown user gets the items with the most training reviews, a message that
-    says so, and the known ids that look alike. Raises DataError if `n` < 1, or the model is not trained.
+    Every item is scored, except those that the user has reviewed unless `include_seen`; ties are in the
+    order of the item codes. Reviewed is what a row of any split says, and any row of `reviews_dir`, where it
+    exists: that knows also the rows that the split has dropped. An unknown user gets the items with the most
+    training reviews, a message that says so, and the known ids that look alike. Raises DataError if `n` < 1,
+    or the model is not trained.
     """
     if n < 1:
         raise DataError(f"-n {n}: must be at least 1")
     entities = load_entities(shards_dir)
     names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
     user = entities.users.codes.get(user_id)
+    reviewed = reviewed_ids(reviews_dir, user_id) if reviews_dir is not None else set()
+    if user is not None:
+        reviewed |= {entities.items.ids[code] for code in seen_items(shards_dir, user)}
+    known = [entities.items.codes[item] for item in reviewed if item in entities.items.codes]
+    every = np.arange(len(entities.items))
+    candidates = every if include_seen else np.setdiff1d(every, known)
+    which = "items that are new to this user" if reviewed and not include_seen else "items"
     if user is None:
-        popular = np.argsort(-entities.items.count, kind="stable")[:n]
+        popular = candidates[np.argsort(-entities.items.count[candidates], kind="stable")[:n]]
         similar = similar_ids(user_id, entities.users.ids)
         message = (
             f"User '{user_id}' has no training reviews, so nothing is known of this user's taste."
-            f"{' Similar ids: ' + ', '.join(similar) + '.' if similar else ''} The most reviewed items:"
+            f"{' Similar ids: ' + ', '.join(similar) + '.' if similar else ''} The most reviewed {which}:"
         )
         return Recommendations(
-            user_id, False, 0, _described(entities.items, popular, None, names), similar, message
+            user_id, False, len(reviewed), _described(entities.items, popular, None, names), similar, message
         )
-    seen = seen_items(shards_dir, user)
-    every = np.arange(len(entities.items))
-    candidates = every if include_seen else np.setdiff1d(every, seen)
     scorer = Scorer(train_dir, shards_dir, device, batch_size)
     logit = scorer.logits(scorer.pairs(entities, np.full(len(candidates), user), candidates))
     best = np.argsort(-logit, kind="stable")[:n]
     probability = sigmoid(logit[best])
-    which = "items" if include_seen else "items that are new to this user"
-    message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(seen):,}:"
+    message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(reviewed):,}:"
     if not len(candidates):
         message = f"User '{user_id}' has reviewed every item; --include-seen ranks those."
     return Recommendations(
         user_id,
         True,
-        len(seen),
+        len(reviewed),
         _described(entities.items, candidates[best], probability, names),
         [],
         message,
@@ -134,10 +142,24 @@ def example_user(shards_dir: str | os.PathLike) -> str:
 
 
 def seen_items(shards_dir: str | os.PathLike, user: int) -> np.ndarray:
-    """The distinct item codes of the training rows of the user with code `user`, ascending."""
-    rows = pads.dataset(part_files(Path(shards_dir) / "train"))
-    found = rows.to_table(columns=["item"], filter=pads.field("user") == user)
-    return np.unique(found["item"].to_numpy()).astype(np.int64)
+    """The distinct item codes of the rows (of all splits) of the user with code `user`, int64, ascending."""
+    parts = [part for split in schema.SPLITS for part in part_files(Path(shards_dir) / split)]
+    rows = pads.dataset(parts).to_table(columns=["item"], filter=pads.field("user") == user)
+    return np.unique(rows["item"].to_numpy()).astype(np.int64)
+
+
+def reviewed_ids(reviews_dir: str | os.PathLike, user_id: str) -> set[str]:
+    """The ids of all items that `user_id` has reviewed, by the review table; none where there is no table.
+
+    Raises DataError for a table without the columns of REVIEWS.
+    """
+    if stage_of(reviews_dir) != "ingest":
+        return set()
+    parts = part_files(reviews_dir)
+    for part in parts:
+        check_schema(pq.read_schema(part), schema.REVIEWS, part)
+    rows = pads.dataset(parts).to_table(columns=["item_id"], filter=pads.field("user_id") == user_id)
+    return set(rows["item_id"].to_pylist())
 
 
 def similar_ids(wanted: str, ids: list[str], most: int = 3) -> list[str]:

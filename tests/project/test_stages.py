@@ -10,10 +10,13 @@ import time
 import pytest
 
 from dlrrec_torchrec.config import load_config
+from dlrrec_torchrec.serving.recommend import recommend
 from dlrrec_torchrec.stages import STAGES, run, run_stage
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.paths import run_paths
+from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
 
 FOLDERS = ("reviews", "split", "content", "swing", "shards", "evaluation")
 
@@ -49,6 +52,29 @@ def test_a_second_run_repeats_nothing(tiny_run):
     run(config, root, say=said.append)
     assert said and all("up to date" in line for line in said)
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.parquet")} == before
+
+
+def test_nothing_that_a_user_has_reviewed_is_recommended(tiny_run):
+    root, _, _ = tiny_run
+    paths = run_paths(root)[0]
+    parts = {name: pairs(root / "split" / name, SPLIT) for name in SPLITS}
+    every = pairs(paths.reviews, REVIEWS)
+    known = {item for _, item in parts["train"]}
+    parts["dropped"] = {(u, i) for u, i in every.difference(*parts.values()) if i in known}
+    users = {name: {user for user, _ in rows} for name, rows in parts.items()}
+    tested, dropped = users["train"] & users["val"] & users["test"], users["dropped"]
+    assert tested and dropped, "or this proves nothing"
+    for user in (*sorted(tested)[:3], *sorted(dropped)[:3]):
+        best = recommend(paths.shards, paths.train("dlrrec"), user, 10**6, reviews_dir=paths.reviews)
+        reviewed = {item for u, item in every if u == user}
+        assert {item.item_id for item in best.items} == known - reviewed
+        assert best.seen == len(reviewed) and best.known_user == (user in users["train"])
+
+
+def pairs(folder, columns):
+    """The (user, item) pairs of a folder of reviews."""
+    table = read_table(folder, columns, ["user_id", "item_id"])
+    return set(zip(*(column.to_pylist() for column in table.columns), strict=True))
 
 
 class Crash(Exception):

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dlrrec_torchrec.cli import main
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import load_entities, pair_batch
 from dlrrec_torchrec.evaluation.baselines import read_rows
@@ -15,8 +16,9 @@ from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.serving.recommend import example_user, recommend, seen_items, similar_ids
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
-from dlrrec_torchrec.store.schema import category_types
+from dlrrec_torchrec.store.schema import REVIEWS, category_types
 from dlrrec_torchrec.training.stage import train
 from tests.helpers.shards import write_shards
 
@@ -59,8 +61,9 @@ def score_alone(model, shards, user, item):
 
 
 def reviewed(shards, user):
-    rows = read_rows(shards, "train")
-    return {int(i) for u, i in zip(rows.user, rows.item, strict=True) if u == user}
+    """The item codes of the user's rows in all splits."""
+    splits = [read_rows(shards, split) for split in ("train", "val", "test")]
+    return {int(i) for rows in splits for u, i in zip(rows.user, rows.item, strict=True) if u == user}
 
 
 @pytest.mark.parametrize(("user", "batch_size"), [(0, 4096), (7, 4), (29, 1)])
@@ -103,9 +106,48 @@ def test_include_seen_ranks_everything_and_n_cuts(shards, trained):
     assert [r.item_id for r in unseen.items] == [r.item_id for r in every.items if r.item_id not in names]
 
 
-def test_only_training_rows_count_as_seen(shards):
+def test_rows_of_all_splits_count_as_seen(shards):
     for user in range(30):
         assert seen_items(shards, user).tolist() == sorted(reviewed(shards, user))
+    pairs = {}
+    for split in ("train", "val", "test"):
+        rows = read_rows(shards, split)
+        pairs[split] = set(zip(rows.user.tolist(), rows.item.tolist(), strict=True))
+    assert pairs["val"] - pairs["train"] and pairs["test"] - pairs["train"]  # or this proves nothing
+
+
+def test_dropped_rows_are_seen_through_the_review_table(shards, trained, capsys):
+    """A run whose split dropped two reviews of user-3 and all of an unknown user's."""
+    dropped = sorted(set(range(45)) - reviewed(shards, 3))[:1]
+    pairs = [("user-3", f"item-{k}") for k in dropped] + [("user-3", "closed"), ("guest", "item-1")]
+    rows = [{"user_id": u, "item_id": i, "rating": 1.0} for u, i in pairs]
+    run = trained / "run"
+    shutil.copytree(shards, run / "shards")
+    shutil.copytree(trained, run / "train" / "dlrrec", ignore=shutil.ignore_patterns("run"))
+
+    def served(user, *flags):
+        assert main(["recommend", "--run-dir", str(run), "--user", user, "-n", "99", "--json", *flags]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    def codes(body):
+        return {int(item["item_id"].split("-")[1]) for item in body["items"]}
+
+    assert codes(served("user-3")) == set(range(45)) - reviewed(shards, 3)  # without a table
+    assert codes(served("guest")) == set(range(45))
+
+    write_table(pa.Table.from_pylist(rows, REVIEWS), run / "reviews")
+    assert codes(served("guest")) == set(range(45))  # not a table that ingest wrote
+    Manifest("ingest", {}, {}).write(run / "reviews")
+    found = served("user-3")
+    assert codes(found) == set(range(45)) - reviewed(shards, 3) - set(dropped)
+    assert found["seen"] == len(reviewed(shards, 3)) + 2
+    assert f"of {len(codes(found))} items" in found["message"]
+    assert f"reviewed {found['seen']}:" in found["message"]
+    guest = served("guest")
+    assert codes(guest) == set(range(45)) - {1} and guest["seen"] == 1 and not guest["known_user"]
+    assert "The most reviewed items that are new to this user:" in guest["message"]
+    for user in ("user-3", "guest"):
+        assert codes(served(user, "--include-seen")) == set(range(45))
 
 
 def test_items_are_described(shards, trained):
@@ -161,8 +203,7 @@ def test_text_lists_titles_or_ids_in_order(shards, trained, tmp_path):
 
 def test_a_user_who_has_reviewed_everything(tmp_path, trained, model):
     folder = write_shards(tmp_path / "full", rows=(8000, 5, 5), users=30, items=45)
-    rows = read_rows(folder, "train")
-    full = [u for u in range(30) if len(set(rows.item[rows.user == u])) == 45]
+    full = [u for u in range(30) if len(reviewed(folder, u)) == 45]
     assert full
     found = recommend(folder, trained, f"user-{full[0]}")
     assert found.items == [] and "every item" in found.message and "--include-seen" in found.to_text()
