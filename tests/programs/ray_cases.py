@@ -171,7 +171,7 @@ def test_a_folder_that_the_workers_do_not_see_is_named(connected, table, tmp_pat
         return folder
 
     monkeypatch.setattr(output, "begin", elsewhere)
-    with pytest.raises(swing.SwingError, match="out.partial is not there on .*storage that all machines"):
+    with pytest.raises(swing.SwingError, match="out.partial does not exist on .*storage that all machines"):
         swing.run(table, tmp_path / "out", engine="ray")
 
 
