@@ -50,8 +50,8 @@ class OverArch(nn.Module):
     def __init__(self, in_features: int, layer_sizes: Sequence[int], dropout: float, device=None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in zip([in_features, *layer_sizes], layer_sizes, strict=False):
-            layers += [nn.Linear(before, after, device=device), nn.ReLU(), nn.Dropout(dropout)]
+        for inputs, outputs in zip([in_features, *layer_sizes], layer_sizes, strict=False):
+            layers += [nn.Linear(inputs, outputs, device=device), nn.ReLU(), nn.Dropout(dropout)]
         self.model = nn.Sequential(*layers[:-2])
 
     def forward(self, features: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def pairwise_products(features: Tensor) -> Tensor:
 
 
 class _PairwiseProducts(torch.autograd.Function):
-    """Autograd's own graph of this would keep two more tensors of the output's size."""
+    """By autograd alone, two more tensors of the output's size would stay in memory."""
 
     @staticmethod
     def forward(ctx, features: Tensor) -> Tensor:

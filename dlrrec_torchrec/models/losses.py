@@ -20,9 +20,9 @@ def class_weights(kind: str, n_negative: int, n_positive: int) -> tuple[float, f
     * none: w_c = 1.
     * basic: w_c = 1 - N_c / N (MMREC equation 1).
     * sqrt: w_c = sqrt(1 - N_c / N) (equation 2).
-    * normalized: the basic weights over their mean on the training rows, sum_c N_c / N (1 - N_c / N), so that
-      the mean weight is 1 and the loss keeps its scale; this comes to w_c = N / (2 N_c). MMREC says that its
-      weights are normalised, not how.
+    * normalized: the basic weights divided by their mean on the training rows, sum_c N_c / N (1 - N_c / N),
+      so that the mean weight is 1 and the loss keeps its scale; this comes to w_c = N / (2 N_c). MMREC says
+      that its weights are normalised but not how.
 
     Raises:
         DataError: a weighting other than none where one label has no rows.
