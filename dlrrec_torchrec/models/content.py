@@ -25,6 +25,13 @@ class ContentTables(nn.Module):
         entities: "user", "item" -> their number; further rows are zeros.
         data_types: modality -> type of the table's numbers.
         device: of the tables.
+
+    Example::
+
+        >>> content = ContentTables({"item_text": 3}, {"item": 3}, {"item_text": DataType.FP32})
+        >>> ids = KeyedJaggedTensor(["item_text"], torch.tensor([2, 0]), lengths=torch.tensor([1, 1]))
+        >>> content(ids)["item_text"].shape
+        torch.Size([2, 384])
     """
 
     def __init__(

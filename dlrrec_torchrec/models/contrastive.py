@@ -41,6 +41,21 @@ def info_nce(
 
     Returns:
         (sum of the losses, number of valid anchors i64): scalars. Without a valid anchor: 0, zero gradients.
+
+    Example::
+
+        >>> anchors = torch.tensor([[1.0, 0.0]])
+        >>> losses, count = info_nce(
+        ...     anchors,
+        ...     positives=anchors,
+        ...     negatives=torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+        ...     valid=torch.tensor([True]),
+        ...     negative_mask=torch.tensor([[True, False]]),  # the second is the anchor itself
+        ...     temperature=1.0,
+        ...     normalize=True,
+        ... )
+        >>> losses, count  # ln(1 + e^(0 - 1))
+        (tensor(0.3133), tensor(1))
     """
     with torch.autocast(anchors.device.type, enabled=False):
         if normalize:
@@ -133,6 +148,13 @@ class TermWeight(nn.Module):
 
     The learnable form is the weighting by homoscedastic uncertainty of Kendall, Gal and Cipolla (2018), with
     a fixed weight of 1 for the recommendation loss. The papers' weights are fixed (equation 2).
+
+    Example::
+
+        >>> TermWeight(0.5)(torch.tensor(3.0))
+        tensor(1.5000)
+        >>> TermWeight(0.5, learnable=True)(torch.tensor(3.0))  # 0.5 * 3 + ln 2
+        tensor(2.1931, grad_fn=<AddBackward0>)
 
     Raises:
         DataError: a negative weight.

@@ -44,6 +44,20 @@ class ManagedTables(nn.Module):
         tables: of one dimension E, each of one feature. Their `init_fn` must set zeros.
         policies: for each, out of POLICIES: which id loses its row.
         intervals: for each, after how many steps new ids get rows.
+
+    Example::
+
+        >>> users = EmbeddingBagConfig(
+        ...     name="t_user",
+        ...     embedding_dim=4,
+        ...     num_embeddings=100,
+        ...     feature_names=["user"],
+        ...     init_fn=torch.nn.init.zeros_,
+        ... )
+        >>> tables = ManagedTables([users], ["lru"], [1], torch.device("cpu"))
+        >>> ids = KeyedJaggedTensor(["user"], torch.tensor([10**12, 7]), lengths=torch.tensor([1, 1]))
+        >>> tables(ids).shape
+        torch.Size([2, 1, 4])
     """
 
     def __init__(

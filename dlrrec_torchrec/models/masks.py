@@ -18,6 +18,16 @@ def negative_mask(anchor_codes: Tensor, positives: Tensor, negative_codes: Tenso
 
     Returns:
         bool [B, N].
+
+    Example::
+
+        >>> negative_mask(
+        ...     anchor_codes=torch.tensor([0, 5]),
+        ...     positives=torch.tensor([[1, 2], [3, -1]]),
+        ...     negative_codes=torch.tensor([0, 3, 7]),
+        ... )
+        tensor([[False,  True,  True],
+                [ True, False,  True]])
     """
     batch, number = len(anchor_codes), len(negative_codes)
     if number == 0:
@@ -35,7 +45,13 @@ def negative_mask(anchor_codes: Tensor, positives: Tensor, negative_codes: Tenso
 
 
 def first_occurrences(codes: Tensor) -> Tensor:
-    """True for the first row of every distinct code; bool [N]. Negative codes are never first."""
+    """True for the first row of every distinct code; bool [N]. Negative codes are never first.
+
+    Example::
+
+        >>> first_occurrences(torch.tensor([4, -1, 4, 2]))
+        tensor([ True, False, False,  True])
+    """
     sorted_codes, order = codes.sort(stable=True)
     fresh = torch.ones_like(codes, dtype=torch.bool)
     fresh[1:] = sorted_codes[1:] != sorted_codes[:-1]

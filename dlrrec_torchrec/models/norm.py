@@ -18,6 +18,15 @@ class MaskedBatchNorm(nn.Module):
     Args:
         features: columns C.
         eps, momentum: as `torch.nn.BatchNorm1d`.
+
+    Example::
+
+        >>> norm = MaskedBatchNorm(1, eps=0.0)
+        >>> rows = torch.tensor([[1.0], [3.0], [100.0]])
+        >>> norm(rows, present=torch.tensor([True, True, False])).tolist()  # the mean is 2, not 34.7
+        [[-1.0], [1.0], [0.0]]
+        >>> norm.running_mean  # momentum 0.1
+        tensor([0.2000])
     """
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.1, device=None) -> None:
