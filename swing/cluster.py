@@ -1,6 +1,6 @@
 """Scoring on a Ray cluster: the graph once on each machine, a part for each task, files written by the tasks.
 
-The graph lies in Ray's object store, which a machine's processes share without copies. A part that is lost
+The graph is in Ray's object store, which a machine's processes share without copies. A part that is lost
 with its process or its machine is scored again: every process writes the same bytes. Ray reports the loss
 when the connection breaks; for a machine that stops answering, when its keepalive ends, after minutes.
 """

@@ -129,7 +129,7 @@ def run(
                 "limits": graph.facts,
                 "warnings": warnings,
                 "ids": len(graph.anchor_ids),
-                **_totals([*resumed.values(), *(one.counts for one in written)], len(graph.anchor_ids)),
+                **_totals([*resumed.values(), *(result.counts for result in written)], len(graph.anchor_ids)),
                 "parts": len(parts),
                 "parts_resumed": len(resumed),
                 "engine": engine,
@@ -203,19 +203,19 @@ def _totals(counts: Sequence[Counts], ids: int) -> dict[str, Any]:
     }
 
 
-def _effort(done: Sequence[Done], times: Sequence[float]) -> dict[str, Any]:
+def _effort(written: Sequence[Done], times: Sequence[float]) -> dict[str, Any]:
     """Time and memory of this attempt, without the parts of an earlier one."""
     read_for, build_for, score_for = (round(b - a, 3) for a, b in zip(times[:-1], times[1:], strict=True))
-    edges = sum(one.part.edges for one in done)
+    edges = sum(result.part.edges for result in written)
     return {
         "seconds": {"read": read_for, "build": build_for, "score_and_write": score_for},
         "edges_per_second": round(edges / max(score_for, 1e-3)),
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "workers": {
-            "processes": len({one.worker for one in done}),
-            "seconds": round(sum(one.seconds for one in done), 3),
-            "peak_memory_mib": round(max((one.peak_memory_mib for one in done), default=0.0), 1),
-            "parts_redone": sum(one.attempts - 1 for one in done),
+            "processes": len({result.worker for result in written}),
+            "seconds": round(sum(result.seconds for result in written), 3),
+            "peak_memory_mib": round(max((result.peak_memory_mib for result in written), default=0.0), 1),
+            "parts_redone": sum(result.attempts - 1 for result in written),
         },
     }
 

@@ -25,7 +25,7 @@ from rich.progress import Progress
 from dlrrec_torchrec.store.errors import DataError
 
 MAX_LINE = 1 << 26  # bytes; a longer line is no line of reviews
-LOOK_AHEAD = 1000  # a required key must appear among so many first objects
+LOOK_AHEAD = 1000  # a required key must appear among this many first objects
 BLANK = "blank"  # the `error` of an empty record: counted, not bad
 
 

@@ -29,7 +29,7 @@ _ID_BYTES = 8
 # Of a batch's ids: two batches in the training pipeline with ten copies each, as TorchRec counts.
 _ID_COPIES = 20
 _MANAGED_BYTES = 32  # of a row: its id, position, count and time of use
-_GRID = 1000  # up to so many combinations of choices all are tried; above, the best first
+_GRID = 1000  # up to this many combinations of choices all are tried; above, the best first
 
 
 @dataclasses.dataclass(frozen=True)

@@ -105,7 +105,7 @@ def _manifest(directory: Path) -> dict[str, Any]:
     if resolved.name.startswith(".") and resolved.name.endswith(".partial"):
         raise SwingError(f"{directory}: unfinished output; {again}")
     if not directory.exists() and (partial := resolved.with_name(f".{resolved.name}.partial")).exists():
-        raise SwingError(f"{directory}: not finished yet (its parts gather in {partial.name}); {again}")
+        raise SwingError(f"{directory}: not finished yet (its parts are in {partial.name}); {again}")
     if not directory.is_dir():
         raise SwingError(f"{directory}: no such folder")
     try:

@@ -139,7 +139,7 @@ def popularity(lists: Lists, appearances: np.ndarray, degree: np.ndarray | None)
     - `spearman`: rank correlation of degree and appearances;
     - `arp`: average recommendation popularity, the mean over ids with a list of their neighbours' mean degree
       (Yin et al., "Challenging the long tail recommendation", VLDB 2012). Beside it the mean degree of all
-      ids, and of an id at the end of a random edge: what lists blind to everything but edges would have;
+      ids, and of an id at the end of a random edge: what lists that ignore all except edges would have;
     - `reciprocity`: share of the neighbours j of i that have i as a neighbour.
     """
     total = int(appearances.sum())

@@ -23,7 +23,7 @@ def scored(draw, min_rows=1, both_labels=False):
     return label, np.round(rng.random(n) * steps) / steps, rng.integers(0, max(n // 3, 1), n)
 
 
-@given(scored(both=True))
+@given(scored(both_labels=True))
 def test_against_sklearn(rows):
     label, p, user = rows
     computed = metrics.binary_metrics(label, p, user)
@@ -67,7 +67,7 @@ def test_user_auc_takes_names_and_float_scores_of_any_range():
     assert metrics.user_auc(label, score, user) == (0.5, pytest.approx(2 / 3))
 
 
-@given(scored(least=2))
+@given(scored(min_rows=2))
 def test_expected_auc_by_brute_force(rows):
     p = rows[1]
     order = (p[:, None] > p) + (p[:, None] == p) / 2
@@ -79,7 +79,7 @@ def test_expected_auc_by_brute_force(rows):
         assert computed == pytest.approx((order * weight).sum() / weight.sum())
 
 
-@given(scored(least=2), st.integers(0, 1000))
+@given(scored(min_rows=2), st.integers(0, 1000))
 def test_no_other_score_has_a_higher_expected_auc(rows, seed):
     p = rows[1]
     other = np.random.default_rng(seed).normal(size=len(p))

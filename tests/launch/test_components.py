@@ -57,8 +57,8 @@ def role(app):
 
 def placed(app, **values):
     """The one role of `app`, its macros replaced as a scheduler does it."""
-    values_known = {"img_root": "", "app_id": "job", "replica_id": "1", "rank0_env": "FIRST_NODE"}
-    return macros.Values(**values_known | values).apply(role(app))
+    macro_values = {"img_root": "", "app_id": "job", "replica_id": "1", "rank0_env": "FIRST_NODE"}
+    return macros.Values(**macro_values | values).apply(role(app))
 
 
 def bash_words(script, environment=None):

@@ -129,7 +129,7 @@ def test_what_ray_is_told(fake_ray, tmp_path):
 
 
 @pytest.mark.parametrize("status", [0, 3])
-@pytest.mark.parametrize("own", [0, 1])
+@pytest.mark.parametrize("ray_status", [0, 1])
 def test_the_status_is_the_commands(fake_ray, status, ray_status):
     fake_ray(f'{TO_COMMAND}; "$@"; exit {ray_status}')
     assert started("sh", "-c", f"exit {status}") == status

@@ -75,7 +75,7 @@ def _most_test_rows(user, item):
     return 0
 
 
-@given(graphs(users=5, items=5, most=10), st.integers(0, 10), st.integers(0, 100))
+@given(graphs(users=5, items=5, max_edges=10), st.integers(0, 10), st.integers(0, 100))
 @quick
 def test_test_part_has_the_wanted_size_whenever_any_choice_has(graph, limit, seed):
     user, item = graph
@@ -91,7 +91,9 @@ def test_test_part_has_the_wanted_size_whenever_any_choice_has(graph, limit, see
 
 
 @pytest.mark.parametrize("method", METHODS)
-@given(graph=graphs(least=30), strict=st.booleans(), least=st.integers(1, 2), seed=st.integers(0, 50))
+@given(
+    graph=graphs(min_edges=30), strict=st.booleans(), min_reviews=st.integers(1, 2), seed=st.integers(0, 50)
+)
 @quick
 def test_parts_are_complete_known_and_active(method, graph, strict, min_reviews, seed):
     user, item = graph
@@ -116,7 +118,7 @@ def test_parts_are_complete_known_and_active(method, graph, strict, min_reviews,
         assert not (part == VAL).any()
 
 
-@given(graph=graphs(), least=st.integers(1, 2), seed=st.integers(0, 50))
+@given(graph=graphs(), min_reviews=st.integers(1, 2), seed=st.integers(0, 50))
 @quick
 def test_folds_test_every_row_at_most_once(graph, min_reviews, seed):
     user, item = graph
