@@ -160,7 +160,7 @@ def test_a_real_gpu_is_described_by_its_driver():
         ),
         (
             lambda: only(Table("t", 9, 256, sharding=("column_wise",)), optimizer="rowwise_adagrad"),
-            "column_wise: row-wise Adagrad keeps one value a row",
+            "column_wise: row-wise Adagrad has one value a row",
         ),
         (lambda: only(Table("t", 9, 8, kernels=("fused_uvm",)), device="cpu"), "fused_uvm: needs a GPU"),
         (lambda: only(Table("t", 9, 8, kernels=("key_value",))), "key_value: FBGEMM has no sgd"),

@@ -180,7 +180,7 @@ def test_a_full_disk_says_what_is_needed_and_the_run_goes_on(tmp_path, table, fi
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}/out: no room to write ({os.strerror(error)}): ")
     assert f"of {finished[0]['parts']} parts are in {tmp_path}/.out.partial, the rest needs about" in message
-    assert "the same command goes on" in message
+    assert "the same command continues" in message
     assert not (tmp_path / "out").exists() and not list((tmp_path / ".out.partial").glob("*.tmp"))
     report = swing.run(table, tmp_path / "out")
     assert report["parts_resumed"] >= 1
