@@ -1,7 +1,7 @@
-"""Metrics of binary predictions, in numpy alone. Every formula stands in its function's docstring.
+"""Metrics of binary predictions, with numpy only. Every formula is in its function's docstring.
 
-A metric that is undefined for the rows at hand (no rows, one class only) is NaN, never an error; `json_safe`
-turns NaN into null where a result is written down.
+A metric that is undefined for the given rows (no rows, one class only) is NaN, never an error; `json_safe`
+turns NaN into null where a result is written to a file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def binary_metrics(
         tp, fp, tn, fn
         accuracy:       (TP + TN) / N
         fpr:            FP / (FP + TN), the false-positive rate. A model that says "no" to everything has 0:
-                        never read it alone.
+                        never judge by it alone.
         loss:           mean binary cross-entropy -[y ln p + (1 - y) ln(1 - p)] in nats, p kept 1e-7 away from
                         0 and 1
         auc:            `roc_auc`
@@ -43,9 +43,9 @@ def binary_metrics(
     label, probability = _checked(label, probability)
     rows = len(label)
     positive = label > 0
-    said = probability >= threshold
-    tp, fp = int((said & positive).sum()), int((said & ~positive).sum())
-    tn, fn = int((~said & ~positive).sum()), int((~said & positive).sum())
+    predicted = probability >= threshold
+    tp, fp = int((predicted & positive).sum()), int((predicted & ~positive).sum())
+    tn, fn = int((~predicted & ~positive).sum()), int((~predicted & positive).sum())
     loss = cross_entropy(label, probability)
     base = _ratio(tp + fn, rows)
     per_user = (math.nan, math.nan) if user is None else user_auc(label, probability, user)
@@ -110,9 +110,9 @@ def average_precision(label: np.ndarray, score: np.ndarray) -> float:
 
 
 def user_auc(label: np.ndarray, score: np.ndarray, user: np.ndarray) -> tuple[float, float]:
-    """Per-user AUC ("GAUC", Zhu et al. 2017), and the share of all users that enter it.
+    """Per-user AUC ("GAUC", Zhu et al. 2017), and the share of the users in it.
 
-    Sum of n_u * AUC_u / sum of n_u over the users who have both labels, n_u being a user's rows. The AUC is
+    Sum of n_u * AUC_u / sum of n_u over the users who have both labels, with n_u rows of user u. The AUC is
     NaN where no user has both, or with NaN scores; both are NaN without rows.
     """
     label, score = _checked(label, score)
@@ -125,20 +125,22 @@ def user_auc(label: np.ndarray, score: np.ndarray, user: np.ndarray) -> tuple[fl
     rows = np.bincount(code)
     positives = np.bincount(code, weights=label > 0)
     negatives = rows - positives
-    both = (positives > 0) & (negatives > 0)
-    share = float(both.mean())
-    if not both.any() or np.isnan(score).any():
+    mixed = (positives > 0) & (negatives > 0)
+    share = float(mixed.mean())
+    if not mixed.any() or np.isnan(score).any():
         return math.nan, share
     # Ranks within a user: dense codes of (user, score) in ascending order give each tie group one number.
     _, score_code = np.unique(score, return_inverse=True)
     pairs = code.astype(np.int64) * (int(score_code.max()) + 1) + score_code
     group, place, counts = np.unique(pairs, return_inverse=True, return_counts=True)
     group_user = group // (int(score_code.max()) + 1)
-    before = np.concatenate([[0], np.cumsum(rows)[:-1]])  # rows of the users that sort earlier
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2 - before[group_user]
+    rows_before = np.concatenate([[0], np.cumsum(rows)[:-1]])  # rows of the users that sort earlier
+    mean_rank = np.cumsum(counts) - (counts - 1) / 2 - rows_before[group_user]
     rank_sum = np.bincount(code, weights=mean_rank[place] * (label > 0))
-    auc = (rank_sum[both] - positives[both] * (positives[both] + 1) / 2) / (positives[both] * negatives[both])
-    return float(np.average(auc, weights=rows[both])), share
+    auc = (rank_sum[mixed] - positives[mixed] * (positives[mixed] + 1) / 2) / (
+        positives[mixed] * negatives[mixed]
+    )
+    return float(np.average(auc, weights=rows[mixed])), share
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
@@ -147,13 +149,13 @@ def sigmoid(logit: np.ndarray) -> np.ndarray:
 
 
 def expected_auc(probability: np.ndarray) -> float:
-    """The reachable AUC of rows whose true probabilities are known: that of scoring each row by its own.
+    """The reachable AUC: that of scoring each row by its true probability.
 
-    With independent labels y_i ~ Bernoulli(p_i), no score orders more (positive, negative) pairs rightly in
+    With independent labels y_i ~ Bernoulli(p_i), no score orders more (positive, negative) pairs correctly in
     expectation than p itself, and that share is
         sum over i != j of p_i (1 - p_j) ([p_i > p_j] + [p_i = p_j] / 2) / sum over i != j of p_i (1 - p_j),
-    the expected number of right pairs over the expected number of pairs (optimality: Clemencon, Lugosi and
-    Vayatis 2008). O(N log N) by sorting. NaN where no pair can exist.
+    the expected number of correctly ordered pairs over the expected number of pairs (optimality: Clemencon,
+    Lugosi and Vayatis 2008). O(N log N) by sorting. NaN where no pair can exist.
     """
     p = np.asarray(probability, np.float64).ravel()
     if not len(p) or np.isnan(p).any():
@@ -161,7 +163,7 @@ def expected_auc(probability: np.ndarray) -> float:
     value, count = np.unique(p, return_counts=True)
     positive, negative = value * count, (1 - value) * count
     below = np.cumsum(negative) - negative  # expected negatives with a lower probability
-    tied = positive * negative - value * (1 - value) * count  # pairs within a tie, less each row with itself
+    tied = positive * negative - value * (1 - value) * count  # ties, without each row with itself
     right = float((positive * below).sum() + tied.sum() / 2)
     pairs = float(positive.sum() * negative.sum() - (value * (1 - value) * count).sum())
     return _ratio(right, pairs)
@@ -184,7 +186,7 @@ def alignment(anchors: np.ndarray, positives: np.ndarray) -> float:
 def uniformity(vectors: np.ndarray) -> float:
     """ln of the mean of exp(-2 ||x - y||^2) over all pairs of different rows, on the unit sphere.
 
-    0 where all are one point; the more evenly they lie, the lower (about -4 in many dimensions). Wang and
+    0 where all are one point; lower, the more evenly they are spread (about -4 in many dimensions). Wang and
     Isola 2020, section 4.1.2 with t = 2. NaN with fewer than two rows.
 
     Args:

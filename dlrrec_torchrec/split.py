@@ -27,18 +27,18 @@ TRAIN, VAL, TEST, DROPPED = range(4)
 def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
     """Write `out_dir`/{train,val,test} (schema.SPLIT, sorted by user and item) and return the manifest.
 
-    The manifest's facts hold `parts` (rows, users, items and positives of each part), `dropped` (rows by
-    reason), `test_wanted` (test rows asked for by share or method) and `kept_for_training` (rows that were
-    to be tested but are the last of their user or item under `paper`).
+    The manifest's facts have `parts` (rows, users, items and positives of each part), `dropped` (rows by
+    reason), `test_wanted` (test rows requested by share or method) and `kept_for_training` (requested test
+    rows that stay because they are the last of their user or item under `paper`).
 
     Raises DataError for a value out of range, a column that the method needs and the reviews lack, a repeated
-    user-item pair, and a part that ends up empty.
+    user-item pair, and a part that is empty.
     """
     _check(config, protocol)
     inputs = {"reviews": Manifest.read(reviews_dir).fingerprint}
     manifest = Manifest("split", jsonable(config) | {"protocol": protocol}, inputs)
-    if done := manifest.current(out_dir):
-        return done
+    if previous := manifest.current(out_dir):
+        return previous
     with stage_output(manifest, out_dir) as folder:
         rows = _canonical(reviews_dir)
         label = (rows["rating"] >= config.positive_rating).cast(pl.Float32).alias("label")
@@ -61,13 +61,13 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
         manifest.facts["parts"] = {}
         manifest.rows["reviews"] = rows.height
         for code, name in enumerate(SPLITS):
-            chosen = rows.filter(pl.Series(part == code))
-            manifest.rows[name] = write_table(chosen.to_arrow().cast(SPLIT), folder / name)
+            part_rows = rows.filter(pl.Series(part == code))
+            manifest.rows[name] = write_table(part_rows.to_arrow().cast(SPLIT), folder / name)
             manifest.facts["parts"][name] = {
-                "rows": chosen.height,
-                "users": chosen["user_id"].n_unique(),
-                "items": chosen["item_id"].n_unique(),
-                "positives": int(chosen["label"].sum()),
+                "rows": part_rows.height,
+                "users": part_rows["user_id"].n_unique(),
+                "items": part_rows["item_id"].n_unique(),
+                "positives": int(part_rows["label"].sum()),
             }
     return manifest
 
@@ -87,14 +87,14 @@ def assign_parts(
     fold: int = 0,
     seed: int = 0,
 ) -> tuple[np.ndarray, dict]:
-    """The part of every row, int8 [N] out of TRAIN, VAL, TEST and DROPPED, and what happened on the way.
+    """The part of every row, int8 [N] out of TRAIN, VAL, TEST and DROPPED, and facts for the manifest.
 
     Args:
         user, item: [N] integer codes in canonical row order.
         timestamp: [N] seconds, for method `last`.
         published_test: [N] bool, for method `published`.
 
-    Raises DataError where training, test or an asked-for validation part ends up empty.
+    Raises DataError where training, test or a requested validation part is empty.
     """
     rng = np.random.default_rng(seed)
     part = np.full(len(user), TRAIN, np.int8)
@@ -106,9 +106,9 @@ def assign_parts(
             raise _nothing_left("the filter", len(part), min_reviews)
     rows = np.flatnonzero(part == TRAIN)
 
-    # The rows to test, in the order in which they are taken.
+    # The candidates for the test part, in the order in which they are tried.
     if method == "random":
-        wanted = rng.permutation(rows)
+        candidates = rng.permutation(rows)
         limit = round(test_share * len(rows))
     else:
         if method == "last":
@@ -117,18 +117,18 @@ def assign_parts(
             tested = rng.permutation(len(rows)) % folds == fold
         else:
             tested = published_test[rows]
-        wanted = rng.permutation(rows[tested])
-        limit = len(wanted)
+        candidates = rng.permutation(rows[tested])
+        limit = len(candidates)
     if strict or method == "published":
-        test = wanted[:limit]
+        test = candidates[:limit]
     else:
-        test = known_test_rows(user, item, rows, wanted, limit, exact=method == "random")
+        test = known_test_rows(user, item, rows, candidates, limit, exact=method == "random")
     part[test] = TEST
     facts = {"test_wanted": limit, "kept_for_training": limit - len(test), "dropped": dropped}
 
     if strict:
-        rest = rng.permutation(np.flatnonzero(part == TRAIN))
-        part[rest[: round(val_share * len(rest))]] = VAL
+        remaining = rng.permutation(np.flatnonzero(part == TRAIN))
+        part[remaining[: round(val_share * len(remaining))]] = VAL
     if strict or method == "published":
         train = np.flatnonzero(part == TRAIN)
         active = active_rows(user[train], item[train], min_reviews)
@@ -144,41 +144,43 @@ def assign_parts(
 
 def active_rows(user: np.ndarray, item: np.ndarray, min_reviews: int) -> np.ndarray:
     """Which rows [N] stay when ids with fewer than `min_reviews` rows are dropped until none is left."""
-    kept = np.ones(len(user), bool)
+    active = np.ones(len(user), bool)
     while True:
-        stays = kept.copy()
+        stays = active.copy()
         for ids in (user, item):
-            count = np.bincount(ids[kept], minlength=ids.max(initial=0) + 1)
+            count = np.bincount(ids[active], minlength=ids.max(initial=0) + 1)
             stays &= count[ids] >= min_reviews
-        if (stays == kept).all():
-            return kept
-        kept = stays
+        if (stays == active).all():
+            return active
+        active = stays
 
 
 def known_test_rows(
-    user: np.ndarray, item: np.ndarray, rows: np.ndarray, wanted: np.ndarray, limit: int, exact: bool
+    user: np.ndarray, item: np.ndarray, rows: np.ndarray, candidates: np.ndarray, limit: int, exact: bool
 ) -> np.ndarray:
-    """At most `limit` of the rows `wanted`, first come first served, such that the others of `rows` still
-    hold every user and every item of `rows`.
+    """At most `limit` of the `candidates`, in their order, so that the remaining `rows` still have every user
+    and every item.
 
-    Serving in turn can end short of the limit although another choice would reach it. With `exact`, the rows
-    of a minimum edge cover are then kept for training and the test rows drawn from all others: the largest
-    test part there is (Gallai: vertices = maximum matching + minimum edge cover).
+    Trying them in order can find fewer than `limit` although another choice would reach it. With `exact`, the
+    rows of a minimum edge cover are then kept for training and the test rows taken from the others: the
+    largest possible test part (Gallai: vertices = maximum matching + minimum edge cover).
     """
     users_left = np.bincount(user[rows]).tolist()
     items_left = np.bincount(item[rows]).tolist()
-    taken = []
-    for row, u, i in zip(wanted.tolist(), user[wanted].tolist(), item[wanted].tolist(), strict=True):
-        if len(taken) == limit:
+    test = []
+    for row, u, i in zip(
+        candidates.tolist(), user[candidates].tolist(), item[candidates].tolist(), strict=True
+    ):
+        if len(test) == limit:
             break
         if users_left[u] > 1 and items_left[i] > 1:
             users_left[u] -= 1
             items_left[i] -= 1
-            taken.append(row)
-    if exact and len(taken) < limit:
-        covering = _edge_cover(user[wanted], item[wanted])
-        taken = wanted[~covering][:limit]
-    return np.asarray(taken, np.int64)
+            test.append(row)
+    if exact and len(test) < limit:
+        covering = _edge_cover(user[candidates], item[candidates])
+        test = candidates[~covering][:limit]
+    return np.asarray(test, np.int64)
 
 
 def _edge_cover(user: np.ndarray, item: np.ndarray) -> np.ndarray:
@@ -207,7 +209,7 @@ def _last_rows(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
 def _drop_unknown(
     part: np.ndarray, user: np.ndarray, item: np.ndarray, code: int, name: str
 ) -> dict[str, int]:
-    """Drop rows of part `code` whose user or item training lacks; the counts by reason."""
+    """Drop rows of part `code` with a user or item that training does not have; the counts by reason."""
     train = part == TRAIN
     known_user, known_item = np.isin(user, user[train]), np.isin(item, item[train])
     reasons = {
@@ -248,19 +250,19 @@ def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
 
 
 def _published(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
-    found = rows["split"]
-    if found.null_count() == rows.height:
+    published = rows["split"]
+    if published.null_count() == rows.height:
         raise DataError(
             f"{reviews_dir}: column 'split' is null everywhere: this source publishes no split; give its "
             "test file at ingest (--test), or use another --method"
         )
-    strange = rows.filter(~found.is_in(["train", "test"]).fill_null(False))
+    strange = rows.filter(~published.is_in(["train", "test"]).fill_null(False))
     if strange.height:
         raise DataError(
             f"{reviews_dir}: column 'split' must be 'train' or 'test', but {strange.height} reviews differ "
             f"(first: {strange['split'][0]!r} of user {strange['user_id'][0]}, item {strange['item_id'][0]})"
         )
-    return (found == "test").to_numpy()
+    return (published == "test").to_numpy()
 
 
 def _check(config: SplitConfig, protocol: str) -> None:
@@ -268,7 +270,7 @@ def _check(config: SplitConfig, protocol: str) -> None:
         f"--protocol: {protocol!r} is not one of strict, paper": protocol not in ("strict", "paper"),
         f"--method: {config.method!r} is not one of random, last, folds, published": config.method
         not in ("random", "last", "folds", "published"),
-        f"--test-share: {config.test_share} must lie between 0 and 1": not 0 < config.test_share < 1,
+        f"--test-share: {config.test_share} must be between 0 and 1": not 0 < config.test_share < 1,
         f"--val-share: {config.val_share} must be at least 0 and below 1": not 0 <= config.val_share < 1,
         f"--min-reviews: {config.min_reviews} must be at least 1": config.min_reviews < 1,
         f"--folds: {config.folds} must be at least 2": config.folds < 2,
@@ -283,14 +285,14 @@ def _check(config: SplitConfig, protocol: str) -> None:
 
 def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
     return DataError(
-        f"--min-reviews {min_reviews}: nothing is left of {where}'s {rows} reviews once users and items with "
-        "fewer reviews are dropped; lower --min-reviews, or bring more reviews"
+        f"--min-reviews {min_reviews}: nothing is left of {where}'s {rows} reviews after users and items "
+        "with fewer reviews are dropped; lower --min-reviews, or use more reviews"
     )
 
 
 def _check_parts(part: np.ndarray, dropped: dict[str, int], wants_val: bool) -> None:
-    for code, name, needed in ((TEST, "test", True), (VAL, "val", wants_val)):
-        if needed and not (part == code).any():
+    for code, name, required in ((TEST, "test", True), (VAL, "val", wants_val)):
+        if required and not (part == code).any():
             lost = sum(n for reason, n in dropped.items() if reason.startswith(name))
             raise DataError(
                 f"--{name}-share, --min-reviews: no {name} row is left ({lost} of them have a user or item "

@@ -1,6 +1,6 @@
 """The SWING stage: neighbours of users and of items from the training rows.
 
-Every training row is an interaction, whatever its rating: no row's own rating can change its positives.
+Every training row is an interaction regardless of its rating, so no row's rating changes its positives.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     """Write out_dir/{users,items}/part-*.parquet (NEIGHBORS) from split_dir/train.
 
     Every training id has a row; one without neighbours has empty lists. `min_user_items` bounds the side that
-    links, `max_item_users` both sides: no id links or is compared through more. Facts for each side: ids,
+    links, `max_item_users` both sides: no id has more than so many links. Facts for each side: ids,
     coverage (share of ids with a neighbour), neighbours, edges that the limits left, what each limit dropped,
     seconds. Raises DataError for training rows that SWING cannot use and for an unknown preset.
     """
@@ -29,8 +29,8 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     body = jsonable(config)
     del body["threads"]  # the result is the same for any number
     manifest = Manifest("swing", body, {"split": split.fingerprint})
-    if (done := manifest.current(out_dir)) is not None:
-        return done
+    if (previous := manifest.current(out_dir)) is not None:
+        return previous
     folder = Path(split_dir) / "train"
     for part in part_files(folder):
         check_schema(pq.read_schema(part), SPLIT, part)

@@ -9,8 +9,8 @@
 Each component is a pure function from its arguments to a `torchx.specs.AppDef`; what follows `--` goes to the
 command unchanged. docs/launch.md says what has been run where.
 
-TorchX executes this file by itself, so it imports nothing of its own package, and the linter of components
-knows only the annotations of `typing`. A number that is not given is -1: TorchX passes Optional[int] as text.
+TorchX executes this file alone, so it imports nothing of its own package, and the linter of components
+knows only the annotations of `typing`. Numbers default to -1, as TorchX passes Optional[int] as text.
 """
 # ruff: noqa: UP006, UP035, UP045
 
@@ -23,8 +23,8 @@ from torchx.specs import macros
 IMAGE = "dlrrec-torchrec:latest"
 BENCHMARKS = ("embeddings", "train", "loader")
 
-# Nodes with 8 GPUs as clouds and clusters have them. What is asked for fits the smallest of each kind, so one
-# name finds a node anywhere: of H100, for instance, AWS p5, Azure ND H100 v5 or Google a3-highgpu-8g. TorchX
+# Nodes with 8 GPUs as clouds and clusters have them. The requests fit the smallest of each kind, so one name
+# finds a node anywhere: of H100, for instance, AWS p5, Azure ND H100 v5 or Google a3-highgpu-8g. TorchX
 # itself knows AWS's machine types (aws_p4d.24xlarge, aws_p5.48xlarge), by which Kubernetes then selects.
 NODES = {
     "a100x8": specs.Resource(cpu=88, gpu=8, memMB=600 * 1024),
@@ -53,7 +53,7 @@ def train(
 ) -> specs.AppDef:
     """Trains on NODES x RANKS processes: `dlrrec train` under torch elastic (torchrun).
 
-    A training that stopped goes on from its last checkpoint when it is started again with the same arguments,
+    A stopped training continues from its last checkpoint when it is started again with the same arguments,
     so both kinds of retries continue it. All nodes must see the folder of the run under the same path.
 
     Args:
@@ -123,7 +123,7 @@ def extract(
 ) -> specs.AppDef:
     """Writes summaries, vectors, price tags and categories: `dlrrec extract`, one process on one node.
 
-    What is embedded already is kept in the cache of the run, so a retry goes on where the job stopped.
+    Finished vectors are in the run's cache, so a retry continues where the job stopped.
 
     Args:
         args: flags of `dlrrec extract`, after a `--`
@@ -159,13 +159,13 @@ def swing(
 
     Ray starts on every node, the command runs on the first one, then Ray is stopped on every node: take whole
     nodes, as `ray stop` also ends other Ray clusters of the same user there. All nodes must see input and
-    output under the same paths. A job that stopped goes on where it was when it is started again.
+    output under the same paths. A stopped job continues where it was when it is started again.
 
     Args:
         args: `items` or `users` and the flags of `python -m swing`, such as items --input IN --output OUT
         j: number of nodes
         h: kind of node, a named resource of TorchX such as cpu.xlarge
-        cpu: CPUs of a node, instead of the named number; Ray gives out as many
+        cpu: CPUs of a node, instead of the named number; Ray schedules as many
         memMB: memory of a node in MiB, instead of the named amount
         image: container image; local_cwd and slurm run in the current folder instead
         name: name of the job
@@ -175,7 +175,7 @@ def swing(
         port: port of Ray on the first node
     """
     if not args or args[0] not in ("items", "users"):
-        raise ValueError("say what to find the neighbours of: swing items ... or swing users ...")
+        raise ValueError("name the side: swing items ... or swing users ...")
     if j < 1:
         raise ValueError(f"-j {j}: at least one node")
     resource = _resource(h, cpu, 0, memMB)
@@ -185,7 +185,7 @@ def swing(
     command += [f"--num-cpus={resource.cpu}", "--", "python", "-m", "swing", args[0]]
     command += ["--engine", "ray", "--address", "auto", *_literal(args[1:])]
     ray = {
-        # Nodes can start minutes apart, as each fetches its image; Ray waits 30 seconds unless told.
+        # Nodes can start minutes apart, as each fetches its image; Ray's default is 30 seconds.
         "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "600",
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -240,7 +240,7 @@ def bench(
         debug: checks and logs of torch.distributed and NCCL, slow
     """
     if not args or args[0] not in BENCHMARKS:
-        raise ValueError(f"say what to measure: bench {' or bench '.join(BENCHMARKS)}")
+        raise ValueError(f"name what to measure: bench {' or bench '.join(BENCHMARKS)}")
     resource = _resource(h, cpu, gpu, memMB)
     return _elastic("bench", args, j, resource, image, name, env, 0, max_retries, mounts, rdzv_port, debug)
 
@@ -275,7 +275,7 @@ def _elastic(
         image=image,
         entrypoint="bash",
         args=["-c", " ".join(command)],
-        # In a store shared with torchrun, ranks that restart meet the keys of those before them, and hang.
+        # In a store shared with torchrun, restarted ranks find the keys of the previous ones, and hang.
         env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
         | _torch_environment(resource, ranks, debug)
         | (env or {}),
@@ -313,19 +313,19 @@ def _single(
 
 
 def _literal(words: tuple) -> List[str]:
-    """Words of the user as TorchX must be given them, to which `$` begins a macro."""
+    """Words of the user as TorchX needs them: an unescaped `$` begins a macro."""
     return [word.replace("$", "$$") for word in words]
 
 
 def _resource(h: str, cpu: int, gpu: int, memMB: int) -> specs.Resource:
-    """The named node, with what is given (not -1) instead of its own. Raises KeyError for an unknown name."""
-    named = NODES[h] if h in NODES else specs.named_resources[h]
+    """The named node, changed where a value is not -1. Raises KeyError for an unknown name."""
+    node = NODES[h] if h in NODES else specs.named_resources[h]
     return specs.Resource(
-        cpu=named.cpu if cpu < 0 else cpu,
-        gpu=named.gpu if gpu < 0 else gpu,
-        memMB=named.memMB if memMB < 0 else memMB,
-        capabilities=dict(named.capabilities),
-        devices=dict(named.devices),
+        cpu=node.cpu if cpu < 0 else cpu,
+        gpu=node.gpu if gpu < 0 else gpu,
+        memMB=node.memMB if memMB < 0 else memMB,
+        capabilities=dict(node.capabilities),
+        devices=dict(node.devices),
     )
 
 
@@ -334,27 +334,31 @@ def _nodes_and_ranks(j: str, gpus: int) -> tuple:
     nodes, x, ranks = j.partition("x")
     if not nodes.isdigit() or (x and not ranks.isdigit()):
         raise ValueError(f"-j {j}: must be NODES or NODESxRANKS, such as 2x8")
-    found = int(nodes), int(ranks) if x else max(gpus, 1)
-    if min(found) < 1:
+    node_count, rank_count = int(nodes), int(ranks) if x else max(gpus, 1)
+    if min(node_count, rank_count) < 1:
         raise ValueError(f"-j {j}: at least one node and one rank")
-    if 0 < gpus < found[1]:
-        raise ValueError(f"-j {j}: {found[1]} ranks on nodes of {gpus} GPUs; take -j {nodes} or another -h")
-    return found
+    if 0 < gpus < rank_count:
+        raise ValueError(f"-j {j}: {rank_count} ranks on nodes of {gpus} GPUs; take -j {nodes} or another -h")
+    return node_count, rank_count
 
 
 def _torch_environment(resource: specs.Resource, ranks: int, debug: bool = False) -> Dict[str, str]:
-    """Variables for the ranks of one node. No value holds a comma, at which Slurm would cut it."""
-    found = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks))}
+    """Variables for the ranks of one node. No value has a comma: Slurm would cut it there."""
+    variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, resource.cpu // ranks))}
     if not resource.gpu:
-        found["CUDA_VISIBLE_DEVICES"] = ""  # what was not asked for is not used
+        variables["CUDA_VISIBLE_DEVICES"] = ""  # GPUs that were not requested must not be used
     else:
-        found["NCCL_DEBUG"] = "INFO" if debug else "WARN"
-        # A collective that hangs leaves each rank's last ones in a file.
-        found |= {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+        variables["NCCL_DEBUG"] = "INFO" if debug else "WARN"
+        # Where a collective hangs, each rank writes its last ones to a file.
+        variables |= {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
         if debug:
-            found["CUDA_LAUNCH_BLOCKING"] = "1"
+            variables["CUDA_LAUNCH_BLOCKING"] = "1"
     if EFA in resource.devices:
-        found |= {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1"}
+        variables |= {"FI_PROVIDER": "efa", "FI_EFA_USE_DEVICE_RDMA": "1"}
     if debug:
-        found |= {"TORCH_DISTRIBUTED_DEBUG": "DETAIL", "TORCH_SHOW_CPP_STACKTRACES": "1", "LOGLEVEL": "INFO"}
-    return found
+        variables |= {
+            "TORCH_DISTRIBUTED_DEBUG": "DETAIL",
+            "TORCH_SHOW_CPP_STACKTRACES": "1",
+            "LOGLEVEL": "INFO",
+        }
+    return variables

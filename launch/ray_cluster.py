@@ -1,17 +1,17 @@
 """One node of a job on Ray: `python -m launch.ray_cluster --nodes N --rank R --head-variable V -- COMMAND`.
 
 The same line starts on all N nodes. It runs `ray symmetric-run`, which starts Ray on each of them, runs
-COMMAND on the first (rank 0) and stops Ray. Options before the `--` that are not known here are those of
-`ray start`. What `ray symmetric-run` leaves to its caller is done here:
+COMMAND on the first (rank 0) and stops Ray. Unknown options before the `--` go to `ray start`. This program
+handles what `ray symmetric-run` does not:
 
-- Rank 0 must be given an address that is its own and no loopback address, or it waits for a head like the
-  others; but TorchX calls it localhost on Kubernetes, and a Debian machine's own name means 127.0.1.1 to it.
-- It does not find out by itself, as `ray start` does, that there is a token to authenticate by.
+- Rank 0 needs an address of its own that is not a loopback address, or it waits for a head like the others;
+  but TorchX calls it localhost on Kubernetes, and a Debian machine resolves its own name to 127.0.1.1.
+- Unlike `ray start`, it does not detect an authentication token.
 - Its status is not COMMAND's: 0 where Ray did not start or it was interrupted, 1 where the head of several
   nodes misses the Ray that it has just stopped.
-- SIGTERM, by which schedulers end a job, would leave Ray running.
-- The other nodes wait a minute for the head that has finished, and then print Ray's whole state as an error.
-- The first process of a container inherits Ray's processes and must take note of their end; `ray stop` waits.
+- SIGTERM, which schedulers send to end a job, would leave Ray running.
+- The other nodes wait a minute for a head that has finished, and then print Ray's whole state as an error.
+- The first process of a container inherits Ray's processes and must reap them; `ray stop` waits for that.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from pathlib import Path
 PATIENCE = (
     "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT"  # seconds that nodes wait for each other; Ray's own variable
 )
-POLL = 1.0  # seconds between two looks at the other processes
-REFUSALS = 3  # in a row, after which the head is taken to have finished
+POLL = 1.0  # seconds between two checks of the other processes
+REFUSALS = 3  # in a row, after which the head counts as finished
 
 
 class LaunchError(Exception):
-    """A cluster that cannot be started; the message says why and what to do."""
+    """The cluster cannot be started; the message says why and what to do."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -54,12 +54,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Run this node's part; returns COMMAND's status on rank 0, elsewhere that of `ray symmetric-run`."""
     words = sys.argv[1:] if argv is None else argv
-    own, command = words, []
+    own_words, command = words, []
     if "--" in words:
         cut = words.index("--")
-        own, command = words[:cut], words[cut + 1 :]
+        own_words, command = words[:cut], words[cut + 1 :]
     parser = build_parser()
-    options, ray_options = parser.parse_known_args(own)
+    options, ray_options = parser.parse_known_args(own_words)
     if not command:
         parser.error("no command after '--'")
     try:
@@ -72,12 +72,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def head_address(nodes: int, rank: int, name: str) -> str:
-    """The IPv4 address of rank 0's node, by which every node reaches it.
+    """The IPv4 address under which every node reaches rank 0's node.
 
     Args:
-        name: what the scheduler calls that node; rank 0 itself may be told "localhost" or nothing.
+        name: the scheduler's name of that node; on rank 0 itself it may be "localhost" or empty.
 
-    Raises LaunchError where a node of several is told no name that it can resolve in time.
+    Raises LaunchError where one of several nodes cannot resolve the name in time.
     """
     if nodes == 1:
         return "127.0.0.1"
@@ -105,19 +105,19 @@ def _resolve(name: str, seconds: float) -> str | None:
 
 
 def _own_address() -> str:
-    """The address of this node on its way out; nothing is sent."""
+    """The address of this node's outgoing route; nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # reserved for documentation
         except OSError as error:
-            raise LaunchError(f"this node has no network to reach others by: {error}") from error
+            raise LaunchError(f"this node has no network to reach others: {error}") from error
         return probe.getsockname()[0]
 
 
 def authentication(nodes: int) -> dict[str, str]:
-    """Variables by which Ray's processes know each other; without a token whoever reaches them runs code.
+    """Variables by which Ray's processes authenticate; without a token anybody who reaches them can run code.
 
-    A cluster of one node makes a token of its own where there is none. Raises LaunchError where several nodes
+    A cluster of one node gets a new token where there is none. Raises LaunchError where several nodes
     share none.
     """
     if "RAY_AUTH_MODE" in os.environ:
@@ -136,7 +136,7 @@ def authentication(nodes: int) -> dict[str, str]:
 def run(address: str, nodes: int, head: bool, ray_options: list[str], command: list[str]) -> int:
     """Run `ray symmetric-run`; returns the command's status on the head, 128 + N where signal N ended it.
 
-    SIGTERM and SIGINT end it and leave no Ray. Raises LaunchError where Ray cannot be started.
+    SIGTERM and SIGINT end it and stop Ray. Raises LaunchError where Ray cannot be started.
     """
     scripts = str(Path(sys.executable).parent)  # where `ray` and `python` of this environment are
     environment = os.environ | {"PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")])}
@@ -155,9 +155,9 @@ def run(address: str, nodes: int, head: bool, ray_options: list[str], command: l
 
 
 def _until_end(words: list[str], environment: dict[str, str], head: str | None) -> tuple[int, int]:
-    """Run `words`; returns the signal by which this process was told to end, or 0, and their status.
+    """Run `words`; returns (the signal that asked this process to end, or 0; the status of `words`).
 
-    Where the address of the cluster's head is given, it ends with the head.
+    `head`: the address of the cluster's head; where given, the run ends when the head does.
     """
     process: subprocess.Popen | None = None
     received = 0
@@ -168,11 +168,11 @@ def _until_end(words: list[str], environment: dict[str, str], head: str | None) 
         if process:
             os.killpg(process.pid, signal.SIGINT)  # as from a keyboard, which `ray symmetric-run` expects
 
-    # Set before the process starts, which then finds SIGINT at its default even where it was ignored here.
+    # Set before the process starts, so that it gets SIGINT's default even where SIGINT was ignored here.
     previous = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
-    seen, refused = False, 0
+    head_seen, refused = False, 0
     try:
-        # In a group of its own, so that a signal to the scheduler's group does not end it at once.
+        # In a new process group: a signal to the scheduler's group must not end it at once.
         process = subprocess.Popen(words, env=environment, start_new_session=True)
         if received:
             end(received)
@@ -186,8 +186,8 @@ def _until_end(words: list[str], environment: dict[str, str], head: str | None) 
             time.sleep(POLL)
             if head and refused < REFUSALS:
                 listening = _listening(head)
-                seen |= bool(listening)
-                refused = refused + 1 if seen and listening is False else 0
+                head_seen |= bool(listening)
+                refused = refused + 1 if head_seen and listening is False else 0
                 if refused == REFUSALS:
                     print("launch: the first node has finished; stopping Ray here", file=sys.stderr)
                     os.killpg(process.pid, signal.SIGINT)
@@ -199,7 +199,7 @@ def _until_end(words: list[str], environment: dict[str, str], head: str | None) 
 
 
 def _listening(address: str) -> bool | None:
-    """Whether the port is open; None where nothing is known, which is left to Ray's own patience."""
+    """Whether the port is open; None if unknown, where Ray's own time limit decides."""
     host, port = address.rsplit(":", 1)
     try:
         socket.create_connection((host, int(port)), timeout=5).close()

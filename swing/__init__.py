@@ -1,4 +1,4 @@
-"""SWING: exact neighbours of users and items from a bipartite graph. Stands alone, without torch."""
+"""SWING: exact neighbours of users and items from a bipartite graph. Independent of torch and of DLRREC."""
 
 from swing.config import PRESETS, SwingConfig, SwingError, preset
 from swing.interactions import read

@@ -1,4 +1,4 @@
-"""`python -m swing items|users|audit`: neighbours from a table of interactions, and what they are worth."""
+"""`python -m swing items|users|audit`: neighbours from a table of interactions, and how good they are."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ two users with every other id has no neighbours: its lists are empty.
 EXAMPLES = """\
 examples:
   python -m swing items --input reviews.parquet --output neighbors
-  python -m swing users --input 'logs/*.csv' --user-column who --item-column sku --output alike --top-k 20
+  python -m swing users --input 'logs/*.csv' --user-column who --item-column sku --output similar --top-k 20
   python -m swing items --input clicks/ --output flink --preset flink --max-item-users 500 --threads 8
   python -m swing items --input clicks/ --min-rating 4 --since 2024-01-01 --output liked
   python -m swing items --input clicks/ --similarity cosine --output cosine
@@ -39,10 +39,10 @@ examples:
 FORM = """\
 output: part-*.parquet with id, neighbors (best first, ties by id), scores; manifest.json with the parameters,
 counts, coverage, seconds and peak memory. The result is the same for any number of threads and either engine.
-A killed run, started again, goes on where it stopped.
+A killed run, started again, continues where it stopped.
 """
 ROLES = """\
-Where not given, the preset's; 0 lifts a limit. For 'users', read items for users and users for items."""
+By default those of the preset; 0 lifts a limit. For 'users', swap users and items in these texts."""
 FLAGS = {
     "alpha": (float, "smoothing of the overlap"),
     "user_alpha": (float, "smoothing of a user's activity in the weight"),
@@ -50,8 +50,8 @@ FLAGS = {
     "top_k": (int, "neighbours kept for each id"),
     "min_user_items": (int, "ignore users with fewer items"),
     "max_user_items": (int, "ignore users with more items"),
-    "sample_user_items": (int, "sample so many items of a user who has more"),
-    "max_item_users": (int, "sample so many users of an item that has more"),
+    "sample_user_items": (int, "sample this many items of a user who has more"),
+    "max_item_users": (int, "sample this many users of an item that has more"),
     "seed": (int, "seed of the samples"),
 }
 
@@ -124,17 +124,17 @@ def _preset_table() -> str:
     lines = []
     for name, config in PRESETS.items():
         values = dataclasses.asdict(config)
-        shown = (
+        parameters = (
             f"{k}={v:g}"
             for k, v in values.items()
             if isinstance(v, (int, float)) and v is not False and k != "seed"
         )
-        lines.append(f"{name:8s} {' '.join(shown)}")
+        lines.append(f"{name:8s} {' '.join(parameters)}")
     return "\n".join(lines)
 
 
 class Bar:
-    """A progress bar on stderr: of reading, then of scoring: share done, speed, time left."""
+    """A progress bar on stderr for reading, then for scoring: share done, speed, time left."""
 
     def __init__(self):
         self.progress = Progress(
@@ -151,16 +151,16 @@ class Bar:
     def reading(self, rows: int, total: int | None) -> None:
         self.progress.update(self.task, total=total, completed=rows, speed=f"{rows:,} rows")
 
-    def __call__(self, done: dict) -> None:
-        self.edges += done["edges"]
+    def __call__(self, step: dict) -> None:
+        self.edges += step["edges"]
         if not self.started:
             self.started = time.monotonic()
             self.progress.reset(self.task, description="scoring")
         seconds = max(time.monotonic() - self.started, 1e-9)
         self.progress.update(
             self.task,
-            total=done["total_steps"],
-            advance=done["steps"],
+            total=step["total_steps"],
+            advance=step["steps"],
             speed=f"{self.edges / seconds:,.0f} edges/s",
         )
 
@@ -207,8 +207,8 @@ def find(options: argparse.Namespace) -> int:
 
 LEFT_OUT = {
     "null_rows": "have a null id",
-    "rows_below_min_rating": "are rated lower, or not",
-    "rows_outside_time_window": "lie outside the time window",
+    "rows_below_min_rating": "are rated lower, or not at all",
+    "rows_outside_time_window": "are outside the time window",
 }
 
 

@@ -1,8 +1,8 @@
 """Scoring on a Ray cluster: the graph once on each machine, a part for each task, files written by the tasks.
 
-The graph lies in Ray's object store, which a machine's processes share without copies. A part that is lost
-with its process or its machine is scored again: whoever writes it writes the same bytes. Ray tells the loss
-when the connection breaks; of a machine that just falls silent, when its keepalive ends, after minutes.
+The graph is in Ray's object store, which a machine's processes share without copies. A part that is lost
+with its process or its machine is scored again: every process writes the same bytes. Ray reports the loss
+when the connection breaks; for a machine that stops answering, when its keepalive ends, after minutes.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from swing.machine import available_cores
 from swing.output import PLAN
 from swing.parts import Done, Part, arrow_ids, score_part, versions
 
-ATTEMPTS = 6  # at one part, before the cause must be the part
+ATTEMPTS = 6  # at one part, after which the part itself is taken to be the cause
 QUEUED = 2  # tasks for each place where one can run
-PLACES_SECONDS = 5  # between two counts of them
+PLACES_SECONDS = 5  # between two counts of the places
 CONNECT_SECONDS, CANCEL_SECONDS = 20, 5
-STORE_LEAST, STORE_SPARE = 80 << 20, 1.1  # of a store started here: Ray's least, and room for its headers
+STORE_LEAST, STORE_SPARE = 80 << 20, 1.1  # of a store started here: Ray's minimum, and room for its headers
 
 _ready: dict[str, Scorer] = {}  # in a worker process: the scorer of its job, until another job's comes
 
@@ -47,30 +47,31 @@ def score_parts(
     report: Callable[[int, int], None],
     address: str | None = None,
 ) -> Iterator[Done]:
-    """Score `parts` on the cluster; its processes write them to `folder`. Yields each as it is done.
+    """Score `parts` on the cluster; its processes write them to `folder`. Yields each when it is done.
 
     A task takes `scorer.threads` cores. `address`: of the cluster; None: RAY_ADDRESS, else one is started on
-    this machine for the time. A process that is connected already stays connected.
+    this machine for this call. A process that is connected already stays connected.
     Raises SwingError if the cluster cannot be reached or cannot hold the graph, if its machines do not share
     `folder` or have other versions, and for a part that is lost again and again; OSError as `score_part`.
     """
     if not parts:
         return
-    # Workers take the ids as an Arrow array, which they share, where a Polars series would be a copy each.
+    # As an Arrow array the workers share the ids; of a Polars series each would have a copy.
     graph = dataclasses.replace(scorer.graph, anchor_ids=arrow_ids(scorer.graph.anchor_ids))
     size = _bytes(graph)
     with _connected(address, size):
         _check_machines(size, scorer.threads)
         score = ray.remote(num_cpus=scorer.threads, max_retries=0)(_score)
         fixed = (ray.put(graph), scorer.config, scorer.threads, str(folder), job, versions())
-        waiting = deque(sorted(parts, key=lambda part: -part.steps))  # the largest first: an even end
+        # The largest first, so that all workers finish at about the same time.
+        waiting = deque(sorted(parts, key=lambda part: -part.steps))
         running: dict[ray.ObjectRef, Part] = {}
         attempts: Counter[Part] = Counter()
-        places, asked = 0, -math.inf
+        places, counted_at = 0, -math.inf
         try:
             while waiting or running:
-                if time.monotonic() - asked >= PLACES_SECONDS:
-                    places, asked = _places(scorer.threads), time.monotonic()
+                if time.monotonic() - counted_at >= PLACES_SECONDS:
+                    places, counted_at = _places(scorer.threads), time.monotonic()
                 while waiting and len(running) < QUEUED * places:
                     part = waiting.popleft()
                     attempts[part] += 1
@@ -78,7 +79,7 @@ def score_parts(
                 (task, *_), _ = ray.wait(list(running))
                 part = running.pop(task)
                 try:
-                    done = ray.get(task)
+                    result = ray.get(task)
                 except exceptions.RayTaskError as error:
                     raise _cause(error) from None
                 except exceptions.RayError as error:  # the process or its machine is gone
@@ -90,13 +91,13 @@ def score_parts(
                     waiting.appendleft(part)
                 else:
                     report(part.edges, part.steps)
-                    yield done._replace(attempts=attempts[part])
+                    yield result._replace(attempts=attempts[part])
         finally:
             _cancel(list(running))
 
 
 def check_address(address: str | None) -> None:
-    """Raise SwingError, at once, for the address of a cluster where nobody answers.
+    """Raise SwingError, at once, for the address of a cluster that does not answer.
 
     Ray itself would try for minutes.
     """
@@ -115,17 +116,23 @@ def check_address(address: str | None) -> None:
 
 
 def _score(
-    part: Part, graph: Graph, config: SwingConfig, threads: int, folder: str, job: str, wanted: dict[str, str]
+    part: Part,
+    graph: Graph,
+    config: SwingConfig,
+    threads: int,
+    folder: str,
+    job: str,
+    expected: dict[str, str],
 ) -> Done:
     """Score and write one part, in a worker process."""
     machine, key = socket.gethostname(), f"{job} {threads}"
-    if (found := versions()) != wanted:
+    if (installed := versions()) != expected:
         raise SwingError(
-            f"{machine} has {found}, the machine that started the job {wanted}: install the same on all"
+            f"{machine} has {installed}, the machine that started the job {expected}: install the same on all"
         )
     if not (Path(folder) / PLAN).exists():
         raise SwingError(
-            f"{folder} is not there on {machine}: the output must lie on storage that all machines of the "
+            f"{folder} does not exist on {machine}: the output must be on storage that all machines of the "
             "cluster share"
         )
     if key not in _ready:
@@ -146,7 +153,7 @@ def _cause(error: exceptions.RayTaskError) -> Exception:
 
 
 def _cancel(tasks: list[ray.ObjectRef]) -> None:
-    """End tasks, and for a moment wait for them: Ray would print the errors of those that nobody asks."""
+    """End tasks and wait for them briefly: Ray prints the errors of tasks whose results nobody fetches."""
     for task in tasks:
         ray.cancel(task)
     if tasks:
@@ -181,7 +188,7 @@ def _connected(address: str | None, size: int) -> Iterator[None]:
 
 
 def _check_machines(size: int, threads: int) -> None:
-    """Raise SwingError where the graph does not fit into a machine's object store, or a task nowhere."""
+    """Raise SwingError where a machine's object store is too small for the graph, or all for a task."""
     machines = [node for node in ray.nodes() if node["Alive"]]
     for node in machines:
         store = int(node["Resources"].get("object_store_memory", 0))

@@ -19,7 +19,7 @@ def compiled(function):
 
 @intrinsic
 def prefetch(typing_context, array, index):
-    """Ask for the cache line of array[index] ahead of its use."""
+    """Load the cache line of array[index] before its use."""
 
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data

@@ -7,7 +7,7 @@ One formula covers the variants. For items i ≠ j (for users the roles swap):
 
 U_i are the users of item i and I_u the items of user u. Each unordered pair of users counts once. The limits
 make a smaller graph first, and every quantity of the formula is taken on that graph. (Flink and PAI sample an
-item's users only while that item is compared; here the other edges are gone, so that s(i, j) = s(j, i).)
+item's users only while that item is compared; here the other edges are removed, so that s(i, j) = s(j, i).)
 
 By hand: users a, b, c and d have {x, y, z}, {x, y}, {x, y, w} and {x, z}. The pairs ab, ac and bc link x to y
 and share 2 items each; ad links x to z and shares 2; no pair links x to w.
@@ -24,7 +24,7 @@ dlrrec: y has 3 pairs of 1 / (1 + 2), z has one.
 {'y': 1.0, 'z': 0.3333}
 
 flink: w is 18^-0.3 = 0.4202 for a and c, 17^-0.3 = 0.4274 for b and d. y: (w_a w_b + w_a w_c + w_b w_c) / 2 =
-(0.1796 + 0.1765 + 0.1796) / 2; z: 0.1796 / 2. (Its least of 10 items a user is lifted here.)
+(0.1796 + 0.1765 + 0.1796) / 2; z: 0.1796 / 2. (Its minimum of 10 items a user is lifted here.)
 
 >>> of_x(preset("flink", min_user_items=2))
 {'y': 0.2679, 'z': 0.0898}
@@ -40,7 +40,7 @@ recfarm: w is 1/√3 for a and c, 1/√2 for b and d; one item besides x is shar
 {'y': 0.5749, 'z': 0.2041}
 
 The other similarities need one user in common, on the same graph, under the same limits. |U_i| counts the
-users that the limits left: `min_user_items=1` lets users with a single item count too.
+users that the limits left: with `min_user_items=1` users with a single item count too.
 
     common       |U_i ∩ U_j|                         Newman, Phys. Rev. E 64 (2001)
     cosine       |U_i ∩ U_j| / √(|U_i| · |U_j|)      Salton & McGill, Modern Information Retrieval (1983)
@@ -68,11 +68,11 @@ from typing import Any
 
 SIMILARITIES = ("swing", "cosine", "jaccard", "common", "adamic_adar")
 LIMITS = ("max_user_items", "sample_user_items", "max_item_users")  # None: no limit
-SWING_ONLY = ("alpha", "user_alpha", "user_beta", "count_anchor")  # without meaning elsewhere
+SWING_ONLY = ("alpha", "user_alpha", "user_beta", "count_anchor")  # meaningless for the other similarities
 
 
 class SwingError(Exception):
-    """Input or parameters that cannot be used. The message names them, and the way out."""
+    """Input or parameters that cannot be used. The message names them and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,8 +94,8 @@ class SwingConfig:
     top_k: int = 100  # neighbours kept for each id
     min_user_items: int = 2  # ignore users with fewer items
     max_user_items: int | None = None  # ignore users with more items
-    sample_user_items: int | None = None  # sample so many items of a user who has more
-    max_item_users: int | None = 1000  # sample so many users of an item that has more
+    sample_user_items: int | None = None  # sample this many items of a user who has more
+    max_item_users: int | None = 1000  # sample this many users of an item that has more
     seed: int = 0  # of both samples
 
     def __post_init__(self):
@@ -106,11 +106,11 @@ class SwingConfig:
                 raise SwingError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if not abs(self.user_beta) < float("inf"):
             raise SwingError(f"user_beta must be finite, not {self.user_beta}")
-        least = {"top_k": 1, "min_user_items": 1, "seed": 0}
+        minimum = {"top_k": 1, "min_user_items": 1, "seed": 0}
         for name in ("top_k", "min_user_items", "seed", *LIMITS):
             value = getattr(self, name)
-            if value is not None and value < least.get(name, 2):
-                raise SwingError(f"{name} must be {least.get(name, 2)} or more, not {value}")
+            if value is not None and value < minimum.get(name, 2):
+                raise SwingError(f"{name} must be {minimum.get(name, 2)} or more, not {value}")
         if self.max_user_items is not None and self.max_user_items < self.min_user_items:
             raise SwingError(
                 f"max_user_items ({self.max_user_items}) is less than min_user_items ({self.min_user_items})"
@@ -118,7 +118,7 @@ class SwingConfig:
         for name in SWING_ONLY if self.similarity != "swing" else ():
             if getattr(self, name) != getattr(SwingConfig, name):
                 raise SwingError(
-                    f"{name} is a parameter of SWING, without meaning for similarity '{self.similarity}': "
+                    f"{name} is a parameter of SWING and has no meaning for similarity '{self.similarity}': "
                     "leave it out"
                 )
 
@@ -128,10 +128,10 @@ PRESETS: dict[str, SwingConfig] = {
     # Recommendation in E-commerce" (arXiv 2010.05525).
     "dlrrec": SwingConfig(),
     # Apache Flink ML, operator Swing: alpha1 = 15 and beta = 0.3 weigh the users, alpha2 = 0 smooths the
-    # overlap. Its code leaves out the first user of each item, its documented formula does not, nor do we.
+    # overlap. Its code leaves out the first user of each item; its documented formula and this one do not.
     "flink": SwingConfig(alpha=0.0, user_alpha=15.0, user_beta=0.3, min_user_items=10, max_user_items=1000),
     # Alibaba PAI, component "swing train", and its open source, Alink: w_u = 1 / (userAlpha + |I_u|)^userBeta
-    # with userBeta = -0.35. As documented the weight thus grows with activity; user_beta=0.35 turns it round.
+    # with userBeta = -0.35. As documented the weight grows with activity; user_beta=0.35 makes it fall.
     "pai": SwingConfig(user_alpha=5.0, user_beta=-0.35, min_user_items=10, max_user_items=1000),
     # LibRecommender's recfarm: w_u = |I_u|^-1/2, the target item is not counted, no limits.
     "recfarm": SwingConfig(user_beta=0.5, count_anchor=False, min_user_items=1, max_item_users=None),
@@ -139,7 +139,7 @@ PRESETS: dict[str, SwingConfig] = {
 
 
 def preset(name: str = "dlrrec", **changes: Any) -> SwingConfig:
-    """The variant `name` with `changes` laid over it: None keeps the preset's value, 0 lifts a limit.
+    """The variant `name` with `changes`: None keeps the preset's value, 0 lifts a limit.
 
     With another `similarity` than SWING the preset gives its limits only.
     Raises SwingError for an unknown preset or parameter, and for values that SwingConfig refuses.
@@ -150,11 +150,11 @@ def preset(name: str = "dlrrec", **changes: Any) -> SwingConfig:
     for key in changes:
         if key not in known:
             raise SwingError(f"unknown parameter '{key}'{_hint(key, known)}")
-    given = {k: v for k, v in changes.items() if v is not None}
-    lifted = {k: None for k in LIMITS if given.get(k) == 0}
-    other = given.get("similarity", "swing") != "swing"
-    own = {k: getattr(SwingConfig, k) for k in SWING_ONLY if other}
-    return dataclasses.replace(PRESETS[name], **(own | given | lifted))
+    changed = {k: v for k, v in changes.items() if v is not None}
+    lifted = {k: None for k in LIMITS if changed.get(k) == 0}
+    without_formula = changed.get("similarity", "swing") != "swing"
+    defaults = {k: getattr(SwingConfig, k) for k in SWING_ONLY if without_formula}
+    return dataclasses.replace(PRESETS[name], **(defaults | changed | lifted))
 
 
 def _hint(name: str, known) -> str:

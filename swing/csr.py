@@ -1,6 +1,6 @@
-"""Compressed sparse rows (CSR): `ptr` i64[rows + 1] and `idx` i32[edges], made by counting.
+"""Compressed sparse rows (CSR): `ptr` i64[rows + 1] and `idx` i32[edges], sorted by counting.
 
-A transposition reads the rows in order, so that the rows of its result ascend: two of them sort any graph.
+A transposition reads the rows in order, so the rows of its result ascend: two of them sort any graph.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from swing.compiled import compiled, prefetch
 from swing.machine import available_cores
 
 BUCKET_BITS = (
-    9  # a pass to 512 places at once stays in the cache, where one to millions would miss it each time
+    9  # a pass that writes to 512 places stays in the cache; one that writes to millions misses it each time
 )
-AHEAD = 32  # a rank is asked for so many edges before it is used
+AHEAD = 32  # a rank is prefetched this many edges before it is used
 LARGEST = 2**31 - 1  # ids of one side and users of an item: codes have 32 bits
 
 
@@ -84,7 +84,7 @@ def _by_row(edges: np.ndarray, bounds: np.ndarray, shift: int, rows: int) -> tup
 
 
 def _buckets(rows: int) -> tuple[int, np.ndarray]:
-    """The shift from a row to its bucket, and room for where the buckets begin: i64[buckets + 1] zeros."""
+    """The shift from a row to its bucket, and i64[buckets + 1] zeros for where the buckets begin."""
     shift = max(0, (rows - 1).bit_length() - BUCKET_BITS)
     return shift, np.zeros(((rows - 1) >> shift) + 2, np.int64)
 
@@ -104,7 +104,7 @@ def from_pairs(
 ) -> tuple[np.ndarray, np.ndarray]:
     """CSR of distinct edges, rows ascending, from chunks of (row codes, column codes) u32.
 
-    Row codes become row_rank[code], columns alike (i32). Takes the chunks out of `pairs`.
+    Row codes become row_rank[code], column codes column_rank[code] (i32). Empties `pairs`.
     """
     shift, bounds = _buckets(len(column_rank))
     for _, columns in pairs:
@@ -158,10 +158,10 @@ def keep_rows(ptr: np.ndarray, idx: np.ndarray, low: int, high: int | None) -> t
     """The rows of `low` to `high` edges; the others are emptied."""
     size = np.diff(ptr)
     high = LARGEST if high is None else high
-    kept = int(size[(size >= low) & (size <= high)].sum())
-    if kept == len(idx):
+    edges_kept = int(size[(size >= low) & (size <= high)].sum())
+    if edges_kept == len(idx):
         return ptr, idx
-    out_ptr, out = np.zeros_like(ptr), np.empty(kept, np.int32)
+    out_ptr, out = np.zeros_like(ptr), np.empty(edges_kept, np.int32)
     _pack_rows(ptr, idx, low, high, out_ptr, out)
     return out_ptr, out
 
@@ -170,7 +170,7 @@ def keep_rows(ptr: np.ndarray, idx: np.ndarray, low: int, high: int | None) -> t
 def edge_hash(row, column, seed):
     """u64 hash of (seed, row, column): two rounds of the finaliser of SplitMix64 (Steele et al. 2014).
 
-    For one seed it is a bijection of (row, column), so that no two edges have the same.
+    For one seed it is a bijection of (row, column): no two edges have the same hash.
     """
     value = np.uint64(row) << np.uint64(32) | np.uint64(column)
     for salt in (np.uint64(seed), np.uint64(0)):
@@ -182,11 +182,11 @@ def edge_hash(row, column, seed):
 
 
 @compiled
-def _pack_sample(ptr, idx, most, seed, out_ptr, out):
+def _pack_sample(ptr, idx, limit, seed, out_ptr, out):
     filled = 0
     for row in range(ptr.size - 1):
         begin, end = ptr[row], ptr[row + 1]
-        if end - begin <= most:
+        if end - begin <= limit:
             for n in range(begin, end):
                 out[filled] = idx[n]
                 filled += 1
@@ -194,7 +194,7 @@ def _pack_sample(ptr, idx, most, seed, out_ptr, out):
             hashes = np.empty(end - begin, np.uint64)
             for n in range(begin, end):
                 hashes[n - begin] = edge_hash(row, idx[n], seed)
-            bound = np.partition(hashes, most - 1)[most - 1]
+            bound = np.partition(hashes, limit - 1)[limit - 1]
             for n in range(begin, end):
                 if hashes[n - begin] <= bound:
                     out[filled] = idx[n]
@@ -203,23 +203,23 @@ def _pack_sample(ptr, idx, most, seed, out_ptr, out):
 
 
 def sample_rows(
-    ptr: np.ndarray, idx: np.ndarray, most: int | None, seed: int
+    ptr: np.ndarray, idx: np.ndarray, limit: int | None, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`most` edges, drawn evenly, of every row that has more; None: all.
+    """`limit` edges, drawn evenly, of every row that has more; None: all.
 
-    The edges with the smallest hash of (seed, row, column) stay: a choice that no order of reading, partition
-    or thread can change.
+    The edges with the smallest hash of (seed, row, column) stay, whatever the order of reading, the partition
+    or the threads.
     """
-    if most is None or int(np.diff(ptr).max(initial=0)) <= most:
+    if limit is None or int(np.diff(ptr).max(initial=0)) <= limit:
         return ptr, idx
     out_ptr = np.zeros_like(ptr)
-    out = np.empty(int(np.minimum(np.diff(ptr), most).sum()), np.int32)
-    _pack_sample(ptr, idx, most, seed, out_ptr, out)
+    out = np.empty(int(np.minimum(np.diff(ptr), limit).sum()), np.int32)
+    _pack_sample(ptr, idx, limit, seed, out_ptr, out)
     return out_ptr, out
 
 
 @compiled
-def _pack_linked(ptr, idx, size, least, out_ptr, out):
+def _pack_linked(ptr, idx, size, minimum, out_ptr, out):
     filled = 0
     for row in range(ptr.size - 1):
         begin = filled
@@ -227,23 +227,23 @@ def _pack_linked(ptr, idx, size, least, out_ptr, out):
             if size[idx[n]] > 1:
                 out[filled] = idx[n]
                 filled += 1
-        if filled - begin < least:
+        if filled - begin < minimum:
             filled = begin
         out_ptr[row + 1] = filled
     return filled
 
 
 def prune(
-    ptr: np.ndarray, idx: np.ndarray, size: np.ndarray, least: int
+    ptr: np.ndarray, idx: np.ndarray, size: np.ndarray, minimum: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Drop the columns of one edge, and the rows that are then below `least` edges.
+    """Drop the columns of one edge, and the rows that are then below `minimum` edges.
 
     `size` i64[columns]: edges of each column. None where this would drop less than it costs.
     """
     rows = np.diff(ptr)
-    lonely = np.count_nonzero(size == 1) + int(rows[rows < least].sum())
-    if lonely * 50 <= len(idx):
+    droppable = np.count_nonzero(size == 1) + int(rows[rows < minimum].sum())
+    if droppable * 50 <= len(idx):
         return None
     out_ptr, out = np.zeros_like(ptr), np.empty_like(idx)
-    filled = _pack_linked(ptr, idx, size, least, out_ptr, out)
+    filled = _pack_linked(ptr, idx, size, minimum, out_ptr, out)
     return out_ptr, out[:filled].copy()

@@ -1,7 +1,7 @@
 """From tables of interactions to CSR: stream, filter, number the ids, drop duplicates, apply the limits.
 
-The rows pass by once and only their numbered pairs are held, 8 bytes an interaction. Ids are numbered in
-sorted order, so that an order by code is an order by id.
+The rows are read once and only their numbered pairs are kept, 8 bytes an interaction. Ids are numbered in
+sorted order, so sorting by code is sorting by id.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Interactions:
     item_ids: pl.Series
     user_ptr: np.ndarray  # i64[users + 1]
     item_idx: np.ndarray  # i32[edges]
-    facts: dict[str, int]  # rows, what of them was left out and why, users, items, edges
+    facts: dict[str, int]  # counts: rows, rows left out by reason, users, items, edges
     warnings: list[str]
 
     def digest(self) -> str:
-        """Names the content: equal for equal edges and ids, in whatever form they came."""
+        """A hash of the content: equal for equal edges and ids, whatever the form of the input."""
         total = hashlib.blake2b(digest_size=12)
         total.update(self.user_ptr.data)
         total.update(self.item_idx.data)
@@ -72,8 +72,9 @@ def read(
     """Read interactions from Parquet, CSV or TSV (file, folder, hive partitions, glob) or a frame.
 
     `user` and `item` name the id columns, strings or integers; ids of text files are strings. Rows with a
-    null id are dropped and counted, so are those that `filters` exclude; duplicates count once. `progress` is
-    called as rows pass by, with how many have, and how many there are (None: text, which does not say).
+    null id are dropped and counted, as are those that `filters` exclude; duplicates count once. `progress` is
+    called while rows are read, with how many have been read and how many there are (None for text files,
+    which do not say).
     Raises SwingError for an unreadable path, a missing column, an unsuitable type or no rows.
     """
     filters = filters or Filters()
@@ -83,13 +84,13 @@ def read(
         schema = lazy.collect_schema()
         warnings = check(schema, user, item, where)
         numbers = [numbering(schema[name]) for name in (user, item)]
-        whole = pl.col(user).is_not_null() & pl.col(item).is_not_null()
-        reasons = {"null_rows": ~whole}
-        reasons |= {name: whole & out for name, out in filters.excluded(schema, where).items()}
-        kept = pl.when(~pl.any_horizontal(reasons.values()))
+        has_ids = pl.col(user).is_not_null() & pl.col(item).is_not_null()
+        reasons = {"null_rows": ~has_ids}
+        reasons |= {name: has_ids & out for name, out in filters.excluded(schema, where).items()}
+        if_kept = pl.when(~pl.any_horizontal(reasons.values()))
         rows = lazy.select(
-            numbers[0].expression(kept.then(pl.col(user))).alias("u"),
-            numbers[1].expression(kept.then(pl.col(item))).alias("i"),
+            numbers[0].expression(if_kept.then(pl.col(user))).alias("u"),
+            numbers[1].expression(if_kept.then(pl.col(item))).alias("i"),
             *[out.alias(name) for name, out in reasons.items()],
         )
         facts = dict.fromkeys(("rows", *reasons), 0)
@@ -125,7 +126,7 @@ def read(
 
 
 def build(interactions: Interactions, config: SwingConfig, side: str = "items") -> Graph:
-    """Apply the limits and lay the graph out for `side`. Raises SwingError if nothing can be compared."""
+    """Apply the limits and build the graph of `side`. Raises SwingError if nothing can be compared."""
     if side not in ("items", "users"):
         raise SwingError(f"side must be 'items' or 'users', not {side!r}")
     anchor_ids, link_ids = interactions.item_ids, interactions.user_ids
@@ -134,17 +135,17 @@ def build(interactions: Interactions, config: SwingConfig, side: str = "items") 
     if side == "users":
         anchor_ids, link_ids, link_side = link_ids, anchor_ids, "items"
         ptr, idx = csr.transpose(ptr, idx, len(link_ids))
-    least = 2 if config.similarity == "swing" else 1  # linking ids that two neighbours share
-    for ids, name, count in ((anchor_ids, side, 2), (link_ids, link_side, least)):
+    minimum = 2 if config.similarity == "swing" else 1  # linking ids that two neighbours share
+    for ids, name, count in ((anchor_ids, side, 2), (link_ids, link_side, minimum)):
         if len(ids) < count:
             raise SwingError(
                 f"only one of the {name} ('{ids[0]}'): SWING compares ids that share two others, so it needs "
-                "two users and two items at least"
+                "at least two users and two items"
             )
     facts: dict[str, int] = {}
 
-    def noted(what: str, result: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        facts[what] = len(idx) - len(result[1])
+    def noted(fact: str, result: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        facts[fact] = len(idx) - len(result[1])
         return result
 
     linking = int(np.count_nonzero(np.diff(ptr)))
@@ -168,8 +169,8 @@ def build(interactions: Interactions, config: SwingConfig, side: str = "items") 
             f"{config.min_user_items} to {config.max_user_items or 'any number of'} {side}; "
             "lower min_user_items"
         )
-    # What cannot have a neighbour takes part in no pair: leaving it out shortens every walk past it.
-    while smaller := csr.prune(ptr, idx, np.diff(user_ptr), least):
+    # An id that cannot have a neighbour is in no pair: leaving it out shortens every walk past it.
+    while smaller := csr.prune(ptr, idx, np.diff(user_ptr), minimum):
         ptr, idx = smaller
         user_ptr, user_idx = csr.transpose(ptr, idx, len(link_ids))
     arrays = (ptr, idx, user_ptr, user_idx, _user_weight(user_size, config), anchor_size)
@@ -179,16 +180,16 @@ def build(interactions: Interactions, config: SwingConfig, side: str = "items") 
 
 
 def _user_weight(size: np.ndarray, config: SwingConfig) -> np.ndarray:
-    """What a linking id of `size` i64[users] counts, f64[users]; 0 for one without edges.
+    """The weight of linking ids with `size` i64[users] edges, f64[users]; 0 for one without edges.
 
-    Computed once, here, so that machines whose powers and logarithms differ in the last bit agree.
+    Computed once, here: machines may differ in the last bit of a power or logarithm.
     """
     weight = np.zeros(len(size))
-    some = size > (1 if config.similarity == "adamic_adar" else 0)
+    has_pairs = size > (1 if config.similarity == "adamic_adar" else 0)
     if config.similarity == "swing":
-        weight[some] = (config.user_alpha + size[some]) ** -config.user_beta
+        weight[has_pairs] = (config.user_alpha + size[has_pairs]) ** -config.user_beta
     elif config.similarity == "adamic_adar":
-        weight[some] = 1.0 / np.log(size[some])
+        weight[has_pairs] = 1.0 / np.log(size[has_pairs])
     else:
-        weight[some] = 1.0
+        weight[has_pairs] = 1.0
     return weight

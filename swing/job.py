@@ -75,18 +75,18 @@ def run(
 
     `output` gets part-*.parquet (columns as of `similar`), degrees.arrow (`id`, and `degree` i32: the edges
     that the limits left it) and manifest.json. A finished job with the same input and parameters is not done
-    again; one that was killed goes on with the parts that are missing; another job's output is refused unless
+    again; one that was killed continues with the missing parts; another job's output is refused unless
     `overwrite`.
 
     `engine` "local" scores on this machine with `threads` threads (0: all cores). "ray" scores on the Ray
-    cluster at `address`, or at RAY_ADDRESS, or on one started here for the time; each of its tasks has
-    `threads` threads (0: one), and `output` must lie on storage that all its machines share. The files are
-    the same to the byte, so that one engine can go on where the other stopped.
+    cluster at `address`, or at RAY_ADDRESS, or on one started here for this job; each of its tasks has
+    `threads` threads (0: one), and `output` must be on storage that all its machines share. The files are
+    byte for byte the same, so one engine can continue where the other stopped.
 
     `progress` is called after each piece of work with {"edges", "steps", "resumed", "total_edges",
-    "total_steps"}: what was done since the last call, whether an earlier attempt did it, and what there is.
+    "total_steps"}: the work since the last call, whether an earlier attempt did it, and the whole work.
     `reading` is called while the table is read, as `swing.read` calls its `progress`.
-    Raises SwingError for unusable input or output, and where the cluster cannot do it.
+    Raises SwingError for unusable input or output, and where the cluster cannot do the job.
     """
     config, output = config or SwingConfig(), Path(output).resolve()
     score = _engine(engine, address)
@@ -97,19 +97,19 @@ def run(
         with folders.claimed(output) as warnings:
             before = folders.manifest_of(output, overwrite)
             times = [time.monotonic()]
-            given = isinstance(source, Interactions)
-            found = source if given else read(source, user, item, filters, reading)
+            in_memory = isinstance(source, Interactions)
+            interactions = source if in_memory else read(source, user, item, filters, reading)
             times.append(time.monotonic())
-            fingerprint = _fingerprint(found, config, side)
+            fingerprint = _fingerprint(interactions, config, side)
             if before and before["fingerprint"] == fingerprint:
                 return before | {"reused": True}
             if before and not overwrite:
                 raise SwingError(
                     f"{output}: holds another run's output; choose another folder, or overwrite it"
                 )
-            graph = build(found, config, side)
-            facts, warnings = found.facts, [*found.warnings, *warnings]
-            del found  # a third of the memory, unless the caller holds it
+            graph = build(interactions, config, side)
+            facts, warnings = interactions.facts, [*interactions.warnings, *warnings]
+            del interactions  # a third of the memory, unless the caller holds it
             scorer = Scorer(graph, config, threads or (1 if engine == "ray" else 0))
             parts = divide(scorer)
             folder = folders.begin(output, fingerprint, overwrite)
@@ -117,7 +117,7 @@ def run(
             report = _reporter(progress, parts)
             resumed = _resumed(folder, parts, fingerprint, report)
             missing = [part for part in parts if part not in resumed]
-            done = list(score(scorer, missing, folder, fingerprint, report))
+            written = list(score(scorer, missing, folder, fingerprint, report))
             _write_degrees(graph, folder)
             times.append(time.monotonic())
             manifest = {
@@ -129,12 +129,12 @@ def run(
                 "limits": graph.facts,
                 "warnings": warnings,
                 "ids": len(graph.anchor_ids),
-                **_totals([*resumed.values(), *(one.counts for one in done)], len(graph.anchor_ids)),
+                **_totals([*resumed.values(), *(result.counts for result in written)], len(graph.anchor_ids)),
                 "parts": len(parts),
                 "parts_resumed": len(resumed),
                 "engine": engine,
                 "threads": scorer.threads,
-                **_effort(done, times),
+                **_effort(written, times),
                 "versions": versions(),
             }
             folders.finish(output, manifest)
@@ -149,7 +149,7 @@ def _engine(name: str, address: str | None) -> Callable:
         raise SwingError(f"unknown engine '{name}' (known: {', '.join(ENGINES)})")
     if name == "local":
         if address:
-            raise SwingError("an address is that of a Ray cluster: it goes with the engine ray")
+            raise SwingError("an address is that of a Ray cluster: use it with the engine ray")
         return score_parts
     try:
         from swing import cluster
@@ -161,9 +161,9 @@ def _engine(name: str, address: str | None) -> Callable:
     return functools.partial(cluster.score_parts, address=address)
 
 
-def _fingerprint(found: Interactions, config: SwingConfig, side: str) -> str:
-    """Names the output: equal for equal edges, ids, parameters and side."""
-    content = [FORMAT, side, dataclasses.asdict(config), found.digest()]
+def _fingerprint(interactions: Interactions, config: SwingConfig, side: str) -> str:
+    """A hash of the output: equal for equal edges, ids, parameters and side."""
+    content = [FORMAT, side, dataclasses.asdict(config), interactions.digest()]
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -183,13 +183,13 @@ def _reporter(progress: Progress | None, parts: Sequence[Part]) -> Callable[...,
 def _resumed(
     folder: Path, parts: Sequence[Part], fingerprint: str, report: Callable[..., None]
 ) -> dict[Part, Counts]:
-    """The counts of the parts that an earlier attempt wrote whole."""
-    found, there = {}, {path.name for path in folder.iterdir()}
+    """The counts of the parts that an earlier attempt completed."""
+    resumed, present = {}, {path.name for path in folder.iterdir()}
     for part in parts:
-        if part.name in there and (counts := read_counts(folder / part.name, part, fingerprint)):
-            found[part] = counts
+        if part.name in present and (counts := read_counts(folder / part.name, part, fingerprint)):
+            resumed[part] = counts
             report(part.edges, part.steps, resumed=True)
-    return found
+    return resumed
 
 
 def _totals(counts: Sequence[Counts], ids: int) -> dict[str, Any]:
@@ -203,19 +203,19 @@ def _totals(counts: Sequence[Counts], ids: int) -> dict[str, Any]:
     }
 
 
-def _effort(done: Sequence[Done], times: Sequence[float]) -> dict[str, Any]:
-    """What this attempt took; the parts of an earlier one are not in it."""
+def _effort(written: Sequence[Done], times: Sequence[float]) -> dict[str, Any]:
+    """Time and memory of this attempt, without the parts of an earlier one."""
     read_for, build_for, score_for = (round(b - a, 3) for a, b in zip(times[:-1], times[1:], strict=True))
-    edges = sum(one.part.edges for one in done)
+    edges = sum(result.part.edges for result in written)
     return {
         "seconds": {"read": read_for, "build": build_for, "score_and_write": score_for},
         "edges_per_second": round(edges / max(score_for, 1e-3)),
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "workers": {
-            "processes": len({one.worker for one in done}),
-            "seconds": round(sum(one.seconds for one in done), 3),
-            "peak_memory_mib": round(max((one.peak_memory_mib for one in done), default=0.0), 1),
-            "parts_redone": sum(one.attempts - 1 for one in done),
+            "processes": len({result.worker for result in written}),
+            "seconds": round(sum(result.seconds for result in written), 3),
+            "peak_memory_mib": round(max((result.peak_memory_mib for result in written), default=0.0), 1),
+            "parts_redone": sum(result.attempts - 1 for result in written),
         },
     }
 

@@ -3,7 +3,8 @@
 SWING, for an anchor i (an item; the roles swap for users) with users U_i numbered 0..d-1:
 
 1. Walk I_u for every u in U_i and find the items met more than once: those with |U_i ∩ U_j| >= 2. All
-   others share no pair of users with i; in a sparse graph they are the great majority and cost no more.
+   others share no pair of users with i; in a sparse graph these are the great majority, and cost no more
+   than this walk.
 2. Take the users a = 0..d-1 in turn, keeping for each such j the list C_j of the earlier users b < a that
    hold both i and j. One pass over the C_j of a's items counts row[b] = |I_a ∩ I_b| - 1 for every b at once;
    a second adds w_a Σ_{b ∈ C_j} w_b / (alpha + |I_a ∩ I_b|) to the score of j.
@@ -13,7 +14,7 @@ one row of counters, not a matrix, serves anchors of any popularity.
 
 The other similarities need Σ w_u over U_i ∩ U_j only, which one walk adds up.
 
-Every sum runs in an order that the graph alone decides: the result is the same, bit for bit, for any
+The order of every sum depends on the graph only: the result is the same, bit for bit, for any
 partition. All of it is one file, because numba's disk cache sees changes of the caller's file only.
 """
 
@@ -26,8 +27,8 @@ import numpy as np
 
 from swing.compiled import compiled, prefetch
 
-SLOTS = 1 << 30  # `Scratch.last` holds a time below this, or this plus a slot
-PLAIN, COSINE, JACCARD = range(3)  # what `overlap_range` makes of the overlap
+SLOTS = 1 << 30  # `Scratch.last` has a time below this, or this plus a slot
+PLAIN, COSINE, JACCARD = range(3)  # how `overlap_range` scales the overlap
 
 
 class Edges(NamedTuple):
@@ -90,7 +91,7 @@ def make_overlap_scratch(anchors: int, steps: int) -> OverlapScratch:
 
 @compiled
 def _fetch_ahead(edge, edges):
-    """The rows of an anchor's users lie anywhere in memory: fetch two lines of each some users ahead."""
+    """The rows of an anchor's users are scattered in memory: prefetch two lines of each some users ahead."""
     final = edges.anchor_idx.size - 1
     prefetch(edges.user_ptr, edges.anchor_idx[min(edge + 12, final)])
     row = edges.user_ptr[edges.anchor_idx[min(edge + 6, final)]]
@@ -115,17 +116,17 @@ def _walk(anchor, edges, scratch):
         user = anchor_idx[edge]
         for step in range(user_ptr[user], user_ptr[user + 1]):
             item = user_idx[step]
-            met = last[item]
-            if met < begin:  # never on this walk: nearly always so, which the branch predictor knows
+            time_met = last[item]
+            if time_met < begin:  # first time on this walk: nearly always, so the branch is predicted
                 last[item] = -1 if item == anchor else now
                 continue
-            slot = met - SLOTS
+            slot = time_met - SLOTS
             if slot < 0:
                 slot = slots
                 slots += 1
                 last[item] = SLOTS + slot
                 code[slot] = item
-                first[slot] = met - begin
+                first[slot] = time_met - begin
                 end[slot] = 1
             end[slot] += 1
             hit[hits] = slot
@@ -163,7 +164,7 @@ def _score(hits, inverse, scratch):
         for g in range(begin, h):
             slot = hit[g]
             head, tail = start[slot], end[slot] - 1
-            even, odd = 0.0, 0.0  # two chains of additions hide their latency, in an order that never varies
+            even, odd = 0.0, 0.0  # two chains of additions hide their latency; the order is fixed
             for y in range(head, tail - 1, 2):
                 b, c = members[y], members[y + 1]
                 even += weight[b] * inverse[row[b]]
@@ -188,7 +189,7 @@ def _overlap(anchor, edges, measure, scratch):
     anchor_ptr, anchor_idx, user_ptr, user_idx, user_weight, size = edges
     total, code, score = scratch.total, scratch.code, scratch.score
     row_begin, row_end = anchor_ptr[anchor], anchor_ptr[anchor + 1]
-    total[anchor] = 1.0  # looks like met before: no neighbour of itself
+    total[anchor] = 1.0  # as if met before, so that it is not its own neighbour
     slots, steps = 0, 0
     for edge in range(row_begin, row_end):
         _fetch_ahead(edge, edges)
@@ -219,7 +220,7 @@ def _better(score, code, than_score, than_code):
 
 @compiled
 def _sift_down(scores, codes, size):
-    """Put a new root into its place in a heap whose root is the worst."""
+    """Restore a heap (worst entry at the root) after its root was replaced."""
     at = 0
     while 2 * at + 1 < size:
         child = 2 * at + 1

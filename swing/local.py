@@ -78,19 +78,19 @@ class Scorer:
     ) -> Iterator[Neighbors]:
         """Neighbours of the anchors begin..end-1 in chunks, in order.
 
-        `on_chunk(edges, steps)` is told what each finished chunk was. The neighbours and scores do not depend
+        `on_chunk(edges, steps)` is called after each chunk. The neighbours and scores do not depend
         on threads, ranges or chunks.
         """
         chunks = split_evenly(self.steps, begin, end, CHUNK_COST)
         pool = ThreadPoolExecutor(self.threads)
         try:
-            for found in pool.map(self._chunk, chunks):
+            for chunk in pool.map(self._chunk, chunks):
                 if on_chunk:
                     ptr = self.graph.anchor_ptr
                     on_chunk(
-                        int(ptr[found.end] - ptr[found.begin]), int(self.steps[found.begin : found.end].sum())
+                        int(ptr[chunk.end] - ptr[chunk.begin]), int(self.steps[chunk.begin : chunk.end].sum())
                     )
-                yield found
+                yield chunk
         finally:
             pool.shutdown(cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""What this machine has, and what this process took of it."""
+"""Cores of this machine, and memory of this process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def available_cores() -> int:
 def peak_memory_mib() -> float:
     """Largest resident set of this process, MiB.
 
-    From /proc where there is one: getrusage also counts what the parent held when it started this process.
+    From /proc where it exists: getrusage also counts the parent's memory at the start of this process.
     """
     status = Path("/proc/self/status")
     if status.exists():

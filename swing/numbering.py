@@ -1,4 +1,4 @@
-"""Ids to codes while they stream by: 0, 1, ... in order of appearance, ranked by id at the end."""
+"""Ids to codes while they are read: 0, 1, ... in order of appearance, ranked by id at the end."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from swing.compiled import compiled, prefetch
 from swing.config import SwingError
 from swing.csr import LARGEST
 
-AHEAD = 16  # places in memory are asked for so many ids before they are used
+AHEAD = 16  # memory is prefetched this many ids before it is used
 
 
 @compiled
@@ -39,7 +39,7 @@ def _number(values, table, bits, count, out):
 
 
 def _empty(bits: int) -> np.ndarray:
-    """A table of no ids: i64[2 * slots], value (or hash) and code in turn; a code of -1 marks a free slot."""
+    """An empty table: i64[2 * slots], value (or hash) and code alternate; code -1 marks a free slot."""
     return np.full(2 << bits, -1, np.int64)
 
 
@@ -51,17 +51,17 @@ class Integers:
         self._table = _empty(self.bits)
 
     def expression(self, column: pl.Expr) -> pl.Expr:
-        """What the query is to select."""
+        """The expression that the query must select."""
         return column
 
     def __call__(self, values: pl.Series) -> np.ndarray:
         numbers = values.to_numpy().astype(np.int64, copy=False)
         out = np.empty(len(numbers), np.uint32)
-        done = 0
+        numbered = 0
         while True:
-            step, self.count = _number(numbers[done:], self._table, self.bits, self.count, out[done:])
-            done += step
-            if done == len(numbers):
+            step, self.count = _number(numbers[numbered:], self._table, self.bits, self.count, out[numbered:])
+            numbered += step
+            if numbered == len(numbers):
                 return out
             known = self._values()
             self.bits += 2
@@ -106,7 +106,7 @@ def _number_strings(hashes, offsets, data, begin, table, bits, count, known_offs
     """As `_number` from string `begin` on, until the table or the room for known strings is full."""
     last = (1 << bits) - 1
     for n in range(begin, hashes.size):
-        # Three places follow from one another: the slot, where its string begins, the string.
+        # Each place in memory leads to the next: the slot, where its string begins, the string.
         prefetch(table, 2 * _slot(hashes[min(n + 3 * AHEAD, hashes.size - 1)], bits))
         code = table[2 * _slot(hashes[min(n + 2 * AHEAD, hashes.size - 1)], bits) + 1]
         prefetch(known_offsets, max(code, 0))
@@ -146,7 +146,7 @@ def _rehash(table, larger, bits):
 
 
 class Strings:
-    """Numbers strings by a hash table with open addressing: their bytes, once, and 40 to 160 more an id."""
+    """Numbers strings by a hash table with open addressing: each string's bytes and 40 to 160 more."""
 
     def __init__(self, kind: pl.DataType):
         self.kind, self.count, self.bits = pl.String, 0, 16
@@ -164,13 +164,13 @@ class Strings:
         data = np.frombuffer(data or b"", np.uint8)
         hashes = np.empty(len(values), np.int64)
         _hash_strings(offsets, data, hashes)
-        done = 0
+        numbered = 0
         while True:
-            done, self.count = _number_strings(
+            numbered, self.count = _number_strings(
                 hashes,
                 offsets,
                 data,
-                done,
+                numbered,
                 self._table,
                 self.bits,
                 self.count,
@@ -178,16 +178,16 @@ class Strings:
                 self._known,
                 out,
             )
-            if done == len(values):
+            if numbered == len(values):
                 return out
-            self._grow(int(offsets[done + 1] - offsets[done]))
+            self._grow(int(offsets[numbered + 1] - offsets[numbered]))
 
     def ids(self) -> pl.Series:
         end = self._offsets[self.count]
         buffers = [None, pa.py_buffer(self._offsets[: self.count + 1]), pa.py_buffer(self._known[:end])]
         return pl.Series(pa.Array.from_buffers(pa.large_string(), self.count, buffers))
 
-    def _grow(self, needed: int) -> None:
+    def _grow(self, room: int) -> None:
         if 2 * self.count > (1 << self.bits) - 1:
             self.bits += 2
             larger = _empty(self.bits)
@@ -195,7 +195,7 @@ class Strings:
             self._table = larger
             self._offsets.resize((1 << self.bits) + 2, refcheck=False)
         else:
-            self._known.resize(2 * len(self._known) + needed, refcheck=False)
+            self._known.resize(2 * len(self._known) + room, refcheck=False)
 
 
 def numbering(kind: pl.DataType) -> Integers | Strings | None:

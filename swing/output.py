@@ -1,7 +1,7 @@
 """The folder of an output: who may write it, what is there already, and how it gets its name.
 
-While it is written, `.NAME.partial` with the parts so far and `.NAME.lock` lie beside `NAME`. The folder gets
-its name when it is whole, in one step; a killed job leaves the other two, and the next one takes them up.
+While it is written, `.NAME.partial` with the parts so far and `.NAME.lock` are beside `NAME`. The folder gets
+its name when it is complete, in one step; a killed job leaves the other two, and the next run uses them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ PLAN, MANIFEST = "plan.json", "manifest.json"
 def claimed(output: Path) -> Iterator[list[str]]:
     """Hold `output` for this process; gives warnings. Raises SwingError where another run holds it.
 
-    The kernel ends the lock with the process, however that dies. The file only says who holds it.
+    The operating system releases the lock when the process ends, even if killed. The file only says who holds
+    it.
     """
     path = _beside(output, "lock")
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +48,7 @@ def claimed(output: Path) -> Iterator[list[str]]:
             if error.errno not in NO_LOCKS:
                 raise
             warnings.append(f"{output.parent} has no file locks: never write one output by two runs at once")
-        with contextlib.suppress(FileNotFoundError):  # the last holder's file, gone since it was opened
+        with contextlib.suppress(FileNotFoundError):  # the last holder deleted its file after we opened it
             if os.path.samestat(os.fstat(lock), os.stat(path)):
                 break
         os.close(lock)
@@ -100,13 +101,13 @@ def begin(output: Path, fingerprint: str, overwrite: bool) -> Path:
 
 
 def finish(output: Path, manifest: dict[str, Any]) -> None:
-    """Give the partial folder the name of `output`, in the place of what is there."""
+    """Give the partial folder the name of `output`, replacing what is there."""
     partial, old = _beside(output, "partial"), _beside(output, "old")
     _write_json(partial / MANIFEST, manifest)
     (partial / PLAN).unlink()
     _remove_temporary(partial)
     _sync(partial)
-    manifest_of(output, overwrite=True)  # nobody else's folder may be there by now
+    manifest_of(output, overwrite=True)  # another program's folder may have appeared there
     if output.exists():
         output.rename(old)
     partial.rename(output)
@@ -115,28 +116,29 @@ def finish(output: Path, manifest: dict[str, Any]) -> None:
 
 
 def explained(error: OSError, output: Path, parts: Sequence[Part]) -> SwingError:
-    """What went wrong with writing, and the way out. `parts`: of the job, as far as they are known."""
+    """What went wrong with writing, and what to do. `parts`: of the job, as far as they are known."""
     if error.errno not in NO_ROOM:
         return SwingError(f"{output}: cannot be written: {error}")
     partial = _beside(output, "partial")
-    there = {path.name: path.stat().st_size for path in partial.glob("part-*.parquet")}
-    done = [part for part in parts if part.name in there]
-    left = sum(part.slots for part in parts) - sum(part.slots for part in done)
-    needed = "as much as 8 bytes for each neighbour"
-    if done:
-        size = left * sum(there.values()) / max(sum(part.slots for part in done), 1)
-        needed = f"about {size / (1 << 20):,.0f} MiB more"
+    sizes = {path.name: path.stat().st_size for path in partial.glob("part-*.parquet")}
+    written = [part for part in parts if part.name in sizes]
+    slots_left = sum(part.slots for part in parts) - sum(part.slots for part in written)
+    need = "up to 8 bytes for each neighbour"
+    if written:
+        size = slots_left * sum(sizes.values()) / max(sum(part.slots for part in written), 1)
+        need = f"about {size / (1 << 20):,.0f} MiB more"
     elif parts:
-        needed = f"{left / (1 << 17):,.0f} MiB at most"
+        need = f"{slots_left / (1 << 17):,.0f} MiB at most"
     free = shutil.disk_usage(output.parent).free / (1 << 20)
     return SwingError(
-        f"{output}: no room to write ({error.strerror}): {len(done)} of {len(parts)} parts are in {partial}, "
-        f"the rest needs {needed}, {free:,.0f} MiB are free; with room, the same command goes on from there"
+        f"{output}: no room to write ({error.strerror}): {len(written)} of {len(parts)} parts are in "
+        f"{partial}, the rest needs {need}, {free:,.0f} MiB are free; with room, the same command continues "
+        "from there"
     )
 
 
-def _beside(output: Path, what: str) -> Path:
-    return output.parent / f".{output.name}.{what}"
+def _beside(output: Path, suffix: str) -> Path:
+    return output.parent / f".{output.name}.{suffix}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -157,7 +159,7 @@ def _write_json(path: Path, value: Any) -> None:
 
 
 def _remove_temporary(folder: Path) -> None:
-    """What a killed process had not finished."""
+    """Delete the files that a killed process had not finished."""
     for path in folder.glob(".*.tmp"):
         path.unlink(missing_ok=True)
 

@@ -1,8 +1,8 @@
 """The parts of an output: how the ids are divided, and the Parquet file of each part.
 
-The graph and the parameters alone decide the division and every byte of a part, so that any engine, with any
-number of threads, can go on where another stopped. A file carries its counts in its footer, where a resumed
-job finds them; it has its final name only when it is whole and on the disk.
+The division and every byte of a part depend only on the graph and the parameters, so any engine, with any
+number of threads, can continue where another stopped. A file has its counts in its footer, where a resumed
+job finds them; it gets its final name only when it is complete and on the disk.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from swing.machine import peak_memory_mib
 if TYPE_CHECKING:
     from swing.local import Neighbors, Scorer
 
-PART_COST = 1 << 27  # about that many steps of a walk in one part: a second or two of one core
-SLOT_COST = 16  # what one neighbour to be written costs, in steps
+PART_COST = 1 << 27  # about this many steps of a walk in one part: a second or two of one core
+SLOT_COST = 16  # the cost of writing one neighbour, in steps
 ROW_COST = 32
 NEIGHBOR = "neighbors.list.element"  # Parquet's name for the values of the lists
 
 
 class Part(NamedTuple):
-    """The anchors begin..end-1, and the work they are."""
+    """The anchors begin..end-1, and how much work they are."""
 
     number: int
     begin: int
     end: int
     edges: int
     steps: int
-    slots: int  # neighbours at most
+    slots: int  # most neighbours there can be
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What a part holds."""
+    """What is in a part."""
 
     covered: int  # ids with a neighbour
     neighbors: int
@@ -94,8 +94,8 @@ def score_parts(
 ) -> Iterator[Done]:
     """Score `parts` on this machine and write them to `folder`, in order.
 
-    Some are under way at once: while one is written, the threads score the next. `report(edges, steps)` is
-    told each chunk, by one thread at a time.
+    Several are in progress at once: while one is written, the threads score the next. `report(edges, steps)`
+    is called after each chunk, by one thread at a time.
     """
     ids, turn, stopped = arrow_ids(scorer.graph.anchor_ids), threading.Lock(), threading.Event()
 
@@ -123,7 +123,7 @@ def score_part(
 ) -> Done:
     """Score one part and write it to `folder`. `ids`: of all anchors; `job`: the job's fingerprint.
 
-    Raises OSError where it cannot be written; nothing half-written then stays behind.
+    Raises OSError where it cannot be written, and then leaves no unfinished file.
     """
     started = time.monotonic()
     chunks = list(scorer.score(part.begin, part.end, on_chunk))
@@ -144,7 +144,7 @@ def table(ids: pa.Array, chunks: Iterable[Neighbors], pack: bool = False) -> pa.
     """Consecutive chunks as a table of id, neighbors, scores; nothing is null.
 
     `pack` leaves string neighbours as a dictionary, which Parquet stores as it is: a third of the time and of
-    the bytes of writing each string out. Readers see strings all the same.
+    the bytes of writing each string. Readers still get strings.
     """
     chunks = list(chunks)
     counts, codes, scores = (
@@ -165,7 +165,7 @@ def table(ids: pa.Array, chunks: Iterable[Neighbors], pack: bool = False) -> pa.
 
 
 def _distinct(codes: np.ndarray, ids: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct codes, ascending, and the place of each code among them."""
+    """The distinct codes, ascending, and the position of each code among them."""
     if ids > 4 * len(codes):
         used, places = np.unique(codes, return_inverse=True)
         return used, places.astype(np.int32)
@@ -184,8 +184,8 @@ def write(rows: pa.Table, path: Path, note: str) -> int:
         encoding = dict.fromkeys(("id", NEIGHBOR), "DELTA_BINARY_PACKED")
         options = {"use_dictionary": False, "column_encoding": encoding}
     options |= {"compression": "zstd", "compression_level": 1, "write_statistics": ["id"]}
-    options |= {"store_schema": False}  # it would have readers make dictionaries
-    # The process in the name: one that was taken for lost may still be writing the same part.
+    options |= {"store_schema": False}  # with it, readers would return dictionaries
+    # The process in the name: one that was believed lost may still be writing the same part.
     temporary = path.with_name(f".{path.name}.{process_name()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -202,15 +202,15 @@ def write(rows: pa.Table, path: Path, note: str) -> int:
 
 
 def read_counts(path: Path, part: Part, job: str) -> Counts | None:
-    """The counts of a part written before; None if it is not there, not whole or another's."""
+    """The counts of a part written before; None if it is missing, incomplete or of another job."""
     try:
         footer, size = pq.read_metadata(path), path.stat().st_size
         note = json.loads(footer.metadata[b"swing"])
         counts = Counts(*(note.pop(name) for name in Counts._fields[:-1]), size)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
-    whole = footer.num_rows == part.end - part.begin
-    return counts if whole and note == {"job": job, "begin": part.begin, "end": part.end} else None
+    complete = footer.num_rows == part.end - part.begin
+    return counts if complete and note == {"job": job, "begin": part.begin, "end": part.end} else None
 
 
 def arrow_ids(ids: pl.Series) -> pa.Array:
@@ -220,7 +220,7 @@ def arrow_ids(ids: pl.Series) -> pa.Array:
 
 
 def versions() -> dict[str, str]:
-    """Of what the bytes of a part may depend on."""
+    """Versions of the software that the bytes of a part may depend on."""
     modules = {module.__name__: module.__version__ for module in (np, numba, pl, pa)}
     return {"python": platform.python_version(), **modules}
 

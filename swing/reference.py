@@ -1,4 +1,4 @@
-"""The similarities in plain Python, straight from their formulas: slow, and the oracle of the tests."""
+"""The similarities in plain Python, directly from their formulas: slow, and the oracle of the tests."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def scores(
     {'x': {'y': 0.6666666666666666}, 'y': {'x': 0.6666666666666666}}
     """
     edges = {(u, i) if side == "items" else (i, u) for u, i in pairs}  # (linking id, compared id)
-    everyone = sorted({i for _, i in edges})
+    compared_ids = sorted({i for _, i in edges})
     edges = _limited(edges, config)
     items_of: dict[str, set[str]] = {}
     users_of: dict[str, set[str]] = {}
@@ -37,22 +37,26 @@ def scores(
     weight = {u: (config.user_alpha + len(items)) ** -config.user_beta for u, items in items_of.items()}
 
     def score(i: str, j: str) -> float:
-        one, other = users_of.get(i, set()), users_of.get(j, set())
-        both = sorted(one & other)
+        users_i, users_j = users_of.get(i, set()), users_of.get(j, set())
+        shared = sorted(users_i & users_j)
         if config.similarity == "swing":
             return math.fsum(
                 weight[u]
                 * weight[v]
                 / (config.alpha + len(items_of[u] & items_of[v]) - (not config.count_anchor))
-                for u, v in combinations(both, 2)
+                for u, v in combinations(shared, 2)
             )
         if config.similarity == "adamic_adar":
-            return math.fsum(1 / math.log(len(items_of[u])) for u in both)
-        size = {"common": 1.0, "cosine": math.sqrt(len(one) * len(other)), "jaccard": len(one | other)}
-        return len(both) / (size[config.similarity] or 1)
+            return math.fsum(1 / math.log(len(items_of[u])) for u in shared)
+        size = {
+            "common": 1.0,
+            "cosine": math.sqrt(len(users_i) * len(users_j)),
+            "jaccard": len(users_i | users_j),
+        }
+        return len(shared) / (size[config.similarity] or 1)
 
-    result: dict[str, dict[str, float]] = {i: {} for i in everyone}
-    for i, j in combinations(everyone, 2):
+    result: dict[str, dict[str, float]] = {i: {} for i in compared_ids}
+    for i, j in combinations(compared_ids, 2):
         if value := score(i, j):
             result[i][j] = result[j][i] = value
     return result
@@ -68,8 +72,8 @@ def _limited(edges: set[tuple[str, str]], config: SwingConfig) -> set[tuple[str,
             grouped.setdefault(edge[position], []).append(edge)
         return grouped
 
-    most = config.max_user_items or math.inf
-    edges = {e for row in rows(0).values() if config.min_user_items <= len(row) <= most for e in row}
+    limit = config.max_user_items or math.inf
+    edges = {e for row in rows(0).values() if config.min_user_items <= len(row) <= limit for e in row}
     if config.sample_user_items:
         key = lambda e: int(edge_hash(user_code[e[0]], item_code[e[1]], config.seed))  # noqa: E731
         edges = {e for row in rows(0).values() for e in sorted(row, key=key)[: config.sample_user_items]}

@@ -16,7 +16,7 @@ from swing.numbering import numbering
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _PACKED = (".gz", ".zst")
 _WEIGHTS = {"weight", "weights", "event_weight", "count", "frequency"}
-_LAST_SECOND = 10**11  # a time beyond it (the year 5138) is counted in milliseconds, or finer
+_LAST_SECOND = 10**11  # a larger number (after the year 5138) counts milliseconds, or finer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +131,7 @@ def check(schema: pl.Schema, user: str, item: str, where: str) -> list[str]:
 def scan(source: str | Path | pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
     """A query over a frame, or over Parquet, CSV or TSV: a file, a folder (hive partitions too), a glob.
 
-    All columns of text files are strings: an id "007" must stay what it is.
+    All columns of text files are strings, so that an id "007" keeps its zeros.
     Raises SwingError where there is no such file.
     """
     if isinstance(source, (pl.DataFrame, pl.LazyFrame)):
@@ -143,7 +143,7 @@ def scan(source: str | Path | pl.DataFrame | pl.LazyFrame) -> pl.LazyFrame:
 
 
 def row_count(source: str | Path | pl.DataFrame | pl.LazyFrame) -> int | None:
-    """Rows of what `scan` takes, None where only reading them would tell."""
+    """Rows of what `scan` takes; None where all would have to be read to count them."""
     if isinstance(source, pl.DataFrame):
         return source.height
     if isinstance(source, pl.LazyFrame) or _files(source)[1] != ".parquet":
@@ -155,16 +155,16 @@ def _files(source: str | Path) -> tuple[list[Path], str]:
     """The files at a path, and their kind. Raises SwingError where there are none, or of several kinds."""
     path = Path(source)
     if path.is_dir():
-        found = [p for p in sorted(path.rglob("*")) if not _hidden(p, path)]
+        paths = [p for p in sorted(path.rglob("*")) if not _hidden(p, path)]
         for kind in (".parquet", *_SEPARATORS):
-            if files := [p for p in found if _kind(p) == kind and p.is_file()]:
+            if files := [p for p in paths if _kind(p) == kind and p.is_file()]:
                 break
         else:
             raise SwingError(f"{path}: no .parquet, .csv or .tsv file in this folder")
     else:
         fixed = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), path.parts))
-        found = [path] if path.exists() else sorted(map(Path, glob.glob(str(source), recursive=True)))
-        files = [p for p in found if not _hidden(p, fixed)]
+        paths = [path] if path.exists() else sorted(map(Path, glob.glob(str(source), recursive=True)))
+        files = [p for p in paths if not _hidden(p, fixed)]
         if not files:
             raise SwingError(f"{source}: no such file or folder")
     kinds = {_kind(p) for p in files}
@@ -183,5 +183,5 @@ def _kind(path: Path) -> str:
 
 
 def _hidden(path: Path, root: Path) -> bool:
-    """Whether a job in the middle of its work left it (`.part.tmp`, `_temporary/`)."""
+    """Whether an unfinished job left it there (`.part.tmp`, `_temporary/`)."""
     return any(part.startswith((".", "_")) for part in path.relative_to(root).parts)

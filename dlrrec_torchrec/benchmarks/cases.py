@@ -51,19 +51,19 @@ class EmbeddingCase:
     )
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
     threads: int = option(0, "threads of each process (0: the cores shared among the processes)")
-    requests: int = option(8, "different batches, made beforehand and taken in turn")
+    requests: int = option(8, "different batches, generated in advance and used one after the other")
     warmup: int = option(3, "rounds before those that count")
     rounds: int = option(20, "rounds that are measured")
     copy_mib: int = option(256, "size of the memory copy that measures the bandwidth")
     seed: int = option(0, "seed of weights, ids and gradients")
 
     def __post_init__(self) -> None:
-        for known in dataclasses.fields(self):
-            value, flag = getattr(self, known.name), "--" + known.name.replace("_", "-")
-            choices = known.metadata["choices"]
+        for field in dataclasses.fields(self):
+            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
+            choices = field.metadata["choices"]
             if choices and value not in choices:
                 raise DataError(f"{flag} {value}: is not one of {', '.join(choices)}")
-            if isinstance(value, int | float) and not value >= (0 if known.name in _MAY_BE_ZERO else 1e-9):
+            if isinstance(value, int | float) and not value >= (0 if field.name in _MAY_BE_ZERO else 1e-9):
                 raise DataError(f"{flag} {value}: is too small")
         if self.dim % 4:
             raise DataError(f"--dim {self.dim}: FBGEMM needs a multiple of 4")
@@ -92,9 +92,9 @@ class EmbeddingCase:
 class LoaderCase:
     """What is read, and how. Every field is a flag."""
 
-    shards: str = option("", "shards of a run to read, as runs/demo/shards (default: random ones)")
+    shards: str = option("", "shards of a run to read, such as runs/demo/shards (default: random ones)")
     rows: int = option(196_608, "rows of the random shards; workers keep up to 131,072 in memory")
-    keep: str = option("", "folder for the random shards, made there or found there (default: temporary)")
+    keep: str = option("", "folder for the random shards, reused if they are there (default: temporary)")
     modalities: list = option(list(MODALITIES), "vectors in the rows, for the kind `vectors`")
     positives: int = option(10, "neighbours of the user and of the item")
     batch: int = option(4096, "rows of a batch")
@@ -120,10 +120,10 @@ class TrainCase:
     positives: int = option(10, "neighbours of the user and of the item in a row")
     users: int = option(28_912, "users of the random data (default: the papers')")
     items: int = option(15_290, "items of the random data (default: the papers')")
-    loader: bool = option(False, "end to end: rows by the real loader out of shards, an epoch a round")
+    loader: bool = option(False, "end to end: the real loader reads rows from shards, an epoch a round")
     shards: str = option("", "for --loader: shards of a run (default: random ones)")
     rows: int = option(196_608, "for --loader: rows of the random shards")
-    keep: str = option("", "for --loader: folder for the random shards, made or found (default: temporary)")
+    keep: str = option("", "for --loader: folder for the random shards, reused if there (default: temporary)")
     workers: int = option(0, "for --loader: loader processes")
     steps: int = option(8, "steps of a round, without --loader")
     warmup: int = option(2, "rounds before those that count")
@@ -145,21 +145,21 @@ class TrainCase:
             raise DataError("--modalities: the contrastive terms need one of users and one of items")
         if not self.shards and self.negatives > min(self.users, self.items):
             raise DataError(
-                f"--negatives {self.negatives}: the plain reference draws none twice; take at most "
+                f"--negatives {self.negatives}: the plain reference draws without repetition; take at most "
                 f"as many as --users {self.users} and --items {self.items}"
             )
 
 
-def at_least(case: object, least: dict[str, float]) -> None:
-    """Raise DataError naming the first flag whose value is below its least."""
-    for name, low in least.items():
-        if getattr(case, name) < low:
+def at_least(case: object, minimums: dict[str, float]) -> None:
+    """Raise DataError naming the first flag with a value below its minimum."""
+    for name, minimum in minimums.items():
+        if getattr(case, name) < minimum:
             flag = name.replace("_", "-")
-            raise DataError(f"--{flag} {getattr(case, name)}: must be at least {low}")
+            raise DataError(f"--{flag} {getattr(case, name)}: must be at least {minimum}")
 
 
 def check_modalities(modalities: Sequence[str]) -> None:
-    """Raise DataError for a modality that there is not."""
+    """Raise DataError for a modality that does not exist."""
     for name in modalities:
         if name not in MODALITIES:
             raise DataError(f"--modalities {name}: is not one of {', '.join(MODALITIES)}")

@@ -1,4 +1,4 @@
-"""Results as text tables, and those of tables and training steps as pictures."""
+"""Results as text tables, and those of embedding tables and training steps as pictures."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ def varied(results: Sequence[Mapping[str, Any]]) -> list[str]:
     return [key for key in results[0]["case"] if len({r["case"][key] for r in results}) > 1]
 
 
-def spread(found: Mapping[str, float], form: str, factor: float = 1.0) -> str:
+def spread(quantiles: Mapping[str, float], form: str, factor: float = 1.0) -> str:
     """The median of a `timing.summary`, and in brackets p10 to p90, each times `factor`."""
-    low, middle, high = (form.format(factor * found[k]) for k in ("p10", "median", "p90"))
+    low, middle, high = (form.format(factor * quantiles[k]) for k in ("p10", "median", "p90"))
     return f"{middle} ({low} to {high})"
 
 
 def format_table(results: Sequence[Mapping[str, Any]]) -> str:
     """Medians in milliseconds; the ratio to torch with its p10 to p90; the share of the copy's bandwidth.
 
-    The share is of the bytes that must move at least (`traffic`, "unique").
+    The share counts the minimum of bytes that must move (`traffic`, "unique").
     """
     keys = varied(results)
     header = [*keys, "lookups", "unique"]
@@ -35,14 +35,14 @@ def format_table(results: Sequence[Mapping[str, Any]]) -> str:
         row = [str(result["case"][key]) for key in keys]
         row += [f"{result['requests'][key]:,.0f}" for key in ("lookups", "unique")]
         for phase in PASSES:
-            own = result["sides"]["fbgemm"][phase]
-            row.append(f"{1e3 * own['seconds']['median']:.3f}")
+            fbgemm = result["sides"]["fbgemm"][phase]
+            row.append(f"{1e3 * fbgemm['seconds']['median']:.3f}")
             if "torch" in result["sides"]:
                 row.append(f"{1e3 * result['sides']['torch'][phase]['seconds']['median']:.3f}")
                 row.append(spread(result["ratio"][phase], "{:.2f}"))
             elif beside:
                 row += ["-", "-"]
-            row.append(f"{own['share']['unique']:.1%}")
+            row.append(f"{fbgemm['share']['unique']:.1%}")
         rows.append([*row, f"{result['copy']['bandwidth'] / 1e9:.1f}"])
     return align(rows)
 
@@ -70,16 +70,16 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
                 if not places:
                     continue
                 at = [k + 0.4 * (number - 0.5) for k in places]
-                found = [results[k]["sides"][side][phase] for k in places]
+                timings = [results[k]["sides"][side][phase] for k in places]
                 middle, low, high = (
-                    [1e3 * f["seconds"][quantile] for f in found] for quantile in ("median", "p10", "p90")
+                    [1e3 * f["seconds"][quantile] for f in timings] for quantile in ("median", "p10", "p90")
                 )
-                spread = [
+                error_bars = [
                     [m - p for m, p in zip(middle, low, strict=True)],
                     [p - m for m, p in zip(middle, high, strict=True)],
                 ]
-                above.bar(at, middle, 0.36, yerr=spread, color=colour, label=legend, error_kw={"lw": 1})
-                below.bar(at, [100 * f["share"]["unique"] for f in found], 0.36, color=colour)
+                above.bar(at, middle, 0.36, yerr=error_bars, color=colour, label=legend, error_kw={"lw": 1})
+                below.bar(at, [100 * f["share"]["unique"] for f in timings], 0.36, color=colour)
                 if side == "torch":
                     for k, x, top in zip(places, at, high, strict=True):
                         text = f"×{results[k]['ratio'][phase]['median']:.2f}"

@@ -1,9 +1,9 @@
 """`dlrrec bench loader`: rows per second from Parquet shards to batches, beside a plain read.
 
-Each round takes in turn, for every kind of row and number of workers: a plain read of the very bytes of the
-files that the loader decodes, an epoch of the loader, and a plain copy of as many bytes as its batches hold.
-What the two plain ones take of the loader's time shows how far it is from what the machine can do at best.
-All three see the same minute of the machine, so the share holds on a busy one too.
+Each round measures, for every kind of row and number of workers: a plain read of the bytes that the loader
+decodes, an epoch of the loader, and a plain copy of as many bytes as its batches have. The share of the two
+plain ones in the loader's time shows how far it is from the best that the machine can do. All three run
+within the same minute, so the share is valid on a busy machine too.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ USERS, ITEMS = 30_000, 15_000
 
 
 def kinds(case: LoaderCase) -> dict[str, dict[str, Any]]:
-    """Name -> what `make_loader` is asked for."""
-    every = {"modalities": list(case.modalities), "positives": case.positives}
-    found = {"vectors": every} if case.modalities else {}
-    found["ids"] = every | {"modalities": []}
+    """Name -> options of `make_loader`."""
+    vectors = {"modalities": list(case.modalities), "positives": case.positives}
+    options = {"vectors": vectors} if case.modalities else {}
+    options["ids"] = vectors | {"modalities": []}
     if case.positives:
-        found["ids without positives"] = {"modalities": [], "positives": 0}
-    return found
+        options["ids without positives"] = {"modalities": [], "positives": 0}
+    return options
 
 
 def run(case: LoaderCase, say: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
@@ -55,8 +55,8 @@ def run(case: LoaderCase, say: Callable[[str], Any] = lambda line: None) -> dict
             kind, workers, columns (of the files that are read);
             bytes: of an epoch, `file` (compressed, those columns) and `batches`;
             seconds: of an epoch, `loader`, `read` and `copy` (median, p10, p90 of the rounds);
-            rows_per_second (median, p10, p90); rows_per_cpu_second: the same by the processor's time instead
-                of the clock's, which other work on the machine changes less; only without workers;
+            rows_per_second (median, p10, p90); rows_per_cpu_second: the same by processor time, which
+                other work on the machine changes less; only without workers;
             share: (read + copy) / loader of the same round (median, p10, p90).
 
     Raises:
@@ -66,27 +66,27 @@ def run(case: LoaderCase, say: Callable[[str], Any] = lambda line: None) -> dict
         raise DataError("bench loader measures one process and its workers; start it with one rank (-j 1)")
     with _shards(case, say) as folder, one_core():
         measured = [
-            _Measured(folder, case, kind, wanted, workers)
+            _Measured(folder, case, kind, options, workers)
             for workers in case.workers
-            for kind, wanted in kinds(case).items()
+            for kind, options in kinds(case).items()
         ]
         for number in range(case.warmup + case.rounds):
             say(f"round {number + 1} of {case.warmup + case.rounds}")
-            for one in measured:
-                one.round(number, number >= case.warmup)
+            for measurement in measured:
+                measurement.round(number, number >= case.warmup)
         rows = measured[0].loader.rows
         return {"case": dataclasses.asdict(case), "rows": rows, "results": [m.result() for m in measured]}
 
 
 class _Measured:
-    """One kind of row by one number of workers, and what its rounds took."""
+    """One kind of row with one number of workers, and the times of its rounds."""
 
     def __init__(
-        self, folder: Path, case: LoaderCase, kind: str, wanted: dict[str, Any], workers: int
+        self, folder: Path, case: LoaderCase, kind: str, options: dict[str, Any], workers: int
     ) -> None:
         self.kind, self.workers = kind, workers
         self.loader = make_loader(
-            folder, "train", case.batch, seed=case.seed, shuffle=True, workers=workers, **wanted
+            folder, "train", case.batch, seed=case.seed, shuffle=True, workers=workers, **options
         )
         self.columns = self.loader.dataset.reader.columns
         self.ranges = column_ranges(folder / "train", self.columns)
@@ -108,14 +108,14 @@ class _Measured:
     def result(self) -> dict[str, Any]:
         times, rows = self.seconds, self.loader.rows
         plain = zip(times["read"], times["copy"], times["loader"], strict=True)
-        found: dict[str, Any] = {"kind": self.kind, "workers": self.workers, "columns": self.columns}
-        found["bytes"] = {"file": self.file_bytes, "batches": self.batch_bytes}
-        found["seconds"] = {name: summary(times[name]) for name in ("loader", "read", "copy")}
-        found["rows_per_second"] = summary([rows / t for t in times["loader"]])
+        result: dict[str, Any] = {"kind": self.kind, "workers": self.workers, "columns": self.columns}
+        result["bytes"] = {"file": self.file_bytes, "batches": self.batch_bytes}
+        result["seconds"] = {name: summary(times[name]) for name in ("loader", "read", "copy")}
+        result["rows_per_second"] = summary([rows / t for t in times["loader"]])
         if not self.workers:
-            found["rows_per_cpu_second"] = summary([rows / t for t in times["cpu"]])
-        found["share"] = summary([(read + copy) / loader for read, copy, loader in plain])
-        return found
+            result["rows_per_cpu_second"] = summary([rows / t for t in times["cpu"]])
+        result["share"] = summary([(read + copy) / loader for read, copy, loader in plain])
+        return result
 
 
 def format_loader(report: dict[str, Any]) -> list[list[str]]:
@@ -123,16 +123,16 @@ def format_loader(report: dict[str, Any]) -> list[list[str]]:
 
     header = ["rows with", "workers", "thousand rows/s", "per CPU second", "file B/row", "batch B/row"]
     table = [[*header, "plain read + copy"]]
-    for found in report["results"]:
-        cpu = found.get("rows_per_cpu_second")
+    for result in report["results"]:
+        cpu = result.get("rows_per_cpu_second")
         table.append(
             [
-                found["kind"],
-                str(found["workers"]),
-                spread(found["rows_per_second"], "{:,.0f}", 1e-3),
+                result["kind"],
+                str(result["workers"]),
+                spread(result["rows_per_second"], "{:,.0f}", 1e-3),
                 spread(cpu, "{:,.0f}", 1e-3) if cpu else "-",
-                *(f"{found['bytes'][name] / report['rows']:,.0f}" for name in ("file", "batches")),
-                spread(found["share"], "{:.0%}"),
+                *(f"{result['bytes'][name] / report['rows']:,.0f}" for name in ("file", "batches")),
+                spread(result["share"], "{:.0%}"),
             ]
         )
     return table
@@ -153,36 +153,38 @@ def _shards(case: LoaderCase, say: Callable[[str], Any]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def one_core() -> Iterator[None]:
-    """What this process computes, it computes on one thread: torch, and Arrow's decoding and reading."""
-    before = torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()
+    """Limit this process to one thread: torch, and Arrow's decoding and reading."""
+    threads_before = torch.get_num_threads(), pa.cpu_count(), pa.io_thread_count()
     torch.set_num_threads(1)
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before[0])
-        pa.set_cpu_count(before[1])
-        pa.set_io_thread_count(before[2])
+        torch.set_num_threads(threads_before[0])
+        pa.set_cpu_count(threads_before[1])
+        pa.set_io_thread_count(threads_before[2])
 
 
 def check_rows(loader: ShardLoader, folder: Path) -> None:
-    """Raise DataError unless an epoch's labels and ids sum up to those of the files."""
+    """Raise DataError unless an epoch's labels and ids have the same sums as those of the files."""
     names = ("label", "user", "item")
-    found = np.zeros(len(names), np.int64)
+    loader_sums = np.zeros(len(names), np.int64)
     for batch in loader:
-        found += [int(getattr(batch, name).sum()) for name in names]
-    wanted = np.zeros(len(names), np.int64)
+        loader_sums += [int(getattr(batch, name).sum()) for name in names]
+    file_sums = np.zeros(len(names), np.int64)
     for path in part_files(folder):
         table = pq.read_table(path, columns=list(names))
-        wanted += [int(table[name].to_numpy().sum(dtype=np.float64)) for name in names]
-    if not np.array_equal(found, wanted):
-        raise DataError(f"{folder}: the loader's rows are not the files' (sums {found} and {wanted})")
+        file_sums += [int(table[name].to_numpy().sum(dtype=np.float64)) for name in names]
+    if not np.array_equal(loader_sums, file_sums):
+        raise DataError(
+            f"{folder}: the loader's rows are not the files' (sums {loader_sums} and {file_sums})"
+        )
 
 
 def column_ranges(folder: Path, columns: Sequence[str]) -> dict[Path, list[tuple[int, int]]]:
     """Part -> (offset, bytes) of each column of each row group."""
-    found: dict[Path, list[tuple[int, int]]] = {}
+    ranges: dict[Path, list[tuple[int, int]]] = {}
     for path in part_files(folder):
         metadata = pq.read_metadata(path)
         for group in range(metadata.num_row_groups):
@@ -190,12 +192,12 @@ def column_ranges(folder: Path, columns: Sequence[str]) -> dict[Path, list[tuple
             for part in parts:
                 if part.path_in_schema.split(".")[0] in columns:
                     start = part.dictionary_page_offset or part.data_page_offset
-                    found.setdefault(path, []).append((start, part.total_compressed_size))
-    return found
+                    ranges.setdefault(path, []).append((start, part.total_compressed_size))
+    return ranges
 
 
 def read_ranges(ranges: dict[Path, list[tuple[int, int]]]) -> int:
-    """Read them into one buffer; returns the bytes."""
+    """Read the ranges into one buffer; returns the bytes."""
     buffer, total = memoryview(bytearray(max(size for parts in ranges.values() for _, size in parts))), 0
     for path, parts in ranges.items():
         with open(path, "rb", buffering=0) as file:
@@ -206,7 +208,7 @@ def read_ranges(ranges: dict[Path, list[tuple[int, int]]]) -> int:
 
 
 def copy_bytes(number: int) -> None:
-    """Copy so many bytes, 16 MiB at a time, more than the caches of one core hold."""
+    """Copy `number` bytes, 16 MiB at a time, which is more than the caches of one core."""
     source, target = np.ones(1 << 24, np.uint8), np.zeros(1 << 24, np.uint8)
     for start in range(0, number, len(source)):
         size = min(len(source), number - start)

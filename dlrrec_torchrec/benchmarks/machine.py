@@ -1,4 +1,4 @@
-"""What a benchmark ran on."""
+"""The machine that a benchmark ran on."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ import torch
 def describe_machine() -> dict[str, Any]:
     """Versions, processor, cores, load (of the last minute, before the run) and GPUs."""
     names = ("torch", "fbgemm-gpu", "fbgemm-gpu-cpu", "torchrec")
-    found = {"python": platform.python_version()} | {n: v for n in names if (v := _version(n))}
-    found |= {
+    machine = {"python": platform.python_version()} | {n: v for n in names if (v := _version(n))}
+    machine |= {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
     }
     if torch.cuda.is_available():
-        found["cuda"] = torch.version.cuda
-        found["gpus"] = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
-    return found
+        machine["cuda"] = torch.version.cuda
+        machine["gpus"] = [torch.cuda.get_device_name(k) for k in range(torch.cuda.device_count())]
+    return machine
 
 
 def _version(name: str) -> str | None:
@@ -39,5 +39,5 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.machine())
+    model_names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(model_names, platform.machine())

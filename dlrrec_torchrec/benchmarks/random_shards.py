@@ -1,4 +1,4 @@
-"""Random shards of any size, written as the prepare stage writes them, for benchmarks."""
+"""Random shards of any size for benchmarks, in the format of the prepare stage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.packed import lists
 
 DENSE = ["item_count", "user_mean", "item_mean", "price", "user_count"]  # the prepare stage's default
-ROWS_PER_SHARD = 8192  # its default too
+ROWS_PER_SHARD = 8192  # also the prepare stage's default
 
 
 def write_random_shards(
@@ -30,10 +30,10 @@ def write_random_shards(
 ) -> None:
     """Write `folder` with `rows` training rows (and one of validation and test each), entities, manifest.
 
-    A folder that holds these very rows already is left as it is.
+    A folder that has these rows already is left as it is.
 
-    Ids are uniform, labels coin tosses. Vectors are random unit vectors: one for each training row, as
-    leaving out its own review makes them, and one for each entity. An item has 1 to 11 categories, an entity
+    Ids are uniform, labels coin tosses. Vectors are random unit vectors: one for each training row
+    (as after leaving out its own review) and one for each entity. An item has 1 to 11 categories, an entity
     0 to `positives` neighbours.
     """
     width, options = dense_width(DENSE), {"positives": positives, "modalities": list(modalities)}
@@ -102,12 +102,12 @@ def write_random_shards(
 
 def _vectors(draw: np.random.Generator, number: int) -> np.ndarray:
     """Unit vectors, f16 [number, 384]."""
-    found = draw.standard_normal((number, schema.VECTOR_DIM), np.float32)
-    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float16)
+    vectors = draw.standard_normal((number, schema.VECTOR_DIM), np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
-def _neighbours(draw: np.random.Generator, entities: int, most: int) -> np.ndarray:
-    """0 to `most` codes of entities for each of them, i32 [entities, most], padded with -1."""
-    found = draw.integers(0, entities, (entities, most), np.int32)
-    found[np.arange(most) >= draw.integers(0, most + 1, (entities, 1))] = -1
-    return found
+def _neighbours(draw: np.random.Generator, entities: int, limit: int) -> np.ndarray:
+    """0 to `limit` codes of entities for each of them, i32 [entities, most], padded with -1."""
+    codes = draw.integers(0, entities, (entities, limit), np.int32)
+    codes[np.arange(limit) >= draw.integers(0, limit + 1, (entities, 1))] = -1
+    return codes

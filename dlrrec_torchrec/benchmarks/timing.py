@@ -1,4 +1,4 @@
-"""Seconds of single calls on CPU or GPU, what is said of many of them, and the bandwidth of a plain copy."""
+"""Seconds of single calls on CPU or GPU, their percentiles, and the bandwidth of a plain copy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Stopwatch:
             self._start, self._end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def __call__(self, function: Callable[[], T]) -> tuple[T, float]:
-        """(what `function` returns, seconds until the device has done it).
+        """(result of `function`, seconds until the device has finished it).
 
         On a GPU, by events: from an idle device to the end of the last kernel, so that waiting for the host
         counts.
@@ -41,7 +41,7 @@ class Stopwatch:
 
 
 class Copy:
-    """A copy of `mib` MiB from one buffer to another; it also takes the caches from what was in them."""
+    """A copy of `mib` MiB from one buffer to another; it also evicts what was in the caches."""
 
     def __init__(self, mib: int, device: torch.device) -> None:
         self._from = torch.ones(mib << 18, device=device)

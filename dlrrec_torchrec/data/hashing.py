@@ -1,4 +1,4 @@
-"""The integer hash of ids and of random draws: without state, the same on every machine and device."""
+"""The integer hash of ids and random draws: stateless, the same on every machine and device."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The order of the rows in an epoch, decided by (seed, epoch) alone.
+"""The order of the rows in an epoch, a function of (seed, epoch).
 
 Shuffling permutes the chunks (row groups), joins them in that order into windows of at least WINDOW_ROWS
 rows, and permutes the rows within each window: memory stays bounded, and a window is many batches wide. A
-batch takes the next rows of that order, and then sorts them by their place in the window: what is in a batch
-is random, while a rank, which takes one slice of each batch, reads only one slice of the window's chunks.
+batch takes the next rows of that order and sorts them by position in the window: the content of a batch is
+random, while a rank, which takes one slice of each batch, reads only one slice of the window's chunks.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ class EpochOrder:
 
     Args:
         sizes: rows of each chunk.
-        seed, epoch: what decides the order.
+        seed, epoch: they determine the order.
         shuffle: without it, the order of the files.
-        window_rows: rows of a window, at least; the last may be shorter.
+        window_rows: fewest rows of a window; the last may have fewer.
     """
 
     def __init__(
@@ -47,20 +47,20 @@ class EpochOrder:
     def places(self, low: int, high: int) -> np.ndarray:
         """The rows of the epoch's places low..high-1, i64 [high - low], ascending.
 
-        A row is told by its place where the (permuted) chunks stand one after the other.
+        A row is given by its position in the concatenated (permuted) chunks.
         """
-        found = [np.empty(0, np.int64)]
+        rows = [np.empty(0, np.int64)]
         first = int(np.searchsorted(self._edges, low, side="right")) - 1
         for window in range(first, len(self._edges) - 1):
             begin, end = self._edges[window], self._edges[window + 1]
             if begin >= high:
                 break
             inside = slice(max(low, begin) - begin, min(high, end) - begin)
-            found.append(begin + np.sort(self._permutation(window, end - begin)[inside]))
-        return np.concatenate(found)
+            rows.append(begin + np.sort(self._permutation(window, end - begin)[inside]))
+        return np.concatenate(rows)
 
     def pieces(self, places: np.ndarray) -> list[tuple[int, np.ndarray]]:
-        """(chunk, rows in it, i64 and ascending) for ascending `places`, as long as they are."""
+        """(chunk, rows in it, i64 and ascending) for ascending `places`, as many rows in all."""
         if not len(places):
             return []
         first, last = np.searchsorted(self._starts, places[[0, -1]], side="right") - 1
@@ -75,7 +75,7 @@ class EpochOrder:
         if window not in self._permutations:
             generator = np.random.default_rng([*self._key, window + 1])
             order = generator.permutation(rows) if self._shuffle else np.arange(rows)
-            self._permutations[window] = order.astype(np.int32)  # half as long to sort
+            self._permutations[window] = order.astype(np.int32)  # sorts in half the time
             if len(self._permutations) > 2:
                 self._permutations.popitem(last=False)
         return self._permutations[window]

@@ -1,6 +1,6 @@
 """Sums and gathers over the ranks of the default process group; without one they do nothing.
 
-Every rank must call them equally often and in the same order, whatever its rows are.
+Every rank must call them equally often and in the same order, even without rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def all_stack(values: Tensor) -> Tensor:
 
 
 def gather_rows(rows: Tensor) -> Tensor:
-    """The rows of all ranks, in rank order: [n_0 + n_1 + ..., ...]. Ranks may hold different numbers.
+    """The rows of all ranks, in rank order: [n_0 + n_1 + ..., ...]. Ranks may have different numbers.
 
     The gradient of a row is the sum of the gradients that all ranks' losses have with respect to it.
     """

@@ -1,4 +1,4 @@
-"""What a number has to beat: predictions of the same rows from the dense features alone."""
+"""Baselines that a model must beat: predictions of the same rows from the dense features only."""
 
 from __future__ import annotations
 
@@ -59,44 +59,47 @@ def baseline_predictions(
     - `logistic regression`: on all dense features, standardised, L2 penalty of weight 1.
 
     The two means rank by their raw score; their probabilities (for accuracy, loss, calibration) come from a
-    logistic regression of the label on that baseline's one or two means. All fits see training rows only,
-    whose features leave their own review out. Where a mean says little, its fitted slope may come out
+    logistic regression of the label on that baseline's one or two means. All fits use training rows only,
+    with features that leave out their own review. Where a mean is not informative, its fitted slope may be
     negative by chance; the prediction's note then says so.
     """
     share = float(train.label.mean()) if len(train) else float("nan")
     constant = np.full(len(test), share)
-    made = {"majority class": Prediction(constant, constant)}
+    predictions = {"majority class": Prediction(constant, constant)}
     skipped: dict[str, str] = {}
-    for name, wanted in (("item mean", ["item_mean"]), ("user mean + item mean", ["user_mean", "item_mean"])):
-        absent = [w for w in wanted if w not in dense_names]
+    for name, features in (
+        ("item mean", ["item_mean"]),
+        ("user mean + item mean", ["user_mean", "item_mean"]),
+    ):
+        absent = [w for w in features if w not in dense_names]
         if absent:
             skipped[name] = f"the shards have no dense feature {' and '.join(absent)}"
             continue
-        columns = [_offset(dense_names, w) for w in wanted]
+        columns = [_offset(dense_names, w) for w in features]
         score = test.dense[:, columns].astype(np.float64).sum(axis=1)
         probability, slopes = _logistic(train.dense[:, columns], train.label, test.dense[:, columns])
-        turned = [w for w, slope in zip(wanted, slopes, strict=True) if slope < 0]
-        note = f"its probabilities fall as {' and '.join(turned)} rises, by a weak fit" if turned else ""
-        made[name] = Prediction(probability, score, note)
+        falling = [w for w, slope in zip(features, slopes, strict=True) if slope < 0]
+        note = f"its probabilities fall as {' and '.join(falling)} rises, by a weak fit" if falling else ""
+        predictions[name] = Prediction(probability, score, note)
     if test.dense.shape[1]:
         probability, _ = _logistic(train.dense, train.label, test.dense)
-        made["logistic regression"] = Prediction(probability, probability)
+        predictions["logistic regression"] = Prediction(probability, probability)
     else:
         skipped["logistic regression"] = "the shards have no dense features"
-    return made, skipped
+    return predictions, skipped
 
 
-def _offset(names: list[str], wanted: str) -> int:
-    """First dense column of the feature `wanted`."""
+def _offset(names: list[str], feature: str) -> int:
+    """First dense column of the feature `feature`."""
     unknown = [n for n in names if n not in DENSE_FEATURES]
     if unknown:
         raise DataError(f"shards: unknown dense feature '{unknown[0]}'; run prepare again")
-    return sum(DENSE_FEATURES[n] for n in names[: names.index(wanted)])
+    return sum(DENSE_FEATURES[n] for n in names[: names.index(feature)])
 
 
 def _logistic(x: np.ndarray, label: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [M] of `x_test` by a logistic regression of `label` [N] on `x` [N, K]; its slopes [K]."""
-    if len(np.unique(label)) < 2:  # nothing to fit: the one label there is
+    if len(np.unique(label)) < 2:  # one label only: nothing to fit
         share = label.mean() if len(label) else np.nan
         return np.full(len(x_test), share, np.float64), np.zeros(x.shape[1])
     from sklearn.linear_model import LogisticRegression

@@ -22,51 +22,51 @@ def agreement(
 ) -> dict[str, Any]:
     """How far the content of fold -1 agrees with the metadata: {"price": ..., "categories": ...}.
 
-    A part that is not asked for, or for which the metadata says nothing, is left out. For the numbers see
+    A part that is not requested, or about which the metadata says nothing, is left out. For the numbers see
     `price_agreement` and `category_agreement`.
     """
     columns = ["id", "fold", "price_tag", "categories"]
     content = read_table(Path(content_dir) / "items", ITEM_CONTENT, columns).to_pylist()
-    made = {row["id"]: row for row in content if row["fold"] == -1}
+    content_of = {row["id"]: row for row in content if row["fold"] == -1}
     metadata = read_table(items_dir, ITEMS, ["item_id", "categories", "price"]).to_pylist()
-    metadata = [row for row in metadata if row["item_id"] in made]
-    found: dict[str, Any] = {}
+    metadata = [row for row in metadata if row["item_id"] in content_of]
+    result: dict[str, Any] = {}
     priced = [row for row in metadata if row["price"] is not None and np.isfinite(row["price"])]
     if "price" in parts and priced:
-        tags = [made[row["item_id"]]["price_tag"] for row in priced]
-        found["price"] = price_agreement(tags, np.asarray([row["price"] for row in priced], np.float64))
+        tags = [content_of[row["item_id"]]["price_tag"] for row in priced]
+        result["price"] = price_agreement(tags, np.asarray([row["price"] for row in priced], np.float64))
     typed = [row for row in metadata if row["categories"]]
     if "categories" in parts and typed:
-        extracted = [made[row["item_id"]]["categories"] or [] for row in typed]
-        found["categories"] = category_agreement(extracted, [row["categories"] for row in typed])
-    return found
+        extracted = [content_of[row["item_id"]]["categories"] or [] for row in typed]
+        result["categories"] = category_agreement(extracted, [row["categories"] for row in typed])
+    return result
 
 
 def tercile_tags(prices: np.ndarray) -> list[str]:
     """The tag of each price f64 [N] by the terciles of them all; NaN gives "none"."""
-    known = prices[~np.isnan(prices)]
-    if not len(known):
+    known_prices = prices[~np.isnan(prices)]
+    if not len(known_prices):
         return ["none"] * len(prices)
-    third = np.digitize(prices, np.quantile(known, [1 / 3, 2 / 3]), right=True)
+    third = np.digitize(prices, np.quantile(known_prices, [1 / 3, 2 / 3]), right=True)
     return ["none" if np.isnan(p) else PRICE_TAGS[1 + t] for p, t in zip(prices, third, strict=True)]
 
 
 def price_agreement(tags: list[str], prices: np.ndarray) -> dict[str, Any]:
     """Tags of N items against their prices f64 [N].
 
-    tagged: items with a tag other than none, over which the rest is taken. spearman: rank correlation of
+    tagged: items with a tag other than none; the other numbers are over these. spearman: rank correlation of
     cheap < fair < overpriced with the price (None where either is constant). equal: share whose tag is that
     of the price's tercile; majority: the same for the most common tercile tag given to all.
     """
-    wanted = tercile_tags(prices)
+    tercile_of = tercile_tags(prices)
     rows = [i for i, tag in enumerate(tags) if tag != "none"]
-    found: dict[str, Any] = {"items": len(tags), "tagged": len(rows)}
+    result: dict[str, Any] = {"items": len(tags), "tagged": len(rows)}
     if rows:
         order = np.asarray([PRICE_TAGS.index(tags[i]) for i in rows])
-        found["spearman"] = _spearman(order, prices[rows])
-        found["equal"] = round(float(np.mean([tags[i] == wanted[i] for i in rows])), 4)
-        found["majority"] = round(Counter(wanted[i] for i in rows).most_common(1)[0][1] / len(rows), 4)
-    return found
+        result["spearman"] = _spearman(order, prices[rows])
+        result["equal"] = round(float(np.mean([tags[i] == tercile_of[i] for i in rows])), 4)
+        result["majority"] = round(Counter(tercile_of[i] for i in rows).most_common(1)[0][1] / len(rows), 4)
+    return result
 
 
 def category_agreement(extracted: list[list[str]], truth: list[list[str]]) -> dict[str, Any]:
@@ -75,33 +75,33 @@ def category_agreement(extracted: list[list[str]], truth: list[list[str]]) -> di
     The metadata's names are matched to the vocabulary without regard to case; `uncovered` counts those that
     are not in it, and `items` the items with at least one that is. For each depth k, micro-averaged
     [precision, recall, F1] of
-      extracted: the first k types of each item, whatever they are;
-      in_use: the same after types that the metadata never uses are dropped (it may know no "Buffet" at all);
+      extracted: the first k types of each item;
+      in_use: the same after types that the metadata never uses are dropped (it may have no "Buffet" at all);
       baseline: the k types that are most common in the metadata, for every item.
     """
     vocabulary = {t.casefold(): t for t in category_types()}
     uncovered = Counter(name for names in truth for name in set(names) if name.casefold() not in vocabulary)
-    known = [{vocabulary[n.casefold()] for n in names if n.casefold() in vocabulary} for names in truth]
-    kept = [(list(e), k) for e, k in zip(extracted, known, strict=True) if k]
-    used = Counter(name for _, names in kept for name in names)
+    known_types = [{vocabulary[n.casefold()] for n in names if n.casefold() in vocabulary} for names in truth]
+    comparable = [(list(e), k) for e, k in zip(extracted, known_types, strict=True) if k]
+    used = Counter(name for _, names in comparable for name in names)
     common = sorted(used, key=lambda name: (-used[name], name))
     rows = {
-        "extracted": [e for e, _ in kept],
-        "in_use": [[name for name in e if name in used] for e, _ in kept],
-        "baseline": [common for _ in kept],
+        "extracted": [e for e, _ in comparable],
+        "in_use": [[name for name in e if name in used] for e, _ in comparable],
+        "baseline": [common for _ in comparable],
     }
-    wanted = [names for _, names in kept]
-    found: dict[str, Any] = {"items": len(kept), "uncovered": dict(uncovered.most_common())}
+    true_types = [names for _, names in comparable]
+    result: dict[str, Any] = {"items": len(comparable), "uncovered": dict(uncovered.most_common())}
     for k in DEPTHS:
-        found[f"at_{k}"] = {name: micro_scores(ranked, wanted, k) for name, ranked in rows.items()}
-    return found
+        result[f"at_{k}"] = {name: micro_scores(ranked, true_types, k) for name, ranked in rows.items()}
+    return result
 
 
-def micro_scores(ranked: list[list[str]], wanted: list[set[str]], k: int) -> list[float]:
+def micro_scores(ranked: list[list[str]], true_types: list[set[str]], k: int) -> list[float]:
     """[precision, recall, F1] of the first k of each list, all decisions counted together; 0 if undefined."""
-    hits = sum(len(set(r[:k]) & w) for r, w in zip(ranked, wanted, strict=True))
-    given, true = sum(len(set(r[:k])) for r in ranked), sum(map(len, wanted))
-    scores = hits / max(given, 1), hits / max(true, 1), 2 * hits / max(given + true, 1)
+    hits = sum(len(set(r[:k]) & w) for r, w in zip(ranked, true_types, strict=True))
+    predicted, actual = sum(len(set(r[:k])) for r in ranked), sum(map(len, true_types))
+    scores = hits / max(predicted, 1), hits / max(actual, 1), 2 * hits / max(predicted + actual, 1)
     return [round(score, 4) for score in scores]
 
 

@@ -1,7 +1,7 @@
-"""Vectors of texts on disk, found again by content.
+"""Vectors of texts on disk, looked up by content.
 
 A cache folder holds segments: Parquet files of keys and half-precision vectors, each written under a
-temporary name and renamed, so that an interrupted run leaves whole segments and loses seconds of work. The
+temporary name and renamed, so an interrupted run leaves complete segments and loses seconds of work. The
 key of a text is a hash of the text and of the encoder's identity: one folder serves several encoders.
 """
 
@@ -33,15 +33,15 @@ _SEGMENT_SECONDS = 15.0  # most work that a killed run loses
 def embed_cached(
     texts: list[str], encoder: Encoder, folder: str | os.PathLike, segment_rows: int = _SEGMENT_ROWS
 ) -> tuple[np.ndarray, int]:
-    """The unit vectors of distinct `texts`, f16 [N, 384], and how many of them the encoder had to make.
+    """The unit vectors of distinct `texts`, f16 [N, 384], and how many of them the encoder had to compute.
 
-    Known texts are read from `folder`; the others are embedded with a progress bar on stderr and written as
-    they are made. Vectors are rounded to half precision before use, so a second run sees the same numbers.
+    Known texts are read from `folder`; the others are embedded with a progress bar on stderr and written at
+    once. Vectors are rounded to half precision before use, so a second run sees the same numbers.
     """
     folder = Path(folder)
     keys = _text_keys(texts, encoder.identity)
-    vectors, known = _read_known(keys, folder)
-    missing = np.flatnonzero(~known)
+    vectors, in_cache = _read_known(keys, folder)
+    missing = np.flatnonzero(~in_cache)
     if len(missing):
         folder.mkdir(parents=True, exist_ok=True)
         _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows)
@@ -50,8 +50,8 @@ def embed_cached(
 
 def _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows) -> None:
     waiting: list[np.ndarray] = []
-    written = started = time.monotonic()
-    done = 0
+    last_write = started = time.monotonic()
+    finished = 0
 
     def write() -> None:
         rows = np.concatenate(waiting)
@@ -61,17 +61,19 @@ def _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows)
     with _progress() as progress:
         bar = progress.add_task("embedding", total=len(missing), rate="")
         try:
-            for batch, made in encoder.encode_batches([texts[i] for i in missing]):
+            for batch, batch_vectors in encoder.encode_batches([texts[i] for i in missing]):
                 rows = missing[batch]
-                vectors[rows] = made
+                vectors[rows] = batch_vectors
                 waiting.append(rows)
-                done += len(rows)
+                finished += len(rows)
                 now = time.monotonic()
-                progress.update(bar, completed=done, rate=f"{done / (now - started + 1e-9):,.0f} texts/s")
-                if sum(map(len, waiting)) >= segment_rows or now - written > _SEGMENT_SECONDS:
+                progress.update(
+                    bar, completed=finished, rate=f"{finished / (now - started + 1e-9):,.0f} texts/s"
+                )
+                if sum(map(len, waiting)) >= segment_rows or now - last_write > _SEGMENT_SECONDS:
                     write()
-                    written = now
-        finally:  # an interruption keeps what is made
+                    last_write = now
+        finally:  # an interruption keeps the finished vectors
             if waiting:
                 write()
 
@@ -92,35 +94,35 @@ def _binary(raw: bytes | np.ndarray, width: int) -> pa.Array:
 
 
 def _read_known(keys: pa.Array, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors f16 [N, 384] with those found filled in, and which they are, bool [N]."""
+    """Vectors f16 [N, 384], zeros where the cache has none, and which it has, bool [N]."""
     vectors = np.zeros((len(keys), VECTOR_DIM), np.float16)
-    known = np.zeros(len(keys), bool)
+    in_cache = np.zeros(len(keys), bool)
     for path in sorted(folder.glob("*.parquet")):
         try:
-            _read_segment(path, keys, vectors, known)
+            _read_segment(path, keys, vectors, in_cache)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             warnings.warn(
                 f"{path}: this part of the cache cannot be read and is ignored; its texts are embedded again "
-                f"(delete the file to lose this warning): {error}",
+                f"(delete the file to end this warning): {error}",
                 stacklevel=3,
             )
-    return vectors, known
+    return vectors, in_cache
 
 
-def _read_segment(path: Path, keys: pa.Array, vectors: np.ndarray, known: np.ndarray) -> None:
+def _read_segment(path: Path, keys: pa.Array, vectors: np.ndarray, in_cache: np.ndarray) -> None:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        found = pc.index_in(file.read(["key"])["key"].combine_chunks(), value_set=keys)
-        if found.null_count == len(found):
-            return  # nothing wanted here: leave its vectors on disk
+        places = pc.index_in(file.read(["key"])["key"].combine_chunks(), value_set=keys)
+        if places.null_count == len(places):
+            return  # no text of this run: do not read its vectors
         stored = file.read(["vector"])["vector"].combine_chunks()
     if stored.type != pa.binary(_ROW_BYTES):
         raise ValueError(f"vectors have type {stored.type}")
-    here = np.flatnonzero(np.asarray(found.is_valid()))
-    rows = found.take(pa.array(here)).to_numpy()
+    matches = np.flatnonzero(np.asarray(places.is_valid()))
+    rows = places.take(pa.array(matches)).to_numpy()
     offset = stored.offset * _ROW_BYTES
     body = np.frombuffer(stored.buffers()[1], np.uint8)[offset : offset + len(stored) * _ROW_BYTES]
-    vectors[rows] = body.view(np.float16).reshape(-1, VECTOR_DIM)[here]
-    known[rows] = True
+    vectors[rows] = body.view(np.float16).reshape(-1, VECTOR_DIM)[matches]
+    in_cache[rows] = True
 
 
 def _write_segment(folder: Path, keys: pa.Array, vectors: np.ndarray) -> None:

@@ -14,7 +14,7 @@ from dlrrec_torchrec.store.schema import VECTOR_DIM
 class Corpus:
     """D documents, P distinct pieces (sentences or captions).
 
-    texts: D strings or None. offsets i64 [D + 1], piece i64 [M]: document d holds pieces
+    texts: D strings or None. offsets i64 [D + 1], piece i64 [M]: document d has the pieces
     piece[offsets[d] : offsets[d + 1]], in order. pieces: P strings. vectors: f16 [P, 384], unit length.
     """
 

@@ -1,8 +1,8 @@
-"""Cross-fitting: which reviews each version of an entity's content may know.
+"""Cross-fitting: which reviews each version of an entity's content may use.
 
 A training row must not see its own review in its features. Content that cannot be corrected by subtraction (a
-summary, a tag) is therefore made K + 1 times: from all of an entity's training reviews (fold -1: for
-validation, test and serving) and, for each fold, from all but that fold's.
+summary, a tag) is therefore computed K + 1 times: from all of an entity's training reviews (fold -1: for
+validation, test and serving) and, for each fold, from all except that fold's.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def row_hashes(user_ids: list[str], item_ids: list[str], seed: int) -> np.ndarra
 def assign_folds(entity: np.ndarray, hashes: np.ndarray, folds: int) -> np.ndarray:
     """The fold of each row, i16 [N]: an entity's rows in order of hash take 0, 1, ... K - 1, 0, 1, ...
 
-    An entity with at most K rows has each in a fold of its own: exact leave-one-out.
+    An entity with at most K rows has one in each fold: exact leave-one-out.
 
     Args:
         entity: i64 [N] codes of the rows' users (or items).
@@ -54,12 +54,12 @@ def assign_folds(entity: np.ndarray, hashes: np.ndarray, folds: int) -> np.ndarr
 
 
 def versions(entity: np.ndarray, fold: np.ndarray, entities: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (entity code, fold, rows i64 it may know, in table order), fold -1 first, for all codes."""
+    """Yield (entity code, fold, rows i64 it may use, in table order), fold -1 first, for all codes."""
     order = np.argsort(entity, kind="stable")
     bounds = np.searchsorted(entity[order], np.arange(entities + 1))
     for code in range(entities):
         rows = order[bounds[code] : bounds[code + 1]]
         yield code, -1, rows
-        own = fold[rows]
-        for k in np.unique(own):
-            yield code, int(k), rows[own != k]
+        row_folds = fold[rows]
+        for k in np.unique(row_folds):
+            yield code, int(k), rows[row_folds != k]

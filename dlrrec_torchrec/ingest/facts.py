@@ -1,4 +1,4 @@
-"""What the manifests say about the accepted rows, gathered chunk by chunk in bounded memory."""
+"""Facts about the accepted rows for the manifests, gathered chunk by chunk in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dlrrec_torchrec.store.schema import ITEMS
 
 
 class SeenHashes:
-    """A growing set of 64-bit hashes at 8 bytes each: sorted runs, merged when they are of like size.
+    """A growing set of 64-bit hashes at 8 bytes each: sorted runs, merged when they are of similar size.
 
     Two different keys share a hash with a probability below 1e-3 among 100 million keys.
     """
@@ -28,12 +28,12 @@ class SeenHashes:
     def add(self, hashes: np.ndarray) -> np.ndarray:
         """Add i64 [N]; returns bool [N], true at the first occurrence of each hash that is new."""
         values, first = np.unique(hashes, return_index=True)
-        known = np.zeros(len(values), bool)
+        in_set = np.zeros(len(values), bool)
         for run in self.runs:
-            known |= run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values
+            in_set |= run[np.minimum(np.searchsorted(run, values), len(run) - 1)] == values
         new = np.zeros(len(hashes), bool)
-        new[first[~known]] = True
-        fresh = values[~known]
+        new[first[~in_set]] = True
+        fresh = values[~in_set]
         while self.runs and len(self.runs[-1]) <= len(fresh):
             fresh = np.sort(np.concatenate([self.runs.pop(), fresh]), kind="stable")
         if len(fresh):
@@ -42,12 +42,12 @@ class SeenHashes:
 
 
 def hashes(keys: Iterable[Any], count: int) -> np.ndarray:
-    """Python's 64-bit hashes of `count` keys, i64 [count]; they hold within one process."""
+    """Python's 64-bit hashes of `count` keys, i64 [count]; valid within one process."""
     return np.fromiter(map(hash, keys), np.int64, count)
 
 
 class ReviewFacts:
-    """What the manifest says about the accepted reviews, gathered chunk by chunk."""
+    """Facts about the accepted reviews for the manifest, gathered chunk by chunk."""
 
     def __init__(self) -> None:
         self.users, self.items = SeenHashes(), SeenHashes()
@@ -55,9 +55,9 @@ class ReviewFacts:
         self.counts: Counter[str] = Counter()
 
     def add(self, table: pa.Table) -> None:
-        for seen, name in ((self.users, "user_id"), (self.items, "item_id")):
+        for distinct, name in ((self.users, "user_id"), (self.items, "item_id")):
             ids = table[name].unique().to_pylist()
-            seen.add(hashes(ids, len(ids)))
+            distinct.add(hashes(ids, len(ids)))
         values, counts = np.unique(np.round(table["rating"].to_numpy() * 2) / 2, return_counts=True)
         self.ratings.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         self.counts["rows"] += table.num_rows
@@ -85,7 +85,7 @@ class ReviewFacts:
 
 
 class ItemFacts:
-    """What the manifest says about the accepted items, gathered chunk by chunk."""
+    """Facts about the accepted items for the manifest, gathered chunk by chunk."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()

@@ -1,9 +1,9 @@
-"""What every reader shares: finding files, streaming their lines, parsing JSON lines, naming what is missing.
+"""Common to all readers: finding files, streaming their lines, parsing JSON lines, reporting missing names.
 
 A reader turns one file into a `Stream` of `Record`s with raw values under the names of the review table
 (`user`, `item`, `rating`, `text`, `time`, `images`, `captions`, `split`) or of the item table (`item`,
-`title`, `text`, `categories`, `price`, `images`, `captions`). It judges nothing: `validate` does, alike for
-every source.
+`title`, `text`, `categories`, `price`, `images`, `captions`). `validate` checks the values, in the same way
+for every source.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from rich.progress import Progress
 from dlrrec_torchrec.store.errors import DataError
 
 MAX_LINE = 1 << 26  # bytes; a longer line is no line of reviews
-LOOK_AHEAD = 1000  # objects among which a required key must have appeared
-BLANK = "blank"  # the `error` of a record with nothing in it: counted, not bad
+LOOK_AHEAD = 1000  # a required key must appear among this many first objects
+BLANK = "blank"  # the `error` of an empty record: counted, not bad
 
 
 class Record(NamedTuple):
-    """One row of a source: its line (or row) number from 1, as read, and by the table's names."""
+    """One row of a source: its line (or row) number from 1, the row as read, and its values by column."""
 
     number: int
     raw: Any
@@ -50,7 +50,7 @@ class Stream:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A readable source: the files that it reads, by role, and functions that open its streams."""
+    """A source: the files that it reads, by role, and functions that open its streams."""
 
     files: dict[str, list[Path]]  # "reviews", and "test" and "items" where given
     reviews: Callable[[Progress], Iterator[Stream]]
@@ -60,39 +60,39 @@ class Source:
 def find_files(
     where: str, flag: str, patterns: Sequence[Sequence[str]], exclude: Iterable[str] = ()
 ) -> list[Path]:
-    """The files that `where` names: one file, a glob, or a folder in which the first matching group is taken.
+    """The files that `where` names: a file, a glob, or a folder, in which the first matching group is used.
 
     Args:
-        where: path or glob as the user gave it; `flag` is the option that it came by.
+        where: path or glob from the user; `flag`: the option that gave it.
         patterns: groups of file-name patterns to look for in a folder, the preferred group first.
-        exclude: paths that play another role (the published test file, the items).
+        exclude: paths with another role (the published test file, the items).
 
     Raises:
-        DataError: nothing is given, nothing is there, or the folder holds nothing of that form.
+        DataError: nothing is given, nothing is there, or the folder has nothing of that form.
     """
     if not where:
         raise DataError(f"{flag} is missing: name the file, folder or glob to read")
     path = Path(where).expanduser()
-    taken = {Path(e).expanduser().resolve() for e in exclude if e}
+    excluded = {Path(e).expanduser().resolve() for e in exclude if e}
     if path.is_dir():
         for group in patterns:
-            found = sorted({f for pattern in group for f in path.glob(pattern) if f.is_file()})
-            found = [f for f in found if f.resolve() not in taken and not f.name.startswith(".")]
-            if found:
-                return found
-        wanted = ", ".join(pattern for group in patterns for pattern in group)
-        raise DataError(f"{flag} {where}: this folder holds no such file (looked for {wanted})")
+            files = sorted({f for pattern in group for f in path.glob(pattern) if f.is_file()})
+            files = [f for f in files if f.resolve() not in excluded and not f.name.startswith(".")]
+            if files:
+                return files
+        names = ", ".join(pattern for group in patterns for pattern in group)
+        raise DataError(f"{flag} {where}: this folder has no such file (looked for {names})")
     if path.exists():
         return [path]
-    found = [Path(f) for f in sorted(glob.glob(str(path), recursive=True))]
-    found = [f for f in found if f.is_file() and f.resolve() not in taken]
-    if not found:
+    files = [Path(f) for f in sorted(glob.glob(str(path), recursive=True))]
+    files = [f for f in files if f.is_file() and f.resolve() not in excluded]
+    if not files:
         raise DataError(f"{flag} {where}: no such file")
-    return found
+    return files
 
 
 def with_split(files: dict[str, list[Path]]) -> list[tuple[Path, str | None]]:
-    """The review files, each with its published part: no part at all unless a test file is named."""
+    """The review files, each with its published part: None unless a test file is named."""
     test = files.get("test", [])
     return [(path, "train" if test else None) for path in files["reviews"]] + [(p, "test") for p in test]
 
@@ -100,7 +100,7 @@ def with_split(files: dict[str, list[Path]]) -> list[tuple[Path, str | None]]:
 def read_lines(path: Path, progress: Progress) -> Iterator[bytes]:
     """The lines of a plain or gzipped file, streamed, without a byte-order mark.
 
-    Raises DataError naming the file, and the line that was reached, if it cannot be read or unpacked, is in
+    Raises DataError naming the file and the last line read, if it cannot be read or unpacked, is in
     UTF-16, or has a line of more than 64 MiB.
     """
     number = 0
@@ -116,14 +116,16 @@ def read_lines(path: Path, progress: Progress) -> Iterator[bytes]:
                         raise DataError(f"{path}: this file is in UTF-16; save it as UTF-8")
                     line = line.removeprefix(b"\xef\xbb\xbf")
                 if len(line) == MAX_LINE:
-                    raise DataError(f"{path}: line {number} is longer than 64 MiB; this is no file of lines")
+                    raise DataError(
+                        f"{path}: line {number} is longer than 64 MiB; this is not a file of lines"
+                    )
                 yield line
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: cannot be read after line {number}: {error}") from None
 
 
 class KeyCheck:
-    """Watches which keys the objects of a file have, to tell a wrong name from a missing value.
+    """Records which keys the objects of a file have, to distinguish a wrong name from a missing value.
 
     Args:
         where: the file.
@@ -163,16 +165,16 @@ class KeyCheck:
 
 
 def missing_column(
-    where: str | Path, names: Sequence[str], found: Sequence[str], advice: str = ""
+    where: str | Path, names: Sequence[str], present: Sequence[str], advice: str = ""
 ) -> DataError:
     """The error for a column or key (or its alternatives) that is not in a file, with close matches."""
-    lower = {f.lower(): f for f in found}
+    lower = {f.lower(): f for f in present}
     close = [lower[c] for n in names for c in difflib.get_close_matches(n.lower(), lower, 2, 0.6)]
-    shown = ", ".join(found[:30]) + (", ..." if len(found) > 30 else "")
-    wanted = " or ".join(f"'{n}'" for n in names)
+    listing = ", ".join(present[:30]) + (", ..." if len(present) > 30 else "")
+    alternatives = " or ".join(f"'{n}'" for n in names)
     hint = f"; did you mean {' or '.join(repr(c) for c in dict.fromkeys(close))}?" if close else ""
     return DataError(
-        f"{where}: column {wanted} is missing (found: {shown}){hint}" + (f" {advice}" * bool(advice))
+        f"{where}: column {alternatives} is missing (found: {listing}){hint}" + (f" {advice}" * bool(advice))
     )
 
 
@@ -199,7 +201,9 @@ def json_records(
             yield Record(number, None, None, BLANK)
             continue
         if not check.objects and line.lstrip().startswith(b"["):
-            raise DataError(f"{path}: line {number} begins a JSON list; wanted one JSON object on each line")
+            raise DataError(
+                f"{path}: line {number} begins a JSON list; expected one JSON object on each line"
+            )
         try:
             row = _parse(line, literals)
         except ValueError as error:

@@ -28,8 +28,8 @@ __all__ = ["ingest"]
 def ingest(config: IngestConfig, reviews_dir: str | Path, items_dir: str | Path) -> Manifest:
     """Read the source into `reviews_dir` (REVIEWS) and its metadata, if any, into `items_dir` (ITEMS).
 
-    Both folders hold part-*.parquet, `rejected.jsonl` (each bad row with its file, line and reason) and the
-    manifest, whose facts count rows by reason, users, items and ratings. The items are written first; an
+    Both folders get part-*.parquet, `rejected.jsonl` (each bad row with its file, line and reason) and the
+    manifest, with counts of rows by reason, users, items and ratings. The items are written first; an
     `items_dir` of an earlier run is removed where this source has none.
 
     Raises:
@@ -53,9 +53,9 @@ def ingest(config: IngestConfig, reviews_dir: str | Path, items_dir: str | Path)
     manifest = Manifest("ingest", jsonable(config), inputs)
     items_manifest = Manifest("ingest-items", jsonable(config), inputs)
     has_items = source is None or source.items is not None
-    done = manifest.current(reviews_dir)
-    if done and (items_manifest.current(items_dir) if has_items else not items_dir.exists()):
-        return done
+    previous = manifest.current(reviews_dir)
+    if previous and (items_manifest.current(items_dir) if has_items else not items_dir.exists()):
+        return previous
     with stage_output(manifest, reviews_dir) as folder:
         if source is None:
             _write_world(config.size, config.seed, folder, items_dir, manifest, items_manifest)
@@ -83,9 +83,9 @@ def _open(config: IngestConfig) -> Source | None:
         raise DataError(f"--columns and --item-columns are for --source table, not '{config.source}'")
     if config.source == "synthetic":
         for name in ("reviews", "items", "test"):
-            if given := getattr(config, name):
+            if path := getattr(config, name):
                 raise DataError(
-                    f"--{name} {given}: the synthetic world reads no file; name the file's form with --source"
+                    f"--{name} {path}: the synthetic world reads no file; name the file's form with --source"
                 )
         return None
     if config.source == "table":
@@ -99,7 +99,7 @@ def _open(config: IngestConfig) -> Source | None:
 def _write_world(
     size: str, seed: int, folder: Path, items_dir: Path, manifest: Manifest, items_manifest: Manifest
 ) -> None:
-    """The synthetic world; its pictures and true probabilities lie in the folder of the reviews."""
+    """Write the synthetic world; its pictures and true probabilities are in the folder of the reviews."""
     from dlrrec_torchrec.ingest.synthetic.write import write_world
 
     reviews, items, world = write_world(size, seed, folder)
@@ -136,28 +136,28 @@ def _judge(
     folder: Path,
     target: Path,
 ) -> None:
-    """Raise DataError if nothing or too little of the source is usable, keeping the rejected rows."""
-    kept = target.with_name(f"{target.name}.{REJECTED}")
-    kept.unlink(missing_ok=True)
+    """Raise DataError if nothing or too little of the source is usable, and keep the rejected rows."""
+    rejected_copy = target.with_name(f"{target.name}.{REJECTED}")
+    rejected_copy.unlink(missing_ok=True)
     where = ", ".join(map(str, files[:3])) + (f" and {len(files) - 3} more" if len(files) > 3 else "")
     if not tally.read:
         raise DataError(f"{where}: no rows in it")
     # a repeated item is common in published metadata and harmless: its first row is kept
     bad = tally.rejected - (tally.reasons[check.duplicate] if isinstance(check, ItemCheck) else 0)
     if not tally.accepted or bad / tally.read > max_rejected:
-        shutil.copyfile(folder / REJECTED, kept)
+        shutil.copyfile(folder / REJECTED, rejected_copy)
         reasons = ", ".join(f"{count:,} x {reason}" for reason, count in tally.reasons.most_common())
         problem = f"more than --max-rejected {max_rejected:g} allows" if tally.accepted else "none is usable"
         raise DataError(
             f"{where}: {bad:,} of {tally.read:,} rows ({bad / tally.read:.1%}) are bad, {problem}: "
-            f"{reasons}. Each is listed with its place in {kept}; correct the file or how it is read, "
-            "or allow more with --max-rejected"
+            f"{reasons}. Each is listed with its line in {rejected_copy}; correct the file or how it is "
+            "read, or allow more with --max-rejected"
         )
     for column, unread in check.unread.items():
-        # published price columns hold remains of web pages; times decide what is trained on
+        # published price columns have remains of web pages; times decide which rows are trained on
         allowed = max_rejected if column == "time" else 0.5
         if unread.failed > allowed * unread.given:
             raise DataError(
                 f"{where}: {unread.failed:,} of {unread.given:,} values of the {column} cannot be read, "
-                f"such as {unread.example!r}; wanted {unread.forms}: correct them or leave that column out"
+                f"such as {unread.example!r}; expected {unread.forms}: correct them or leave that column out"
             )

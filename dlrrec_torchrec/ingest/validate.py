@@ -1,6 +1,6 @@
-"""Raw records of any source -> checked Parquet parts, with every bad row counted and written down.
+"""Raw records of any source -> checked Parquet parts, with every bad row counted and recorded.
 
-Rows go through in chunks and pairs are remembered as 64-bit hashes, so memory does not grow with the texts.
+Rows are processed in chunks and pairs stored as 64-bit hashes, so memory does not grow with the texts.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from dlrrec_torchrec.store.schema import ITEMS, REVIEWS
 
 CHUNK_ROWS = 1 << 15
 PART_ROWS = 1 << 20
-GIVE_UP_ROWS = 100_000  # so many rows without a good one: the source is not what it was said to be
-RAW_CHARACTERS = 10_000  # of a rejected row's text that are kept
+GIVE_UP_ROWS = 100_000  # this many rows without a good one: the source has another form than --source says
+RAW_CHARACTERS = 10_000  # of a rejected row's text, at most
 REJECTED = "rejected.jsonl"
 _SPLITS = {
     None: None,
@@ -53,7 +53,7 @@ _SPLITS = {
 class Unread:
     """Values of one column that could not be read and were left unknown."""
 
-    forms: str  # what can be read, in words
+    forms: str  # the readable forms, in words
     given: int = 0
     failed: int = 0
     example: str = ""
@@ -61,15 +61,15 @@ class Unread:
     def read(self, convert: Callable[[Any], Any], value: Any) -> Any:
         """`convert(value)`, or None where it raises ValueError."""
         try:
-            found = convert(value)
+            converted = convert(value)
         except (ValueError, OverflowError):
-            found = None
+            converted = None
             self.failed += 1
             self.given += 1
             self.example = self.example or str(value)[:80]
         else:
-            self.given += found is not None
-        return found
+            self.given += converted is not None
+        return converted
 
 
 class ReviewCheck:
@@ -160,19 +160,18 @@ def collect(
 ) -> Tally:
     """Check every record and write the good ones to `folder` as parts, the bad ones to its `rejected.jsonl`.
 
-    A key that occurred before is bad: the first row is kept. Reading ends early once 100,000 rows have gone
-    by without a good one.
+    A repeated key is bad: its first row is kept. Reading ends early after 100,000 rows without a good one.
     """
-    tally, seen = Tally(), SeenHashes()
+    tally, seen_keys = Tally(), SeenHashes()
     rows: list[tuple] = []
-    origins: list[tuple[int, Stream, int, Any]] = []  # of `rows`: order, stream, number, as read
+    origins: list[tuple[int, Stream, int, Any]] = []  # of `rows`: order, stream, number, the row as read
     bad: list[tuple[int, Stream, int, Any, str]] = []
 
     with open(folder / REJECTED, "w", encoding="utf-8") as rejects, _Parts(folder, check, part_rows) as parts:
 
         def flush() -> None:
             keys = (row[0] for row in rows) if check.keys == 1 else (row[: check.keys] for row in rows)
-            new = seen.add(hashes(keys, len(rows)))
+            new = seen_keys.add(hashes(keys, len(rows)))
             bad.extend((*origins[i], check.duplicate) for i in np.flatnonzero(~new))
             for _, stream, number, raw, reason in sorted(bad, key=lambda entry: entry[0]):
                 tally.reasons[reason] += 1

@@ -1,6 +1,6 @@
 """Raw values of any source -> values of the review and item tables.
 
-A function raises `BadRow` with a reason where the whole row is of no use, and ValueError where only this
+A function raises `BadRow` with a reason where the whole row is unusable, and ValueError where only this
 value cannot be read (a time, a price), which leaves it unknown.
 """
 
@@ -84,15 +84,15 @@ def as_strings(value: Any, name: str, separators: str) -> list[str] | None:
 
     `separators` are tried in order; the first that occurs splits. Blank and repeated ones are dropped.
     """
-    found: dict[str, None] = {}
+    distinct: dict[str, None] = {}
     for part in _as_list(value, name, separators):
         inner = as_strings(part, name, "") if isinstance(part, list) else [_as_word(part, name)]
-        found.update((word, None) for word in inner or () if word)
-    return list(found) or None
+        distinct.update((word, None) for word in inner or () if word)
+    return list(distinct) or None
 
 
 def as_captions(value: Any) -> list[str] | None:
-    """One string for each picture, an empty one for a picture without words; in a string, `|` separates."""
+    """One string for each picture, empty where it has no caption; in a string, `|` separates."""
     return [_as_word(part, "captions") for part in _as_list(value, "captions", "|")] or None
 
 
@@ -108,7 +108,7 @@ def as_links(value: Any) -> list[str] | None:
 
 
 def as_seconds(value: Any) -> int | None:
-    """Seconds since 1970: from a number (s, ms, us or ns, told by its size), a date or a string with one.
+    """Seconds since 1970: from a number (s, ms, us or ns, by its size), a date or a string with one.
 
     Strings: a number, ISO 8601, `M/D/YYYY [H:MM[:SS] [AM|PM]]` (month first) and `Jan 3, 2015`; without a
     zone they are UTC. None where there is no value. ValueError where it cannot be read.
@@ -130,7 +130,7 @@ def as_seconds(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)) or not abs(value) < 1e20:
         raise ValueError("no time")
     number = int(value)
-    while abs(number) >= 10**11:  # beyond the year 5000 in seconds: a finer unit
+    while abs(number) >= 10**11:  # after the year 5000 if in seconds: a finer unit
         number = int(number / 1000)
     return number
 
@@ -161,7 +161,7 @@ def as_price(value: Any) -> float | None:
 
 
 def encodable(text: str) -> str:
-    """`text` itself; BadRow if it has halves of surrogate pairs, as undecodable bytes and cut escapes do."""
+    """`text` itself; BadRow if it has halves of surrogate pairs, which undecodable bytes give."""
     if not text.isascii():
         try:
             text.encode()
@@ -195,10 +195,10 @@ def _as_word(value: Any, name: str) -> str:
 
 def _parse_date(text: str) -> datetime:
     if match := _DATE.fullmatch(text):
-        month, day, year, hour, minute, second, half = match.groups()
+        month, day, year, hour, minute, second, am_pm = match.groups()
         hour = int(hour or 0)
-        if half:
-            hour = hour % 12 + 12 * (half.lower() == "pm")
+        if am_pm:
+            hour = hour % 12 + 12 * (am_pm.lower() == "pm")
         return datetime(int(year), int(month), int(day), hour, int(minute or 0), int(second or 0))
     try:
         return datetime.fromisoformat(text)

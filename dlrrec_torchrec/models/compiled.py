@@ -31,10 +31,10 @@ def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor"
             get_cpp_compiler()
         except Exception as error:
             raise DataError(
-                "train.compile: needs a C++ compiler, and finds none; install g++, name one in the variable "
-                "CXX, or leave it off"
+                "train.compile: needs a C++ compiler, and there is none; install g++, name one in the "
+                "variable CXX, or leave it off"
             ) from error
-    # TorchRec's pipeline traces the model to find out where ids go: there, compiled layers are plain ones.
+    # TorchRec's pipeline traces the model to find where ids go: there, compiled layers count as plain ones.
     dynamo.error_on_nested_fx_trace = False
     for tower in model.dense_arch.towers.values():
         tower.layers.compile(backend=backend)

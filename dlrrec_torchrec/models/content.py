@@ -1,7 +1,7 @@
 """Content vectors in frozen tables, looked up by the codes of users and items.
 
-A batch's codes are drawn and made distinct on the host, before the step: all lookups are one part of the
-batch, so that TorchRec's pipelined trainer fetches the vectors of the next batch while it computes this one.
+A batch's codes are drawn and deduplicated on the host, before the step: all lookups are one part of the
+batch, so TorchRec's pipelined trainer fetches the vectors of the next batch while it computes this one.
 """
 
 from __future__ import annotations
@@ -22,9 +22,16 @@ class ContentTables(nn.Module):
 
     Args:
         rows: modality -> rows.
-        entities: "user", "item" -> how many there are; further rows are zeros.
-        data_types: modality -> of the table's numbers.
+        entities: "user", "item" -> their number; further rows are zeros.
+        data_types: modality -> type of the table's numbers.
         device: of the tables.
+
+    Example::
+
+        >>> content = ContentTables({"item_text": 3}, {"item": 3}, {"item_text": DataType.FP32})
+        >>> ids = KeyedJaggedTensor(["item_text"], torch.tensor([2, 0]), lengths=torch.tensor([1, 1]))
+        >>> content(ids)["item_text"].shape
+        torch.Size([2, 384])
     """
 
     def __init__(
@@ -54,5 +61,5 @@ class ContentTables(nn.Module):
 
     def forward(self, ids: KeyedJaggedTensor) -> dict[str, Tensor]:
         """The vectors of the ids, modality -> [U, 384], in their order; no gradient passes."""
-        found = self.tables(ids)
-        return {name: found[name].values().detach() for name in self.modalities}
+        vectors = self.tables(ids)
+        return {name: vectors[name].values().detach() for name in self.modalities}

@@ -28,8 +28,8 @@ def info_nce(
     """InfoNCE of DLRREC equation 1, summed over the valid anchors.
 
     For anchor j: -log(exp(u_j . p_j / tau) / (exp(u_j . p_j / tau) + sum_k exp(u_j . n_k / tau))), where k
-    runs over the negatives allowed for j. Without an allowed negative the loss of an anchor is 0. Autocast
-    does not reach into it: the logits are as exact as the vectors.
+    runs over the negatives allowed for j. Without an allowed negative the loss of an anchor is 0.
+    Autocast is off inside: the logits are as exact as the vectors.
 
     Args:
         anchors, positives: float [B, D], row by row.
@@ -40,7 +40,22 @@ def info_nce(
         normalize: cosine instead of dot product.
 
     Returns:
-        (sum of the losses, number of valid anchors i64): scalars. None valid: 0 with zero gradients.
+        (sum of the losses, number of valid anchors i64): scalars. Without a valid anchor: 0, zero gradients.
+
+    Example::
+
+        >>> anchors = torch.tensor([[1.0, 0.0]])
+        >>> losses, count = info_nce(
+        ...     anchors,
+        ...     positives=anchors,
+        ...     negatives=torch.tensor([[0.0, 1.0], [1.0, 0.0]]),
+        ...     valid=torch.tensor([True]),
+        ...     negative_mask=torch.tensor([[True, False]]),  # the second is the anchor itself
+        ...     temperature=1.0,
+        ...     normalize=True,
+        ... )
+        >>> losses, count  # ln(1 + e^(0 - 1))
+        (tensor(0.3133), tensor(1))
     """
     with torch.autocast(anchors.device.type, enabled=False):
         if normalize:
@@ -57,19 +72,19 @@ def info_nce(
 
 
 class _MaskedLogSumExp(torch.autograd.Function):
-    """ln sum_k exp(a_j . n_k) over the k allowed for j: f32 [B]; _NOTHING and more where none is.
+    """ln sum_k exp(a_j . n_k) over the k allowed for j: f32 [B]; about _NOTHING where none is.
 
-    Autograd's own graph of this would make several more tensors of the size [B, N].
+    By autograd alone, several more tensors of the size [B, N] would stay in memory.
     """
 
     @staticmethod
     def forward(ctx, anchors: Tensor, negatives: Tensor, allowed: Tensor) -> Tensor:
         scores = (anchors @ negatives.T).masked_fill_(allowed.logical_not(), _NOTHING)
-        most = scores.amax(1)
-        shares = scores.sub_(most.unsqueeze(1)).exp_()  # of softmax, but for the division by their sum
+        largest = scores.amax(1)
+        shares = scores.sub_(largest.unsqueeze(1)).exp_()  # softmax without the division by the sum
         total = shares.sum(1)
         ctx.save_for_backward(anchors, negatives, shares, total)
-        return most + total.log()
+        return largest + total.log()
 
     @staticmethod
     @once_differentiable
@@ -91,7 +106,7 @@ def corpus_loss(
 ) -> tuple[Tensor, Tensor]:
     """`info_nce` against negatives drawn from the corpus.
 
-    Anchors and positives whose vector is zero (missing) do not count; negatives that are missing, the anchor
+    Anchors and positives with a zero (missing) vector do not count; negatives that are missing, the anchor
     itself or one of its neighbours are masked.
 
     Args:
@@ -113,7 +128,7 @@ def batch_loss(
 ) -> tuple[Tensor, Tensor]:
     """`info_nce` against the other anchors of the batch, over all ranks; arguments as in `corpus_loss`.
 
-    An entity that occurs in several rows is one negative, with the vector of its first row that has one.
+    An entity in several rows is one negative, with the vector of its first row that has one.
     """
     negatives = gather_rows(anchors)
     codes = torch.where(present_rows(anchors), anchor_codes, -1)
@@ -132,7 +147,14 @@ class TermWeight(nn.Module):
     """The weight w of a contrastive term: w L, or learnable e^-s L + s with s = -log(w) at the start.
 
     The learnable form is the weighting by homoscedastic uncertainty of Kendall, Gal and Cipolla (2018), with
-    the recommendation loss kept at weight 1. It is not the papers': their weights are fixed (equation 2).
+    a fixed weight of 1 for the recommendation loss. The papers' weights are fixed (equation 2).
+
+    Example::
+
+        >>> TermWeight(0.5)(torch.tensor(3.0))
+        tensor(1.5000)
+        >>> TermWeight(0.5, learnable=True)(torch.tensor(3.0))  # 0.5 * 3 + ln 2
+        tensor(2.1931, grad_fn=<AddBackward0>)
 
     Raises:
         DataError: a negative weight.

@@ -45,6 +45,26 @@ class DLRREC(DLRM):
 
     Raises:
         DataError: sizes or names that do not fit, naming the flags.
+
+    Example::
+
+        >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        >>> table = EmbeddingBagConfig(
+        ...     name="t_user", embedding_dim=32, num_embeddings=100, feature_names=["user"]
+        ... )
+        >>> model = DLRREC(
+        ...     EmbeddingBagCollection(tables=[table]),
+        ...     dense_in_features=7,
+        ...     dense_arch_layer_sizes=[64, 32],
+        ...     over_arch_layer_sizes=[64, 1],
+        ...     modalities=["item_text"],
+        ...     text_tower=[256, 32],
+        ...     image_tower=[256, 32],
+        ... )
+        >>> users = KeyedJaggedTensor(["user"], torch.tensor([3, 8]), lengths=torch.tensor([1, 1]))
+        >>> logits = model(torch.randn(2, 7), users, {"item_text": torch.randn(2, 384)})
+        >>> logits.shape
+        torch.Size([2])
     """
 
     def __init__(

@@ -14,6 +14,14 @@ class PairwiseInteraction(nn.Module):
 
     Args:
         in_features: F numbers of the concatenated dense, sparse and reduced vectors.
+
+    Example::
+
+        >>> interaction = PairwiseInteraction(3)
+        >>> interaction(torch.tensor([[2.0, 3.0, 5.0]]))
+        tensor([[ 2.,  3.,  5.,  6., 10., 15.]])
+        >>> interaction.out_features
+        6
     """
 
     def __init__(self, in_features: int) -> None:
@@ -31,6 +39,12 @@ class CrossInteraction(LowRankCrossNet):
     Args:
         in_features: F numbers; the output has as many.
         num_layers, low_rank: of TorchRec's LowRankCrossNet.
+
+    Example::
+
+        >>> interaction = CrossInteraction(in_features=48, num_layers=2, low_rank=16)
+        >>> interaction(torch.randn(4, 48)).shape
+        torch.Size([4, 48])
     """
 
     def __init__(self, in_features: int, num_layers: int = 3, low_rank: int = 32) -> None:
@@ -45,13 +59,19 @@ class OverArch(nn.Module):
         in_features: input size.
         layer_sizes: as [256, 16, 1]; the last is 1.
         dropout: share of each hidden layer's outputs set to zero in training.
+
+    Example::
+
+        >>> over_arch = OverArch(in_features=48, layer_sizes=[16, 1], dropout=0.1)
+        >>> over_arch(torch.randn(4, 48)).shape
+        torch.Size([4, 1])
     """
 
     def __init__(self, in_features: int, layer_sizes: Sequence[int], dropout: float, device=None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for before, after in zip([in_features, *layer_sizes], layer_sizes, strict=False):
-            layers += [nn.Linear(before, after, device=device), nn.ReLU(), nn.Dropout(dropout)]
+        for inputs, outputs in zip([in_features, *layer_sizes], layer_sizes, strict=False):
+            layers += [nn.Linear(inputs, outputs, device=device), nn.ReLU(), nn.Dropout(dropout)]
         self.model = nn.Sequential(*layers[:-2])
 
     def forward(self, features: Tensor) -> Tensor:
@@ -66,7 +86,7 @@ def pairwise_products(features: Tensor) -> Tensor:
 
 
 class _PairwiseProducts(torch.autograd.Function):
-    """Autograd's own graph of this would keep two more tensors of the output's size."""
+    """By autograd alone, two more tensors of the output's size would stay in memory."""
 
     @staticmethod
     def forward(ctx, features: Tensor) -> Tensor:

@@ -20,9 +20,16 @@ def class_weights(kind: str, n_negative: int, n_positive: int) -> tuple[float, f
     * none: w_c = 1.
     * basic: w_c = 1 - N_c / N (MMREC equation 1).
     * sqrt: w_c = sqrt(1 - N_c / N) (equation 2).
-    * normalized: the basic weights over their mean on the training rows, sum_c N_c / N (1 - N_c / N), so that
-      the mean weight is 1 and the loss keeps its scale; this comes to w_c = N / (2 N_c). MMREC says that its
-      weights are normalised, not how.
+    * normalized: the basic weights divided by their mean on the training rows, sum_c N_c / N (1 - N_c / N),
+      so that the mean weight is 1 and the loss keeps its scale; this comes to w_c = N / (2 N_c). MMREC says
+      that its weights are normalised but not how.
+
+    Example::
+
+        >>> class_weights("basic", n_negative=1, n_positive=3)
+        (0.75, 0.25)
+        >>> class_weights("normalized", n_negative=1, n_positive=3)
+        (2.0, 0.6666666666666666)
 
     Raises:
         DataError: a weighting other than none where one label has no rows.
@@ -52,6 +59,12 @@ def weighted_bce_sum(logits: Tensor, label: Tensor, weights: Tensor) -> Tensor:
     Args:
         logits, label: f32 [B], labels 0 or 1; a row with label -1 (padding) does not count.
         weights: f32 [2], the weights of the labels 0 and 1.
+
+    Example::
+
+        >>> from torch import tensor
+        >>> weighted_bce_sum(tensor([0.0, 0.0, 9.0]), tensor([0.0, 1.0, -1.0]), tensor([2.0, 1.0]))  # 3 ln 2
+        tensor(2.0794)
     """
     row_weight = (weights[0] + (weights[1] - weights[0]) * label) * (label >= 0)
     return F.binary_cross_entropy_with_logits(logits, label, weight=row_weight, reduction="sum")

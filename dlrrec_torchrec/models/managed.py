@@ -1,7 +1,7 @@
 """Managed-collision (zero-collision) tables: a bounded number of rows for an unbounded number of ids.
 
-Each id that is let in has a row of its own; which ids these are is learnt along with the rows. The others
-share the last row (of each part of a table that is sharded).
+Each admitted id has its own row; which ids are admitted changes during training. The others share the last
+row (of each part of a sharded table).
 """
 
 from __future__ import annotations
@@ -34,15 +34,30 @@ POLICIES = {
 
 
 class ManagedTables(nn.Module):
-    """Tables whose rows are given to the ids that come, and taken from others when there are none left.
+    """Tables that give rows to the ids they see, and take them from other ids when none is free.
 
-    An id is known by its `hash63`, by which ranks share the ids evenly. A row starts at zero, also when it is
-    given to another id; so does the last one, to which ids lead that have none. Only training gives rows.
+    An id is represented by its `hash63`, which spreads the ids evenly over the ranks. A row starts at zero,
+    also when it is given to another id, and so does the last row, which the ids without a row share. Only
+    training gives rows.
 
     Args:
-        tables: of one dimension E, each of one feature. Their `init_fn` must make zeros.
-        policies: for each, out of POLICIES: whose row another id gets.
+        tables: of one dimension E, each of one feature. Their `init_fn` must set zeros.
+        policies: for each, out of POLICIES: which id loses its row.
         intervals: for each, after how many steps new ids get rows.
+
+    Example::
+
+        >>> users = EmbeddingBagConfig(
+        ...     name="t_user",
+        ...     embedding_dim=4,
+        ...     num_embeddings=100,
+        ...     feature_names=["user"],
+        ...     init_fn=torch.nn.init.zeros_,
+        ... )
+        >>> tables = ManagedTables([users], ["lru"], [1], torch.device("cpu"))
+        >>> ids = KeyedJaggedTensor(["user"], torch.tensor([10**12, 7]), lengths=torch.tensor([1, 1]))
+        >>> tables(ids).shape
+        torch.Size([2, 1, 4])
     """
 
     def __init__(
@@ -67,25 +82,25 @@ class ManagedTables(nn.Module):
         self.tables = ManagedCollisionEmbeddingBagCollection(
             EmbeddingBagCollection(tables=list(tables), device=device),
             ManagedCollisionCollection(modules, list(tables)),
-            # The rows of new ids are made anew in a forward pass, whose graph must not notice.
+            # The rows of new ids are zeroed in the forward pass, after autograd may have recorded them.
             allow_in_place_embed_weight_update=True,
         )
 
     def forward(self, ids: KeyedJaggedTensor) -> Tensor:
         """The rows of B examples, [B, tables, E]."""
-        found = self.tables(ids)[0].to_dict()
-        return torch.stack([found[name] for name in self.features], dim=1)
+        pooled = self.tables(ids)[0].to_dict()
+        return torch.stack([pooled[name] for name in self.features], dim=1)
 
 
 class _Rows(MCHManagedCollisionModule):
-    """TorchRec's module, which lets in the new ids of larger batches than the first one too.
+    """TorchRec's module, which also admits the new ids of batches larger than the first.
 
-    TorchRec makes room for those of 1.25 batches as large as the first, and forgets the others.
+    TorchRec has room for the ids of 1.25 batches of the first one's size, and drops the others.
     """
 
     def profile(self, features: dict[str, JaggedTensor]) -> dict[str, JaggedTensor]:
-        came = sum(feature.values().numel() for feature in features.values())
-        missing = self._current_history_buffer_offset + came - self._input_history_buffer_size
+        arrived = sum(feature.values().numel() for feature in features.values())
+        missing = self._current_history_buffer_offset + arrived - self._input_history_buffer_size
         if self.training and self._input_history_buffer_size >= 0 and missing > 0:
             self._history_accumulator = _longer(self._history_accumulator, missing)
             for name, values in self._history_metadata.items():
@@ -95,28 +110,28 @@ class _Rows(MCHManagedCollisionModule):
         return super().profile(features)
 
 
-def _longer(values: Tensor, more: int) -> Tensor:
-    return torch.cat([values, values.new_zeros(more)])
+def _longer(values: Tensor, extra: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(extra)])
 
 
 def hashed_ids(ids: Tensor, size: int) -> Tensor:
-    """What TorchRec calls for the ids' hashes below `size`, 2^63 - 1."""
+    """TorchRec's hash function of ids: values below `size`, 2^63 - 1."""
     return hash63(ids)
 
 
 @contextlib.contextmanager
 def loading_managed(model: nn.Module) -> Iterator[None]:
-    """To load a state into the model's managed tables, sharded or not, within.
+    """A context in which a state is loaded into the model's managed tables, sharded or not.
 
     Raises:
-        DataError: the state comes from parts that do not add up to the present ones.
+        DataError: the saved parts cannot be combined into the present ones.
     """
     modules = {
         name: module
         for name, module in model.named_modules()
         if isinstance(module, MCHManagedCollisionModule)
     }
-    # TorchRec checks the present parts against the saved ones, which take their place in the meantime.
+    # TorchRec compares the present parts with the saved ones, which replace them until the end of the load.
     segments = {name: module._output_segments_tensor.clone() for name, module in modules.items()}
     try:
         yield
@@ -126,8 +141,8 @@ def loading_managed(model: nn.Module) -> Iterator[None]:
         tables = ", ".join(sorted({name.split(".")[-1].removeprefix("t_") for name in modules}))
         raise DataError(
             f"model.tables.{tables}.ids=managed: ranks share ids by hash, so a checkpoint loads on as many "
-            "ranks as have saved it, or on fewer that take whole parts of it; use such a number of ranks, or "
-            "start anew by --no-resume"
+            "ranks as saved it, or on fewer that divide that number; use such a number of ranks, or "
+            "start again with --no-resume"
         ) from None
     for name, module in modules.items():
         module._output_segments_tensor.copy_(segments[name])

@@ -9,15 +9,24 @@ from dlrrec_torchrec.distributed.collectives import all_stack, all_sum
 
 
 class MaskedBatchNorm(nn.Module):
-    """BatchNorm1d whose statistics are those of the present rows only, over all ranks.
+    """BatchNorm1d with statistics of the present rows only, over all ranks.
 
     With every row present and one process it equals `torch.nn.BatchNorm1d`; N ranks equal one rank on the
-    joined batch, also where they hold different numbers of rows. (torch's SyncBatchNorm knows neither masks
-    nor CPUs.)
+    joined batch, also where they have different numbers of rows. (torch's SyncBatchNorm supports neither
+    masks nor CPUs.)
 
     Args:
         features: columns C.
         eps, momentum: as `torch.nn.BatchNorm1d`.
+
+    Example::
+
+        >>> norm = MaskedBatchNorm(1, eps=0.0)
+        >>> rows = torch.tensor([[1.0], [3.0], [100.0]])
+        >>> norm(rows, present=torch.tensor([True, True, False])).tolist()  # the mean is 2, not 34.7
+        [[-1.0], [1.0], [0.0]]
+        >>> norm.running_mean  # momentum 0.1
+        tensor([0.2000])
     """
 
     def __init__(self, features: int, eps: float = 1e-5, momentum: float = 0.1, device=None) -> None:
@@ -30,7 +39,7 @@ class MaskedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(features, device=device))
 
     def reset_parameters(self) -> None:
-        """Back to the identity and to statistics of nothing."""
+        """Reset to the identity, with statistics of no rows."""
         nn.init.ones_(self.weight)
         nn.init.zeros_(self.bias)
         self.running_mean.zero_()
@@ -42,10 +51,10 @@ class MaskedBatchNorm(nn.Module):
         """
         Args:
             rows: f32 [B, C]; B may be 0.
-            present: bool [B]; the others neither count in the statistics nor appear in the result.
+            present: bool [B]; the other rows do not count in the statistics and are zero in the result.
             track: update the running statistics (in training).
             share: f32 [B], how much each present row counts in the statistics, as 1 / ranks for a row that
-                every rank holds; default 1.
+                every rank has; default 1.
 
         Returns:
             f32 [B, C], zero where not present.
@@ -104,7 +113,7 @@ class _TrainBatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows: Tensor, present: Tensor, share: Tensor, weight: Tensor, bias: Tensor, eps: float):
         columns = rows.shape[1]
-        kept = present.unsqueeze(1).to(rows.dtype)
+        mask = present.unsqueeze(1).to(rows.dtype)
         share = share.unsqueeze(1).to(rows.dtype)
         count = share.sum()
         mean = (rows * share).sum(0) / _divisor(count)
@@ -117,21 +126,21 @@ class _TrainBatchNorm(torch.autograd.Function):
         squares = (parts[:, columns + 1 :] + counts * (means - mean).square()).sum(0)  # Chan et al. 1979
 
         scale = torch.rsqrt(squares / _divisor(count) + eps)
-        normal = (rows - mean) * scale * kept
-        ctx.save_for_backward(normal, kept, share, weight * scale, count)
+        normal = (rows - mean) * scale * mask
+        ctx.save_for_backward(normal, mask, share, weight * scale, count)
         ctx.mark_non_differentiable(mean, squares, count)
-        return normal * weight + bias * kept, mean, squares, count
+        return normal * weight + bias * mask, mean, squares, count
 
     @staticmethod
     def backward(ctx, gradient: Tensor, *_unused):
-        normal, kept, share, scale, count = ctx.saved_tensors
-        gradient = gradient * kept
-        own = torch.stack([gradient.sum(0), (gradient * normal).sum(0)])
-        over_bias, over_weight = all_sum(own) / _divisor(count)
+        normal, mask, share, scale, count = ctx.saved_tensors
+        gradient = gradient * mask
+        local_sums = torch.stack([gradient.sum(0), (gradient * normal).sum(0)])
+        over_bias, over_weight = all_sum(local_sums) / _divisor(count)
         into_rows = (gradient - share * (over_bias + normal * over_weight)) * scale
-        return into_rows, None, None, own[1], own[0], None
+        return into_rows, None, None, local_sums[1], local_sums[0], None
 
 
 def _divisor(count: Tensor) -> Tensor:
-    """The count, or 1 where nothing counts and the numerator is 0."""
+    """The count, or 1 where it is 0, and the numerator too."""
     return torch.where(count > 0, count, 1)

@@ -25,6 +25,15 @@ class Tower(nn.Module):
         layer_sizes: outputs of the linear layers, as [256, 32]; the last is the reduced size R.
         norm: "batch" (over all ranks), "layer" or "none".
         dropout: share of input numbers set to zero in training.
+
+    Example::
+
+        >>> tower = Tower(in_features=384, layer_sizes=[256, 32])
+        >>> vectors = torch.randn(4, 384)
+        >>> vectors[3] = 0  # missing
+        >>> reduced = tower(vectors)
+        >>> reduced.shape, bool(reduced[3].any())
+        (torch.Size([4, 32]), False)
     """
 
     def __init__(
@@ -81,6 +90,22 @@ class MultiModalDenseArch(DenseArch):
         text_tower, image_tower: layer sizes.
         vector_dim: size of the content vectors.
         norm, dropout: of the towers.
+
+    Example::
+
+        >>> arch = MultiModalDenseArch(
+        ...     in_features=7,
+        ...     layer_sizes=[64, 32],
+        ...     modalities=["user_text", "item_image"],
+        ...     text_tower=[256, 32],
+        ...     image_tower=[128, 16],
+        ...     vector_dim=384,
+        ... )
+        >>> arch(torch.randn(4, 7)).shape  # the dense features
+        torch.Size([4, 32])
+        >>> vectors = {"user_text": torch.randn(4, 384), "item_image": torch.randn(4, 384)}
+        >>> {name: tuple(reduced.shape) for name, reduced in arch.reduce(vectors).items()}
+        {'user_text': (4, 32), 'item_image': (4, 16)}
     """
 
     def __init__(

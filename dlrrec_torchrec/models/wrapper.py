@@ -57,6 +57,42 @@ class TrainWrapper(nn.Module):
 
     Raises:
         DataError: a term that is on without a modality or vectors for it, or a bad setting; names the flag.
+
+    Example::
+
+        >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        >>> from torchrec.modules.embedding_modules import EmbeddingBagCollection
+        >>> from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+        >>> from dlrrec_torchrec.data.batch import Batch
+        >>> table = EmbeddingBagConfig(
+        ...     name="t_user", embedding_dim=8, num_embeddings=9, feature_names=["user"]
+        ... )
+        >>> model = DLRREC(
+        ...     EmbeddingBagCollection(tables=[table]),
+        ...     dense_in_features=7,
+        ...     dense_arch_layer_sizes=[8],
+        ...     over_arch_layer_sizes=[16, 1],
+        ...     modalities=["item_text"],
+        ...     text_tower=[8],
+        ...     image_tower=[8],
+        ... )
+        >>> corpus = {"item_text": torch.randn(20, 384)}  # of 20 items
+        >>> wrapper = TrainWrapper(model, corpus, item_weight=0.1, user_weight=0, num_negatives=4)
+        >>> user, item = torch.tensor([3, 8]), torch.tensor([0, 19])
+        >>> batch = Batch(
+        ...     dense=torch.randn(2, 7),
+        ...     sparse=KeyedJaggedTensor(["user"], user, lengths=torch.tensor([1, 1])),
+        ...     vectors={"item_text": corpus["item_text"][item].half()},
+        ...     label=torch.tensor([1.0, 0.0]),
+        ...     user=user,
+        ...     item=item,
+        ...     user_positives=torch.full((2, 1), -1),
+        ...     item_positives=torch.tensor([[7], [2]]),
+        ... )
+        >>> loss, parts = wrapper(batch)
+        >>> loss.backward()
+        >>> sorted(parts)
+        ['label', 'logits', 'loss_ii', 'loss_rec', 'loss_uu']
     """
 
     def __init__(

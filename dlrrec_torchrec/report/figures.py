@@ -1,4 +1,4 @@
-"""The figures of the report, in colours that colour-blind readers tell apart (Okabe and Ito)."""
+"""The figures of the report, in colours that colour-blind readers can distinguish (Okabe and Ito)."""
 
 from __future__ import annotations
 
@@ -40,18 +40,20 @@ def learning_curves(
 
     Args:
         histories: variant -> for each seed the epochs' records: `epoch`, `split` (the rows that select the
-            model), and those that exist of `train_loss`, `loss` and `auc` (of `split`), `train_loss_ii` and
+            model), and, where they exist, `train_loss`, `loss` and `auc` (of `split`), `train_loss_ii` and
             `train_loss_uu`.
         best: variant -> for each seed the selected epoch, None where unknown.
     """
-    every = [record for seeds in histories.values() for records in seeds for record in records]
-    held_out = "test" if any(record.get("split") == "test" for record in every) else "validation"
+    all_records = [record for seeds in histories.values() for records in seeds for record in records]
+    held_out = "test" if any(record.get("split") == "test" for record in all_records) else "validation"
     lines = {
         "loss": {"train_loss": ("training", DASHES[3]), "loss": (held_out, "-")},
         "auc": {"auc": ("", "-")},
         "contrastive": {"train_loss_ii": ("items", "-"), "train_loss_uu": ("users", DASHES[1])},
     }
-    lines = {k: v for k, v in lines.items() if k != "contrastive" or any(r.get(n) for r in every for n in v)}
+    lines = {
+        k: v for k, v in lines.items() if k != "contrastive" or any(r.get(n) for r in all_records for n in v)
+    }
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(
             1, len(lines), figsize=(1 + 4.5 * len(lines), 3.9), layout="constrained"
@@ -90,7 +92,7 @@ def roc_curves(
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(figsize=(6.2, 6.2), layout="constrained")
         axes.plot([0, 1], [0, 1], color="#bbbbbb", lw=1, label="chance, AUC 0.500")
-        drawn = 0
+        curve_count = 0
         looks = [(name, rows, colour, "-", 2.0) for (name, rows), colour in _paired(models, MODEL_COLOURS)]
         looks += [
             (name, rows, colour, DASHES[k % len(DASHES)], 1.3)
@@ -100,8 +102,8 @@ def roc_curves(
         for name, seeds, colour, dash, width in looks:
             curves = [roc_points(*rows) for rows in seeds if len(np.unique(rows[0])) == 2]
             if not curves or all(len(x) == 2 for x, _ in curves):
-                continue  # undefined, or a constant: the diagonal
-            drawn += 1
+                continue  # undefined, or a constant, which is the diagonal
+            curve_count += 1
             if len(curves) == 1:
                 axes.plot(*curves[0], color=colour, ls=dash, lw=width, label=legends[name])
                 continue
@@ -112,7 +114,7 @@ def roc_curves(
                 axes.fill_between(grid, mean - deviation, mean + deviation, color=colour, alpha=0.15, lw=0)
         axes.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC on the test rows")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-        if drawn:
+        if curve_count:
             axes.legend(loc="lower right")
         else:
             _say(axes, "the test rows have one label only")
@@ -131,8 +133,8 @@ def roc_points(label: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.nda
 def calibration_curves(predictions: Mapping[str, Sequence[Rows]], models: Sequence[str], path: Path) -> None:
     """Observed share of positives against the mean probability, in up to ten bins of equal size.
 
-    All seeds together, at least 40 rows in a bin. Bars are 95 % Wilson intervals. Below: how the models'
-    probabilities are spread.
+    All seeds together, at least 40 rows in a bin. Bars are 95 % Wilson intervals. Below: the distribution of
+    the models' probabilities.
     """
     with plt.rc_context(STYLE):
         figure, (above, below) = plt.subplots(
@@ -175,8 +177,8 @@ def reliability(
     share = np.bincount(place, weights=label)[keep] / count
     z = 1.96
     centre = (share + z**2 / (2 * count)) / (1 + z**2 / count)
-    half = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
-    return mean, share, np.minimum(centre - half, share), np.maximum(centre + half, share)
+    half_width = z / (1 + z**2 / count) * np.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
+    return mean, share, np.minimum(centre - half_width, share), np.maximum(centre + half_width, share)
 
 
 def confusion_matrices(counts: Mapping[str, Mapping[str, float]], path: Path) -> None:
@@ -245,8 +247,8 @@ def _line(
             axes.plot(epoch, value, "o", color=colour, ms=5)
 
 
-def _paired(named: Mapping, colours: Sequence[str]) -> list[tuple]:
-    return list(zip(named.items(), _cycle(colours), strict=False))
+def _paired(items_by_name: Mapping, colours: Sequence[str]) -> list[tuple]:
+    return list(zip(items_by_name.items(), _cycle(colours), strict=False))
 
 
 def _cycle(colours: Sequence[str]):

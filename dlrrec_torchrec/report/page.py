@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dlrrec_torchrec.store.manifest import Manifest
 
-# metric -> column title, format, what is best (None: not to be compared alone)
+# metric -> column title, format, whether high or low is best (None: no best value)
 COLUMNS = {
     "auc": ("AUC", ".3f", "high"),
     "reachable_share": ("of reachable", ".0%", "high"),
@@ -28,13 +28,13 @@ COLUMNS = {
     "calibration": ("calibration", ".3f", None),
 }
 DEFINITIONS = {
-    "AUC": "Share of (positive, negative) pairs that are ranked rightly; 0.5 is chance.",
+    "AUC": "Share of (positive, negative) pairs that are ranked correctly; 0.5 is chance.",
     "of reachable": "(AUC − 0.5) / (reachable AUC − 0.5). The reachable AUC is that of ranking by the true "
-    "probabilities, which only a synthetic world knows.",
+    "probabilities, which are known in a synthetic world only.",
     "user AUC": "AUC within each user who has test rows of both labels, weighted by rows.",
     "AUPRC": "Average precision. A constant reaches the share of positives, so compare with that.",
     "accuracy": "Share of rows on the right side of 0.5. Compare with the majority class.",
-    "FPR": "False positives / all negatives at 0.5. Never read it alone: a model that says “no” to "
+    "FPR": "False positives / all negatives at 0.5. Never judge by it alone: a model that says “no” to "
     "everything has rate 0, one that says “yes” to everything has rate 1.",
     "loss": "Mean binary cross-entropy in nats; lower is better.",
     "NE": "Normalised entropy: loss / entropy of the test rows' base rate; below 1 beats that constant.",
@@ -84,19 +84,19 @@ def cell(value: Mapping[str, Any], form: str = ".3f", between: str = " ± ") -> 
 
 
 def shown_columns(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics worth a column: those that some row defines."""
+    """The metrics that get a column: those with a value in some row."""
     rows = [m for _, _, m in _rows(summary)]
     return [key for key in COLUMNS if any(row[key]["mean"] is not None for row in rows)]
 
 
 def best_names(summary: Mapping[str, Any], key: str) -> set[str]:
-    """The models and baselines whose mean of the metric `key` is best; none for one not to be compared."""
+    """The models and baselines with the best mean of the metric `key`; none for a metric without a best."""
     goal = COLUMNS[key][2]
-    found = {n: m[key]["mean"] for n, m in (summary["models"] | summary["baselines"]).items()}
-    found = {n: v for n, v in found.items() if v is not None}
-    if goal is None or not found:
+    means = {n: m[key]["mean"] for n, m in (summary["models"] | summary["baselines"]).items()}
+    means = {n: v for n, v in means.items() if v is not None}
+    if goal is None or not means:
         return set()
-    worth = {n: v if goal == "high" else -v for n, v in found.items()}
+    worth = {n: v if goal == "high" else -v for n, v in means.items()}
     return {n for n, v in worth.items() if v == max(worth.values())}
 
 
@@ -150,7 +150,7 @@ def text_table(summary: Mapping[str, Any]) -> str:
     console = Console(file=io.StringIO(), width=40 + 14 * len(columns), color_system=None, markup=False)
     console.print(headline(summary), soft_wrap=True)
     console.print(table)
-    console.print("* best of the column. FPR at a threshold of 0.5; never read it alone.", soft_wrap=True)
+    console.print("* best of the column. FPR at a threshold of 0.5; never judge by it alone.", soft_wrap=True)
     for note in summary["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -167,7 +167,7 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
             f"**{c}**" if name in best_names(summary, k) else c for k, c in zip(columns, cells, strict=True)
         ]
         lines.append(f"| {name} | " + " | ".join(marked) + " |")
-    lines += ["", "Bold: best of the column. The false-positive rate (FPR) is never read alone.", ""]
+    lines += ["", "Bold: best of the column. Never judge by the false-positive rate (FPR) alone.", ""]
     return "\n".join(lines + [f"- {note}" for note in summary["notes"]]) + "\n"
 
 
@@ -204,7 +204,7 @@ def html_page(
 
 
 def facts_html(facts: Mapping[str, Any], title: str = "") -> str:
-    """A stage's facts: plain values as a list, mappings of like mappings as a table, others by their name."""
+    """A stage's facts: plain values as a list, mappings of mappings with equal keys as a table."""
     plain = {k: v for k, v in facts.items() if not isinstance(v, Mapping)}
     lines = "".join(f"<div><dt>{_words(k)}</dt><dd>{_fact(v)}</dd></div>" for k, v in plain.items())
     head = f"<h3>{title}</h3>" if title else ""
@@ -214,8 +214,8 @@ def facts_html(facts: Mapping[str, Any], title: str = "") -> str:
             continue
         name = f"{title} · {_words(key)}" if title else _words(key)
         inner = list(value.values())
-        alike = all(isinstance(v, Mapping) and list(v) == list(inner[0]) for v in inner)
-        if alike and not any(isinstance(x, Mapping) for v in inner for x in v.values()):
+        same_keys = all(isinstance(v, Mapping) and list(v) == list(inner[0]) for v in inner)
+        if same_keys and not any(isinstance(x, Mapping) for v in inner for x in v.values()):
             columns = "".join(f"<th>{_words(k)}</th>" for k in inner[0])
             rows = "".join(
                 f"<tr><td>{_words(k)}</td>{''.join(f'<td>{_fact(x)}</td>' for x in v.values())}</tr>"
@@ -270,7 +270,7 @@ def _results(summary: Mapping[str, Any]) -> str:
 
 
 def _data(stages: Mapping[str, Sequence[Manifest]]) -> str:
-    """Rows and facts of the stages that make the data, of the first seed."""
+    """Rows and facts of the stages before training, of the first seed."""
     parts = []
     for name in ("ingest", "split", "extract", "swing", "prepare"):
         if name not in stages:

@@ -32,7 +32,7 @@ FIGURES = {
 def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.PathLike) -> Manifest:
     """Write `metrics.json`, `table.md`, the figures and `index.html` for the seeds `runs` into `out_dir`.
 
-    `metrics.json` holds for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
+    `metrics.json` has for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
     the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
     `sd` is null for a single seed. Raises DataError if a seed is not evaluated or lacks a variant, or if the
     seeds' protocols differ, or something else than a report is in `out_dir`.
@@ -44,8 +44,8 @@ def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.
         for number, manifest in enumerate(manifests)
     }
     manifest = Manifest("report", {"variants": list(variants), "seeds": len(runs)}, inputs)
-    if done := manifest.current(out_dir):
-        return done
+    if previous := manifest.current(out_dir):
+        return previous
     check_output(out_dir, manifest.stage)
     evaluations = [_evaluation(run, variants) for run in runs]
     with stage_output(manifest, out_dir) as folder:
@@ -81,7 +81,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
         }
 
     shared = [n for n in evaluations[0]["baselines"] if all(n in e["baselines"] for e in evaluations)]
-    known = all(e["truth"] is not None for e in evaluations)
+    truth_known = all(e["truth"] is not None for e in evaluations)
     notes: dict[str, list[int]] = {}
     for number, evaluation in enumerate(evaluations):
         for note in evaluation["notes"]:
@@ -94,15 +94,15 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
             "rows": [e["rows"] for e in evaluations],
             "positives": [e["positives"] for e in evaluations],
             "reachable_auc": _spread(reachable),
-            "truth": table([e["truth"] for e in evaluations]) if known else None,
+            "truth": table([e["truth"] for e in evaluations]) if truth_known else None,
             "models": {name: table([e["models"][name] for e in evaluations]) for name in variants},
             "baselines": {name: table([e["baselines"][name] for e in evaluations]) for name in shared},
             "notes": [
-                note + (f" (seed {', '.join(map(str, found))})" if several else "")
-                for note, found in notes.items()
+                note + (f" (seed {', '.join(map(str, note_seeds))})" if several else "")
+                for note, note_seeds in notes.items()
             ]
             + ([] if several else ["one seed: no standard deviation; differences may be chance"])
-            + ([] if known else ["the true probabilities are unknown: no reachable AUC"]),
+            + ([] if truth_known else ["the true probabilities are unknown: no reachable AUC"]),
         }
     )
 
@@ -115,14 +115,14 @@ def format_table(report: str | os.PathLike | Mapping[str, Any]) -> str:
     try:
         return page.text_table(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        raise DataError(f"{path}: not there; run the stage 'report' first") from None
+        raise DataError(f"{path}: missing; run the stage 'report' first") from None
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
-    found = np.array([v for v in values if v is not None and math.isfinite(v)], np.float64)
+    defined = np.array([v for v in values if v is not None and math.isfinite(v)], np.float64)
     return {
-        "mean": float(found.mean()) if len(found) else None,
-        "sd": float(found.std(ddof=1)) if len(found) > 1 else None,
+        "mean": float(defined.mean()) if len(defined) else None,
+        "sd": float(defined.std(ddof=1)) if len(defined) > 1 else None,
         "seeds": list(values),
     }
 
@@ -136,17 +136,17 @@ def _share(auc: float | None, reachable: float | None) -> float | None:
 def _evaluation(run: RunPaths, variants: Sequence[str]) -> dict[str, Any]:
     path = run.evaluation / "metrics.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        metrics = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise DataError(f"{path}: not there; run the stage 'evaluate' first") from None
-    missing = [name for name in variants if name not in found["models"]]
+        raise DataError(f"{path}: missing; run the stage 'evaluate' first") from None
+    missing = [name for name in variants if name not in metrics["models"]]
     if missing:
         raise DataError(f"{path}: variant '{missing[0]}' is not evaluated; run the stage 'evaluate' again")
-    return found
+    return metrics
 
 
 def _manifests(runs: Sequence[RunPaths], variants: Sequence[str]) -> dict[str, list[Manifest]]:
-    """Stage -> the manifest of each seed (of each run once, for what the seeds share), where there is one."""
+    """Stage -> the manifest of each seed (only one where the seeds share it), as far as there are any."""
     folders = {
         "ingest": [runs[0].reviews],
         "split": [run.split for run in runs],
@@ -157,8 +157,8 @@ def _manifests(runs: Sequence[RunPaths], variants: Sequence[str]) -> dict[str, l
         "evaluate": [run.evaluation for run in runs],
     }
     return {
-        name: [Manifest.read(f) for f in found if (f / "manifest.json").exists()]
-        for name, found in folders.items()
+        name: [Manifest.read(f) for f in stage_folders if (f / "manifest.json").exists()]
+        for name, stage_folders in folders.items()
     }
 
 
@@ -201,19 +201,21 @@ def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> No
 
 
 def _swing(runs: Sequence[RunPaths]) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
-    """For users and items: each seed's neighbour scores, and in words how many entities have neighbours."""
+    """For users and items: each seed's neighbour scores, and as text how many entities have neighbours."""
     scores: dict[str, list[np.ndarray]] = {"users": [], "items": []}
     coverage = {}
-    for kind, found in scores.items():
+    for kind, seed_scores in scores.items():
         with_any = entities = 0
         for run in runs:
             if not (run.swing / kind).exists():
                 continue
             lists = read_table(run.swing / kind, schema.NEIGHBORS, ["scores"])["scores"].combine_chunks()
-            found.append(lists.flatten().to_numpy())
+            seed_scores.append(lists.flatten().to_numpy())
             with_any += int((lists.value_lengths().to_numpy(zero_copy_only=False) > 0).sum())
             entities += int(Manifest.read(run.shards).facts[kind])
-        coverage[kind] = f"{with_any / max(entities, 1):.0%} have neighbours" if found else "not computed"
+        coverage[kind] = (
+            f"{with_any / max(entities, 1):.0%} have neighbours" if seed_scores else "not computed"
+        )
     return scores, coverage
 
 

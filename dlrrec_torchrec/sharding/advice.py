@@ -1,4 +1,4 @@
-"""What to do where the tables do not fit: which one is too large, and the tried changes that help."""
+"""What to do where the tables do not fit: which one is too large, and which tried changes help."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def explain(request: Request) -> tuple[str, list[list[str]]]:
 
 
 def _best_ways(request: Request) -> tuple[dict[str, ShardingOption], Storage]:
-    """For each table the way to keep it that leaves most room on the fullest rank; and the room there is."""
+    """For each table the way to store it that leaves the fullest rank most room; and the free memory."""
     ways, available = choices(request)
     best: dict[str, ShardingOption] = {}
     for way in ways:
@@ -83,67 +83,68 @@ def _best_ways(request: Request) -> tuple[dict[str, ShardingOption], Storage]:
 
 
 def _mean(best: dict[str, ShardingOption], world_size: int) -> Storage:
-    """What a rank would hold if all parts were spread evenly."""
+    """What a rank would store if all parts were spread evenly."""
     totals = [way.total_storage for way in best.values()]
     return Storage(*(math.ceil(sum(getattr(t, place) for t in totals) / world_size) for place in PLACES))
 
 
 def _need(option: ShardingOption, world_size: int) -> Storage:
-    """What the rank with most of the table holds of it."""
+    """What the rank with most of the table stores of it."""
     parts = math.ceil(len(option.shards) / world_size)
     return Storage(*(parts * max(getattr(s.storage, place) for s in option.shards) for place in PLACES))
 
 
 def _share(need: Storage, available: Storage) -> float:
-    """The need over what there is, of the memory that is shortest."""
+    """The need divided by the free memory, of the scarcest kind of memory."""
     pairs = [(getattr(need, place), getattr(available, place)) for place in PLACES]
-    return max((wanted / there if there else math.inf for wanted, there in pairs if wanted), default=0)
+    return max((needed / free if free else math.inf for needed, free in pairs if needed), default=0)
 
 
 def _too_much(need: Storage, available: Storage) -> str:
-    found = []
+    shortages = []
     for place, words in PLACES.items():
-        wanted, there = getattr(need, place), getattr(available, place)
-        if wanted > there:
-            found.append(f"{amount(wanted)} of {words}, {amount(there)} are free for tables")
-    return " and ".join(found)
+        needed, free = getattr(need, place), getattr(available, place)
+        if needed > free:
+            shortages.append(f"{amount(needed)} of {words}, {amount(free)} are free for tables")
+    return " and ".join(shortages)
 
 
 def suggestions(request: Request, blamed: list[list[str]]) -> list[Suggestion]:
     """Changes with which there is a plan: single ones, or if none is enough the first few; and more ranks.
 
     Args:
-        blamed: groups of tables to change, the next one where nothing helps in the one before.
+        blamed: groups of tables to change; the next group is tried where nothing helped in the last.
     """
     for group in blamed:
         changes = list(_changes(request, group))
-        found = [s for _, words, change in changes if (s := _tried(f"--set {words}", change(request)))]
-        if found:
+        helpful = [s for _, words, change in changes if (s := _tried(f"--set {words}", change(request)))]
+        if helpful:
             break
-    together, chosen, several = request, {}, []
+    together, chosen_words, several = request, {}, []
     for setting, words, change in changes:
         if _allowed(change(together)):
-            together, chosen = change(together), chosen | {setting: words}
-            several.append((f"--set {' '.join(chosen.values())}", together))
-    if not found:
+            together, chosen_words = change(together), chosen_words | {setting: words}
+            several.append((f"--set {' '.join(chosen_words.values())}", together))
+    if not helpful:
         tried = (_tried(words, changed) for words, changed in several)
-        found = list(itertools.islice(filter(None, tried), 1))
-    found += _more_ranks(request)
+        helpful = list(itertools.islice(filter(None, tried), 1))
+    helpful += _more_ranks(request)
     for words, changed in several:
-        found = found or _more_ranks(changed, f"{words} ")
-    return found
+        helpful = helpful or _more_ranks(changed, f"{words} ")
+    return helpful
 
 
 def _changes(request: Request, names: list[str]) -> Iterator[tuple[str, str, Change]]:
-    """(setting, words, change) of what may help the tables; the strongest of a setting comes last."""
+    """(setting, words, change) of changes that may help the tables; the strongest of a setting is last."""
 
     def change(concerned: list[Table], setting: str, value: str, field: object) -> tuple[str, str, Change]:
         words = " ".join(f"model.tables.{table.name}.{setting}={value}" for table in concerned)
-        chosen = [table.name for table in concerned]
+        names_to_change = [table.name for table in concerned]
 
         def changed(old: Request) -> Request:
             tables = (
-                dataclasses.replace(t, **{setting: field}) if t.name in chosen else t for t in old.tables
+                dataclasses.replace(t, **{setting: field}) if t.name in names_to_change else t
+                for t in old.tables
             )
             return dataclasses.replace(old, tables=tuple(tables))
 
@@ -166,7 +167,7 @@ def _changes(request: Request, names: list[str]) -> Iterator[tuple[str, str, Cha
 
 
 def _allowed(request: Request) -> dict[str, list[str]]:
-    """The sharding types that each table may have, none at all if a table has none."""
+    """The sharding types that each table may have; {} if one of the tables has none."""
     try:
         return {
             t.name: constraints(t, request.device, request.optimizer).sharding_types for t in request.tables
@@ -177,7 +178,7 @@ def _allowed(request: Request) -> dict[str, list[str]]:
 
 def _more_ranks(request: Request, words: str = "") -> list[Suggestion]:
     """The fewest ranks, in doublings, that there is a plan for; none where more ranks do not help."""
-    least = math.inf
+    previous_worst = math.inf
     while (request := dataclasses.replace(request, world_size=2 * request.world_size)).world_size <= _MOST:
         try:
             best, available = _best_ways(request)
@@ -185,9 +186,9 @@ def _more_ranks(request: Request, words: str = "") -> list[Suggestion]:
             return []
         worst = max(_share(_need(way, request.world_size), available) for way in best.values())
         mean = _share(_mean(best, request.world_size), available)
-        if worst > 1 and worst >= least:  # its parts do not get smaller
+        if worst > 1 and worst >= previous_worst:  # the parts do not get smaller
             return []
-        least = worst
+        previous_worst = worst
         if max(worst, mean) <= 1 and (s := _tried(f"{words}--world-size {request.world_size}", request)):
             return [s]
     return []

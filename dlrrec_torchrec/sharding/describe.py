@@ -8,7 +8,7 @@ from typing import Any
 
 from dlrrec_torchrec.sharding.planner import RESERVED, PlacedTable, Plan, imbalance
 
-_NOTE = "times are what TorchRec's model predicts for the tables alone, not measured"
+_NOTE = "times are predictions of TorchRec's model for the tables only, not measured"
 _LOADS = ("weight_bytes", "optimizer_bytes", "hbm", "ddr", "ssd")
 _TIMES = ("forward_ms", "backward_ms", "communication_ms", "ms")
 
@@ -38,13 +38,13 @@ def to_json(plan: Plan) -> dict[str, Any]:
 
 
 def _table(placed: PlacedTable) -> dict[str, Any]:
-    sums = {f: sum(getattr(s, f) for s in placed.shards) for f in ("weight_bytes", "optimizer_bytes")}
-    chosen = {"sharding": placed.sharding, "kernel": placed.kernel}
-    shards = [dataclasses.asdict(shard) for shard in placed.shards]
+    sums = {f: sum(getattr(s, f) for s in placed.parts) for f in ("weight_bytes", "optimizer_bytes")}
+    placement = {"sharding": placed.sharding, "kernel": placed.kernel}
+    parts = [dataclasses.asdict(part) for part in placed.parts]
     allowed = {"allowed_sharding": placed.table.sharding, "allowed_kernels": placed.table.kernels}
     table = dataclasses.asdict(placed.table)
     del table["sharding"], table["kernels"]
-    return table | chosen | allowed | sums | {"shards": shards}
+    return table | placement | allowed | sums | {"parts": parts}
 
 
 def to_text(plan: Plan, brief: bool = False) -> str:
@@ -63,9 +63,9 @@ def to_text(plan: Plan, brief: bool = False) -> str:
             p.table.dtype,
             p.sharding,
             p.kernel,
-            _ranges([s.rank for s in p.shards if s.rows]),
-            amount(sum(s.weight_bytes for s in p.shards)),
-            amount(sum(s.optimizer_bytes for s in p.shards)),
+            _ranges([s.rank for s in p.parts if s.rows]),
+            amount(sum(s.weight_bytes for s in p.parts)),
+            amount(sum(s.optimizer_bytes for s in p.parts)),
         )
         for p in plan.tables
     ]
@@ -83,7 +83,7 @@ def to_text(plan: Plan, brief: bool = False) -> str:
 
 
 def _rank_lines(plan: Plan, place: str) -> list[str]:
-    """One line for each run of ranks that are loaded alike."""
+    """One line for each run of ranks with equal loads."""
     extra = [p for p in ("hbm", "ddr", "ssd") if p == place or any(plan.ranks(p))]
     names = {"hbm": "device", "ddr": "host", "ssd": "SSD"}
     head = ("rank", "weights", "optimizer", *(names[p] for p in extra), "of mean")

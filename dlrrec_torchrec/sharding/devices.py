@@ -1,4 +1,4 @@
-"""The devices that hold tables: named ones by their makers' figures, and the one that is really there."""
+"""The devices that store tables: named ones by their makers' figures, and the present one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Device:
         return self.hbm or self.ddr
 
     def topology(self, world_size: int, local_world_size: int) -> Topology:
-        """TorchRec's picture of `world_size` such ranks, `local_world_size` on each node."""
+        """TorchRec's topology of `world_size` such ranks, `local_world_size` on each node."""
         per_ms = 1e-3
         host = "hbm_to_ddr_mem_bw" if self.hbm else "ddr_mem_bw"
         return Topology(
@@ -87,13 +87,13 @@ _GPUS = (
 # magnitude, not a figure of a maker), 100 Gb/s.
 _CPU = Device("cpu", 0, 64 * GB, 0, 51.2 * GB, 10 * GB, 12.5 * GB)
 DEVICES = {device.name: device for device in (_CPU, *_GPUS)}
-_UNKNOWN_GPU = DEVICES["a100-40"]  # whose links a GPU without a name here is thought to have
+_UNKNOWN_GPU = DEVICES["a100-40"]  # gives the links of a GPU that is not in the list
 
 
 def named_device(name: str, hbm: float | None = None, ddr: float | None = None) -> Device:
     """A device out of DEVICES. `hbm`, `ddr`: GB of device memory, of host memory for each rank, if others.
 
-    Raises DataError for a name that is not known, for device memory on a CPU, and for sizes that are none.
+    Raises DataError for an unknown name, for device memory on a CPU, and for sizes that are not above 0.
     """
     if name not in DEVICES:
         raise DataError(f"--device {name}: not known (known: {', '.join(DEVICES)}); --hbm changes its memory")
@@ -132,7 +132,7 @@ def cuda_device(properties: Any, ddr: int) -> Device:
 
 
 def rank_device(ranks: Ranks) -> Device:
-    """What a rank really has: its GPU, if it is on one, and its share of this machine's memory."""
+    """The present device of a rank: its GPU, if it has one, and its share of this machine's memory."""
     host = host_memory() // ranks.local_world_size
     if ranks.device.type == "cuda":
         return cuda_device(torch.cuda.get_device_properties(ranks.device), host)

@@ -1,4 +1,4 @@
-"""Sharding of managed tables, with optimizer state that is forgotten together with a row."""
+"""Sharding of managed tables, with optimizer state that is reset together with its row."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 
 
 class ManagedSharder(ManagedCollisionEmbeddingBagCollectionSharder):
-    """TorchRec's sharder, of whose tables a row starts at zero when it is given to an id.
+    """TorchRec's sharder for managed tables where a row is zeroed when it is given to a new id.
 
-    TorchRec resets the state of row-wise Adagrad alone, by an operator that FBGEMM does not have for CPUs.
+    TorchRec resets only the state of row-wise Adagrad, by an operator that FBGEMM does not have for CPUs.
     """
 
     def shard(
@@ -58,6 +58,6 @@ class _Sharded(ShardedManagedCollisionEmbeddingBagCollection):
                     weights = kernel.split_embedding_weights()
                     state = kernel.split_optimizer_states()
                     number = names.index(table)
-                    own = state[number] if number < len(state) else ()
-                    return [weights[number], *(s for s in own if len(s) == len(weights[number]))]
+                    table_state = state[number] if number < len(state) else ()
+                    return [weights[number], *(s for s in table_state if len(s) == len(weights[number]))]
         return []

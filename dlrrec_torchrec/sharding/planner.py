@@ -1,6 +1,6 @@
-"""TorchRec's planner over plain tables: where each part of each table goes, what it costs in bytes and time.
+"""TorchRec's planner for plain tables: where each part of each table goes, and its cost in bytes and time.
 
-It needs neither a process group nor the devices it plans for: a laptop plans for 64 GPUs.
+It needs neither a process group nor the planned devices: a laptop plans for 64 GPUs.
 """
 
 from __future__ import annotations
@@ -26,17 +26,18 @@ from dlrrec_torchrec.store.errors import DataError
 
 RESERVED = 0.15  # of each rank's memory, for activations, fragments and other programs
 _ID_BYTES = 8
-_ID_COPIES = 20  # of a batch's ids: two batches in the pipeline with ten copies each, as TorchRec counts
-_MANAGED_BYTES = 32  # of a row: its id, where it is, how often and when it came
-_GRID = 1000  # combinations of choices up to which all are tried; above, the best first
+# Of a batch's ids: two batches in the training pipeline with ten copies each, as TorchRec counts.
+_ID_COPIES = 20
+_MANAGED_BYTES = 32  # of a row: its id, position, count and time of use
+_GRID = 1000  # up to this many combinations of choices all are tried; above, the best first
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """All that a plan follows from.
+    """Everything that determines a plan.
 
     Args:
-        tables: to be placed.
+        tables: the tables to place.
         device: of each rank.
         world_size, local_world_size: ranks in all, and of one node.
         batch_size: examples of a step on each rank.
@@ -44,7 +45,7 @@ class Request:
         dense_bytes: what the rest of the model takes on each rank.
 
     Raises:
-        DataError: numbers that do not fit together, naming the flag.
+        DataError: numbers that contradict each other, naming the flag.
     """
 
     tables: tuple[Table, ...]
@@ -77,8 +78,8 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
-    """A part of a table on a rank. Bytes by kind and, as they must fit, by place; times in ms a step."""
+class TablePart:
+    """A part of a table on a rank. Bytes by kind and by the memory they must fit in; times in ms a step."""
 
     rank: int
     rows: int
@@ -101,12 +102,12 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class PlacedTable:
-    """A table and where it goes; `parameter` is what TorchRec shards it by."""
+    """A table and where it goes; `parameter`: TorchRec's description of that."""
 
     table: Table
     sharding: str
     kernel: str
-    shards: tuple[Shard, ...]
+    parts: tuple[TablePart, ...]
     parameter: ParameterSharding
 
 
@@ -119,11 +120,11 @@ class Plan:
     tables: tuple[PlacedTable, ...]
 
     def ranks(self, field: str) -> list[float]:
-        """The sum of a Shard's `field` over the shards of each rank."""
+        """The sum of `field` over the table parts of each rank."""
         sums = [0] * self.request.world_size
         for placed in self.tables:
-            for shard in placed.shards:
-                sums[shard.rank] += getattr(shard, field)
+            for part in placed.parts:
+                sums[part.rank] += getattr(part, field)
         return sums
 
     @property
@@ -137,24 +138,24 @@ class NoPlan(DataError):
 
 
 def imbalance(loads: Sequence[float]) -> float:
-    """The largest load over the mean of all ranks' loads, those of idle ranks too; 1 is even."""
+    """The largest load divided by the mean load of all ranks, idle ones too; 1 is even."""
     return max(loads) * len(loads) / total if (total := sum(loads)) else 1.0
 
 
 def state_bytes(optimizer: str, rows: int, columns: int) -> int:
-    """Bytes of the optimizer's state for a part of a table; fp32 whatever the weights are (FBGEMM)."""
+    """Bytes of the optimizer's state for a part of a table; always fp32 (FBGEMM)."""
     return {"adam": 8 * rows * columns, "rowwise_adagrad": 4 * rows, "sgd": 0}[optimizer]
 
 
 def solve(request: Request) -> Plan:
-    """The plan that TorchRec predicts to be the fastest of those that fit. The same for the same request.
+    """The fastest plan that fits, as predicted by TorchRec; equal requests have equal plans.
 
     Raises:
         NoPlan: there is none.
-        DataError: settings of a table that leave no way to keep it.
+        DataError: settings of a table that leave no way to store it.
     """
     topology, enumerator, options = _prepared(request)
-    reservation, chosen = _Reservation(request), _Chosen()
+    reservation, chosen_options = _Reservation(request), _Chosen()
     planner = EmbeddingShardingPlanner(
         topology=topology,
         enumerator=enumerator,
@@ -165,7 +166,7 @@ def solve(request: Request) -> Plan:
             GreedyProposer(use_depth=False),
             UniformProposer(),
         ],
-        stats=[chosen],
+        stats=[chosen_options],
         debug=False,
         **options,
     )
@@ -174,13 +175,15 @@ def solve(request: Request) -> Plan:
     except TorchRecPlannerError as error:
         raise NoPlan(str(error)) from None
     parameters = {name: p for part in sharding.plan.values() for name, p in part.items()}
-    found = {option.name: option for option in chosen.options}
-    placed = (_placed(t, found[t.name], parameters[t.name], request.optimizer) for t in request.tables)
+    options_by_name = {option.name: option for option in chosen_options.options}
+    placed = (
+        _placed(t, options_by_name[t.name], parameters[t.name], request.optimizer) for t in request.tables
+    )
     return Plan(request, reservation.available, tuple(placed))
 
 
 def choices(request: Request) -> tuple[list[ShardingOption], Storage]:
-    """Every way to keep each table, with its costs, and the room that each rank has. Raises as `solve`."""
+    """Every way to store each table, with its costs, and the free memory of each rank. Raises as `solve`."""
     _, enumerator, _ = _prepared(request)
     return enumerator.enumerate(module_of(request.tables), sharders()), _Reservation(request).available
 
@@ -196,8 +199,8 @@ def _placed(
     table: Table, option: ShardingOption, parameter: ParameterSharding, optimizer: str
 ) -> PlacedTable:
     optimizer = optimizer_of(table, optimizer)
-    shards = tuple(
-        Shard(
+    parts = tuple(
+        TablePart(
             rank=shard.rank,
             rows=shard.size[0],
             columns=shard.size[1],
@@ -214,11 +217,11 @@ def _placed(
         )
         for shard in option.shards
     )
-    return PlacedTable(table, option.sharding_type, option.compute_kernel, shards, parameter)
+    return PlacedTable(table, option.sharding_type, option.compute_kernel, parts, parameter)
 
 
 class _Enumerator(EmbeddingEnumerator):
-    """TorchRec's, in an order that does not depend on the hashes of strings, and with the true state."""
+    """TorchRec's enumerator in a fixed order (not by string hashes), with the real optimizer state."""
 
     def __init__(self, request: Request, topology: Topology, **options: Any) -> None:
         super().__init__(topology, **options)
@@ -235,7 +238,7 @@ class _Enumerator(EmbeddingEnumerator):
         return sorted(super().enumerate(module, sharders), key=place)
 
     def populate_estimates(self, sharding_options: list[ShardingOption]) -> None:
-        """TorchRec's estimates, which know of no optimizer here, with its state where FBGEMM keeps it.
+        """TorchRec's estimates, which include no optimizer here, plus its state where FBGEMM stores it.
 
         TorchRec would count the state as if it had the type of the weights, and leave out the gradient of a
         replicated table and the cache of a table on SSD.
@@ -258,18 +261,18 @@ class _Enumerator(EmbeddingEnumerator):
 
 
 class _Reservation(FixedPercentageStorageReservation):
-    """Keeps RESERVED of both memories free, and where the tables are, room for the rest of the model."""
+    """Keeps RESERVED of both memories free, and room for the rest of the model in the tables' memory."""
 
     def __init__(self, request: Request) -> None:
         super().__init__(RESERVED)
         ids = sum(table.pooling for table in request.tables) * request.batch_size
-        taken = request.dense_bytes + math.ceil(ids * _ID_BYTES * _ID_COPIES)
+        model_bytes = request.dense_bytes + math.ceil(ids * _ID_BYTES * _ID_COPIES)
         device = request.device
         hbm, ddr = (int((1 - RESERVED) * size) for size in (device.hbm, device.ddr))
         if device.hbm:
-            hbm = max(hbm - taken, 0)
+            hbm = max(hbm - model_bytes, 0)
         else:
-            ddr = max(ddr - taken, 0)
+            ddr = max(ddr - model_bytes, 0)
         self.available = Storage(hbm=hbm, ddr=ddr, ssd=device.ssd)
 
     def reserve(self, topology: Topology, *arguments: Any, **options: Any) -> Topology:

@@ -20,7 +20,7 @@ def is_fused(table_optimizer: str, device: torch.device) -> bool:
 
 
 class RowAdam(torch.optim.Optimizer):
-    """Adam (Kingma and Ba 2015, algorithm 1) on the rows that have a gradient; the others' moments rest too.
+    """Adam (Kingma and Ba 2015, algorithm 1) on the rows that have a gradient; the others keep their moments.
 
     What FBGEMM's fused Adam computes on a GPU, for tables that have an ordinary gradient [rows, columns]. The
     bias correction counts the steps of the whole table.

@@ -1,4 +1,4 @@
-"""What a plan is made of: tables, and for each the ways to keep it that its settings and the device allow."""
+"""The parts of a plan: tables, and for each the ways to store it that its settings and the device allow."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _REPLICATED = "data_parallel"
 
 
 class BagSharder(EmbeddingBagCollectionSharder):
-    """TorchRec's sharder, which shards by rows on CPUs too (TorchRec does not offer it, but can)."""
+    """TorchRec's sharder, with sharding by rows on CPUs too (which TorchRec can do but does not offer)."""
 
     def sharding_types(self, compute_device_type: str) -> list[str]:
         """The sharding types for "cpu" or "cuda"."""
@@ -42,7 +42,7 @@ class BagSharder(EmbeddingBagCollectionSharder):
 
 
 def sharders(codecs: dict[str, QuantizedCommCodecs] | None = None) -> list[ModuleSharder]:
-    """For every kind of module that holds tables; `codecs`: of what they exchange."""
+    """Sharders for every kind of module with tables; `codecs`: of the data they exchange."""
     return [
         BagSharder(qcomm_codecs_registry=codecs),
         EmbeddingCollectionSharder(qcomm_codecs_registry=codecs),
@@ -54,7 +54,7 @@ def sharders(codecs: dict[str, QuantizedCommCodecs] | None = None) -> list[Modul
 class Table:
     """An embedding table to plan for; the fields that are not explained here are TableConfig's.
 
-    Raises DataError for sizes that cannot be, naming the setting.
+    Raises DataError for impossible sizes, naming the setting.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Table:
     frozen: bool = False  # not trained: no optimizer, no backward pass
 
     def __post_init__(self) -> None:
-        for name, fits, wanted in (
+        for name, fits, requirement in (
             ("rows", self.rows >= 1, "at least 1"),
             (
                 "dim",
@@ -86,7 +86,7 @@ class Table:
             ("min_columns", self.min_columns >= 4, "at least 4"),
         ):
             if not fits:
-                raise DataError(f"table {self.name}: {name}={getattr(self, name)} must be {wanted}")
+                raise DataError(f"table {self.name}: {name}={getattr(self, name)} must be {requirement}")
 
     @property
     def itemsize(self) -> int:
@@ -101,10 +101,12 @@ class Table:
         return f"{self.name} ({self.rows:,} x {self.dim} {self.dtype})"
 
 
-def configured(name: str, settings: TableConfig, rows: int | None, dim: int | None, **known: object) -> Table:
-    """The table `name` with its settings; `rows` and `dim` as the model has them, None where it has none.
+def configured(
+    name: str, settings: TableConfig, rows: int | None, dim: int | None, **overrides: object
+) -> Table:
+    """The table `name` with its settings; `rows` and `dim` of the model, None where it does not say.
 
-    Raises DataError where neither the model nor the settings say how large the table is.
+    Raises DataError where the size of the table is neither in the model nor in the settings.
     """
     sizes = {"rows": settings.rows if rows is None else rows, "dim": settings.dim if dim is None else dim}
     for key, size in sizes.items():
@@ -113,19 +115,19 @@ def configured(name: str, settings: TableConfig, rows: int | None, dim: int | No
                 f"table {name}: how many {key}? set model.tables.{name}.{key} "
                 "(or, for `dlrrec plan`, --table NAME=ROWS,DIM)"
             )
-    given = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
-    given |= {key: tuple(given[key]) for key in ("sharding", "kernels")} | sizes
-    given |= {"pooling": settings.pooling or 1.0, "dtype": settings.dtype or "fp32"} | known
-    return Table(name, **given)
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    values |= {key: tuple(values[key]) for key in ("sharding", "kernels")} | sizes
+    values |= {"pooling": settings.pooling or 1.0, "dtype": settings.dtype or "fp32"} | overrides
+    return Table(name, **values)
 
 
 def tables_in(module: nn.Module, settings: Mapping[str, TableConfig]) -> list[Table]:
-    """The tables of the module's collections, sized as they are, kept as `settings` (by name) say.
+    """The tables of the module's collections, with their sizes and their `settings` (by name).
 
-    A collection's table `t_NAME` is the table NAME. Raises DataError for settings of a table that is not
-    there.
+    A collection's table `t_NAME` is the table NAME. Raises DataError for settings of a table that does
+    not exist.
     """
-    found = []
+    tables = []
     for collection in module.modules():
         if isinstance(collection, (EmbeddingBagCollection, EmbeddingCollection)):
             pooled = isinstance(collection, EmbeddingBagCollection)
@@ -133,23 +135,27 @@ def tables_in(module: nn.Module, settings: Mapping[str, TableConfig]) -> list[Ta
             frozen = not any(p.requires_grad for p in collection.parameters())
             for table in configs:
                 name = table_key(table.name)
-                own = settings.get(name, TableConfig())
-                known = {"dtype": _DTYPE_NAMES[table.data_type], "pooled": pooled, "frozen": frozen}
+                table_settings = settings.get(name, TableConfig())
+                known_fields = {"dtype": _DTYPE_NAMES[table.data_type], "pooled": pooled, "frozen": frozen}
                 if frozen:  # an example looks up its entity and, for the contrastive terms, a positive
-                    known["pooling"] = own.pooling or 2.0
-                found.append(configured(name, own, table.num_embeddings, table.embedding_dim, **known))
-    names = [table.name for table in found]
+                    known_fields["pooling"] = table_settings.pooling or 2.0
+                tables.append(
+                    configured(
+                        name, table_settings, table.num_embeddings, table.embedding_dim, **known_fields
+                    )
+                )
+    names = [table.name for table in tables]
     for name in settings:
         if name not in names:
             raise DataError(
                 f"model.tables.{name}: the model has no such table (it has: {', '.join(names)}; "
                 "model.category, model.user_id, model.item_id and model.vectors=table switch them on)"
             )
-    return found
+    return tables
 
 
 def dense_bytes(module: nn.Module) -> int:
-    """Bytes that the rest of the module takes in training.
+    """Bytes that the module needs in training without its tables.
 
     Its buffers, and six times its parameters (TorchRec's rule: weights, gradients, moments, DDP's buckets).
     """
@@ -157,8 +163,8 @@ def dense_bytes(module: nn.Module) -> int:
         m for m in module.modules() if isinstance(m, (EmbeddingBagCollection, EmbeddingCollection))
     ]
     tables = {id(parameter) for collection in collections for parameter in collection.parameters()}
-    rest = [6 * p.numel() * p.element_size() for p in module.parameters() if id(p) not in tables]
-    return sum(rest) + sum(b.numel() * b.element_size() for b in module.buffers())
+    dense_parameters = [6 * p.numel() * p.element_size() for p in module.parameters() if id(p) not in tables]
+    return sum(dense_parameters) + sum(b.numel() * b.element_size() for b in module.buffers())
 
 
 def table_key(name: str) -> str:
@@ -186,42 +192,42 @@ def module_of(tables: Sequence[Table]) -> nn.Module:
         ]
         dims = {c.embedding_dim for c in configs} if not pooled else {0}
         for dim in sorted(dims):  # an EmbeddingCollection holds tables of one dimension
-            chosen = [c for c in configs if pooled or c.embedding_dim == dim]
-            if chosen:
+            same_dim = [c for c in configs if pooled or c.embedding_dim == dim]
+            if same_dim:
                 module.add_module(
-                    f"{kind.__name__}{dim or ''}", kind(tables=chosen, device=torch.device("meta"))
+                    f"{kind.__name__}{dim or ''}", kind(tables=same_dim, device=torch.device("meta"))
                 )
     return module
 
 
 def constraints(table: Table, device: Device, optimizer: str) -> ParameterConstraints:
-    """What the planner may choose from for the table.
+    """What the planner may choose for the table.
 
     Raises DataError where nothing is left, with the reason against each choice.
     """
     optimizer = optimizer_of(table, optimizer)
     kernels = table.kernels or ("fused", "dense")
     if table.sharding:
-        wanted = table.sharding
+        candidates = table.sharding
     elif table.ids == "managed":
-        wanted = ("row_wise",)
+        candidates = ("row_wise",)
     elif kernels == ("dense",) or not _fused(device, optimizer):
-        wanted = (_REPLICATED,)
+        candidates = (_REPLICATED,)
     else:
-        wanted = _default_sharding(device)
+        candidates = _default_sharding(device)
     against = {k: _against_kernel(k, table, device, optimizer) for k in kernels if k != "dense"}
     usable = [kernel for kernel, reason in against.items() if not reason]
-    for sharding in wanted:
+    for sharding in candidates:
         against[sharding] = _against_sharding(sharding, table, device, optimizer)
         if sharding == _REPLICATED and "dense" not in kernels:
             against[sharding] = "its kernel is dense"
         elif sharding != _REPLICATED and not usable:
             against[sharding] = against[sharding] or "no kernel is left for it"
-    allowed = [sharding for sharding in wanted if not against[sharding]]
+    allowed = [sharding for sharding in candidates if not against[sharding]]
     if not allowed:
         reasons = "; ".join(f"{choice}: {reason}" for choice, reason in against.items() if reason)
         raise DataError(
-            f"table {table.name}: no way to keep it is left ({reasons}); "
+            f"table {table.name}: no way to store it is left ({reasons}); "
             f"change model.tables.{table.name}.sharding, kernels or dtype, or train.table_optimizer"
         )
     cached = {"fused_uvm_caching", "key_value"} & set(usable)
@@ -237,7 +243,7 @@ def constraints(table: Table, device: Device, optimizer: str) -> ParameterConstr
 
 
 def optimizer_of(table: Table, optimizer: str) -> str:
-    """A frozen table is kept as one under SGD, whose step is never taken: no state, fused everywhere."""
+    """A frozen table counts as one under SGD that is never updated: no state, and fused everywhere."""
     return "sgd" if table.frozen else optimizer
 
 
@@ -259,9 +265,11 @@ def _against_sharding(sharding: str, table: Table, device: Device, optimizer: st
     if sharding == _REPLICATED:
         return None if table.dtype == "fp32" else "replicated tables are fp32"
     if not _fused(device, optimizer):
-        return f"needs a fused {optimizer}, which FBGEMM has not for CPUs (but rowwise_adagrad and sgd)"
+        return (
+            f"needs a fused {optimizer}, which FBGEMM does not have for CPUs (it has rowwise_adagrad and sgd)"
+        )
     if optimizer == "rowwise_adagrad" and sharding in _COLUMNS:
-        return "row-wise Adagrad keeps one value a row, and each part of the columns would keep its own"
+        return "row-wise Adagrad has one value a row, and each part of the columns would have its own"
     sharder = sharders()[0 if table.pooled else 1]
     if sharding not in sharder.sharding_types(device.kind):
         return f"not offered on {device.kind}" if table.pooled else "not offered for single lookups"

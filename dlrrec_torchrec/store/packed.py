@@ -1,7 +1,7 @@
 """How columns of fixed width are stored in Parquet: as the bytes of their numbers.
 
 Parquet stores a list with a repetition and a definition level beside every number; reading them costs many
-times what copying the numbers does. So the rows of shards, which are read in every epoch, keep their
+times what copying the numbers does. So the rows of shards, which are read in every epoch, store their
 fixed-size lists as FIXED_LEN_BYTE_ARRAY: the row's numbers, little-endian, one after the other. The field's
 metadata names their type, as `numbers: halffloat`. Readers that go through `schema.read_table` see lists.
 """
@@ -55,7 +55,7 @@ def unpack(table: pa.Table) -> pa.Table:
 
 
 def matrix(packed: pa.FixedSizeBinaryArray, numbers: pa.DataType) -> np.ndarray:
-    """The rows' numbers [n, width], a read-only view of Arrow's memory; nulls must have been ruled out."""
+    """The rows' numbers [n, width], a read-only view of Arrow's memory; there must be no nulls."""
     dtype, size = np.dtype(numbers.to_pandas_dtype()), packed.type.byte_width
     width = size // dtype.itemsize
     if not len(packed):

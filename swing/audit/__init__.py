@@ -1,4 +1,4 @@
-"""Audit a finished output: what its lists are worth, and whether they are what the job promises."""
+"""Audit a finished output: how good its lists are, and whether they are what the job promises."""
 
 from swing.audit.command import add_arguments, main, table
 from swing.audit.report import audit

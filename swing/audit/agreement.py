@@ -11,7 +11,7 @@ from swing.compiled import compiled
 from swing.config import SwingError
 
 RBO_P = 0.9  # persistence of rank-biased overlap: the first ten ranks then weigh 86 % (Webber et al. 2010)
-CELLS = 1 << 21  # ids times ranks that are compared at once
+CELLS = 1 << 21  # ids times ranks, compared in one step
 
 
 def compare(this: Lists, other: Lists, k: int = 10) -> dict[str, Any]:
@@ -35,42 +35,44 @@ def compare(this: Lists, other: Lists, k: int = 10) -> dict[str, Any]:
             f"{other.manifest['side']}: nothing to compare"
         )
     row_here = this.rows(other.ids.to_arrow())
-    there = np.flatnonzero(row_here >= 0)
-    here = row_here[there]
-    if not len(here):
+    rows_there = np.flatnonzero(row_here >= 0)
+    rows_here = row_here[rows_there]
+    if not len(rows_here):
         raise SwingError(f"{this.directory} and {other.directory} have no id in common")
-    listed = (this.counts[here] > 0, other.counts[there] > 0)
-    both = listed[0] & listed[1]
+    listed = (this.counts[rows_here] > 0, other.counts[rows_there] > 0)
+    listed_in_both = listed[0] & listed[1]
     return {
         "other": str(other.directory),
         "parameters": _differences(this.manifest["parameters"], other.manifest["parameters"]),
         "filters": _differences(this.manifest.get("filters") or {}, other.manifest.get("filters") or {}),
         "input": _differences(this.manifest.get("input", {}), other.manifest.get("input", {})),
-        "ids": {"this": len(this.ids), "other": len(other.ids), "both": len(here)},
+        "ids": {"this": len(this.ids), "other": len(other.ids), "both": len(rows_here)},
         "coverage": {
             "this": float(np.mean(this.counts > 0)),
             "other": float(np.mean(other.counts > 0)),
             "this_on_shared_ids": float(listed[0].mean()),
             "other_on_shared_ids": float(listed[1].mean()),
         },
-        "lists_in_both": int(both.sum()),
+        "lists_in_both": int(listed_in_both.sum()),
         "k": k,
-        **_measures(this, other, here[both], there[both], k),
+        **_measures(this, other, rows_here[listed_in_both], rows_there[listed_in_both], k),
     }
 
 
-def _measures(this: Lists, other: Lists, here: np.ndarray, there: np.ndarray, k: int) -> dict[str, Any]:
-    if not len(here):
+def _measures(
+    this: Lists, other: Lists, rows_here: np.ndarray, rows_there: np.ndarray, k: int
+) -> dict[str, Any]:
+    if not len(rows_here):
         return {"overlap": None, "jaccard": None, "rbo": None, "identical": None, "overlap_by_rank": []}
-    depth = int(max(this.counts[here].max(), other.counts[there].max()))
+    depth = int(max(this.counts[rows_here].max(), other.counts[rows_there].max()))
     totals = {"overlap": 0.0, "jaccard": 0.0, "rbo": 0.0, "identical": 0.0}
     by_rank = np.zeros(depth)
-    seen = np.full((2, len(this.ids)), -1, np.int32)
+    stamps = np.full((2, len(this.ids)), -1, np.int32)
     step = max(1, CELLS // depth)
-    for begin in range(0, len(here), step):
-        a, b = here[begin : begin + step], there[begin : begin + step]
+    for begin in range(0, len(rows_here), step):
+        a, b = rows_here[begin : begin + step], rows_there[begin : begin + step]
         shared = np.empty((len(a), depth), np.int32)
-        _count_shared(this.ptr, this.codes, a, other.ptr, other.codes, b, begin, *seen, shared)
+        _count_shared(this.ptr, this.codes, a, other.ptr, other.codes, b, begin, *stamps, shared)
         lengths = np.stack([this.counts[a], other.counts[b]])
         reached = np.minimum(np.arange(1, depth + 1), lengths.max(0)[:, None])  # min(d, m)
         overlap = shared / reached
@@ -81,8 +83,8 @@ def _measures(this: Lists, other: Lists, here: np.ndarray, there: np.ndarray, k:
         totals["jaccard"] += (shared[:, at - 1] / union).sum()
         totals["rbo"] += rank_biased_overlap(shared, lengths.min(0), lengths.max(0)).sum()
         totals["identical"] += np.count_nonzero((shared == reached)[:, :at].all(1))
-    means = {name: float(total) / len(here) for name, total in totals.items()}
-    return means | {"overlap_by_rank": (by_rank / len(here)).tolist()}
+    means = {name: float(total) / len(rows_here) for name, total in totals.items()}
+    return means | {"overlap_by_rank": (by_rank / len(rows_here)).tolist()}
 
 
 def rank_biased_overlap(
@@ -103,14 +105,14 @@ def rank_biased_overlap(
 
 
 def _differences(this: dict[str, Any], other: dict[str, Any]) -> dict[str, list]:
-    """What differs: name -> [value here, value there], None where a side has none."""
+    """The entries that differ: name -> [value of this, value of the other], None where one has none."""
     names = list(dict.fromkeys([*this, *other]))
     return {name: [this.get(name), other.get(name)] for name in names if this.get(name) != other.get(name)}
 
 
 @compiled
 def _count_shared(a_ptr, a_codes, a_rows, b_ptr, b_codes, b_rows, base, in_a, in_b, shared):
-    """shared[n, d]: ids among the first d + 1 of both list a_rows[n] and list b_rows[n]."""
+    """Fill shared[n, d]: ids among the first d + 1 of both list a_rows[n] and list b_rows[n]."""
     for n in range(a_rows.size):
         a, b, stamp, count = a_rows[n], b_rows[n], base + n, 0
         for d in range(shared.shape[1]):

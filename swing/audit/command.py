@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         action="append",
         metavar="X",
-        help="count the neighbours whose score is greater; may be repeated. Default: quantiles of the scores",
+        help="count the neighbours with a greater score; may be repeated. Default: quantiles of the scores",
     )
 
 
@@ -138,24 +138,24 @@ def _thresholds(report: dict[str, Any]) -> str:
 
 
 def _agreement(report: dict[str, Any]) -> str:
-    if not (found := report.get("agreement")):
+    if not (agreement := report.get("agreement")):
         return ""
-    ids, cover, k = found["ids"], found["coverage"], found["k"]
+    ids, cover, k = agreement["ids"], agreement["coverage"], agreement["k"]
     rows = [
-        ("compared with", found["other"]),
-        *((name, f"{a} here, {b} there") for name, (a, b) in found["parameters"].items()),
-        *((name, f"{a} here, {b} there") for name, (a, b) in found["filters"].items()),
-        *((f"input {name}", f"{a} here, {b} there") for name, (a, b) in found["input"].items()),
+        ("compared with", agreement["other"]),
+        *((name, f"{a} here, {b} there") for name, (a, b) in agreement["parameters"].items()),
+        *((name, f"{a} here, {b} there") for name, (a, b) in agreement["filters"].items()),
+        *((f"input {name}", f"{a} here, {b} there") for name, (a, b) in agreement["input"].items()),
         ("ids", f"{ids['both']:,} in both; {ids['this']:,} here, {ids['other']:,} there"),
         ("coverage", f"{_percent(cover['this'])} here, {_percent(cover['other'])} there"),
-        ("ids with lists in both", f"{found['lists_in_both']:,}"),
+        ("ids with lists in both", f"{agreement['lists_in_both']:,}"),
     ]
-    if found["lists_in_both"]:
+    if agreement["lists_in_both"]:
         rows += [
-            (f"overlap@{k}", _number(found["overlap"])),
-            (f"Jaccard@{k}", _number(found["jaccard"])),
-            ("rank-biased overlap", _number(found["rbo"])),
-            (f"same first {k}", _percent(found["identical"])),
+            (f"overlap@{k}", _number(agreement["overlap"])),
+            (f"Jaccard@{k}", _number(agreement["jaccard"])),
+            ("rank-biased overlap", _number(agreement["rbo"])),
+            (f"same first {k}", _percent(agreement["identical"])),
         ]
     return _aligned(rows)
 

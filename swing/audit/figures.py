@@ -1,4 +1,4 @@
-"""The figures of the audit, in colours that colour-blind readers tell apart (Okabe and Ito)."""
+"""The figures of the audit, in colours that colour-blind readers can distinguish (Okabe and Ito)."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def coverage(report: dict[str, Any], path: Path) -> None:
 
 def scores(report: dict[str, Any], path: Path) -> None:
     """Counts of all neighbours and of the best of each id over their scores, log axes; dashed: thresholds."""
-    found = report["scores"]
-    histogram = found["histogram"]
+    summary = report["scores"]
+    histogram = summary["histogram"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 4.1), layout="constrained")
         axes = figure.subplots()
         axes.set(xlabel="score", ylabel="neighbours", title="Scores")
-        if not found["all"]["count"]:
+        if not summary["all"]["count"]:
             _say(axes, "no neighbours")
         else:
             low, high = histogram["edges"][0], histogram["edges"][-1]
@@ -73,7 +73,7 @@ def scores(report: dict[str, Any], path: Path) -> None:
             for name, words, colour in (("all", "all", BLUE), ("best", "best of each id", ORANGE)):
                 axes.stairs(histogram[name], edges, color=colour, fill=True, alpha=0.4)
                 axes.stairs(
-                    histogram[name], edges, color=colour, lw=1.6, label=f"{words}: {found[name]['count']:,}"
+                    histogram[name], edges, color=colour, lw=1.6, label=f"{words}: {summary[name]['count']:,}"
                 )
             for row in report["thresholds"]:
                 if row["quantile"] is None and low <= row["threshold"] <= high:
@@ -126,15 +126,15 @@ def popularity(report: dict[str, Any], degree: np.ndarray, appearances: np.ndarr
 
 def agreement(report: dict[str, Any], path: Path) -> None:
     """Mean overlap of the first d neighbours of both outputs, over d."""
-    found = report["agreement"]
-    curve = found["overlap_by_rank"]
+    comparison = report["agreement"]
+    curve = comparison["overlap_by_rank"]
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.2, 3.9), layout="constrained")
         axes = figure.subplots()
         axes.set(
             xlabel="first d neighbours",
             ylabel="mean overlap@d",
-            title=f"Agreement over {found['lists_in_both']:,} {report['side']} with a list in both",
+            title=f"Agreement over {comparison['lists_in_both']:,} {report['side']} with a list in both",
             ylim=(0, 1.02),
         )
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -144,8 +144,8 @@ def agreement(report: dict[str, Any], path: Path) -> None:
             axes.plot(
                 range(1, len(curve) + 1), curve, color=BLUE, lw=1.8, marker="o" if len(curve) < 25 else ""
             )
-            at = min(found["k"], len(curve))
-            label = f"overlap@{found['k']} {found['overlap']:.3f}"
+            at = min(comparison["k"], len(curve))
+            label = f"overlap@{comparison['k']} {comparison['overlap']:.3f}"
             axes.plot(at, curve[at - 1], "o", color=ORANGE, ms=7, label=label)
             axes.legend(loc="best")
         figure.savefig(path)
@@ -159,9 +159,9 @@ def _count_in_decades(axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _steps(most: int) -> np.ndarray:
-    """Edges of bins for 1..most, equal on a log axis where whole numbers allow; between the numbers."""
-    return np.unique(np.round(np.geomspace(1, most + 1, 33))) - 0.5
+def _steps(largest: int) -> np.ndarray:
+    """Edges of bins for 1..largest, halfway between whole numbers, and nearly equal on a log axis."""
+    return np.unique(np.round(np.geomspace(1, largest + 1, 33))) - 0.5
 
 
 def _say(axes, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A finished output, read back: its lists as CSR, its degrees, and what breaks the promises of the job."""
+"""A finished output, read back: its lists as CSR, its degrees, and the broken promises of the job."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 1 << 16  # rows of a part that are decoded at once
 
 
 class Rows:
-    """The row of an id among `ids`; -1 for an id that is not there."""
+    """The row of an id among `ids`; -1 for an id that is not among them."""
 
     def __init__(self, ids: pl.Series):
         self.family, self._type = _family(ids.dtype)
@@ -42,7 +42,7 @@ class Lists:
     directory: Path
     manifest: dict[str, Any]
     ids: pl.Series  # strings or integers, in the order of the files
-    rows: Rows  # what numbered the neighbours: those of `ids`, or another output's
+    rows: Rows  # the rows by which neighbours are numbered: of `ids`, or of another output
     ptr: np.ndarray  # i64[ids + 1]
     codes: np.ndarray  # i32[neighbours]: their row, -1 for an id that `rows` does not know
     scores: np.ndarray  # f32[neighbours]
@@ -100,12 +100,12 @@ def read(directory: str | Path, rows: Rows | None = None) -> Lists:
 
 
 def _manifest(directory: Path) -> dict[str, Any]:
-    again = "start the same `python -m swing items` or `users` command again, it goes on where it stopped"
-    whole = directory.resolve()
-    if whole.name.startswith(".") and whole.name.endswith(".partial"):
+    again = "start the same `python -m swing items` or `users` command again, it continues where it stopped"
+    resolved = directory.resolve()
+    if resolved.name.startswith(".") and resolved.name.endswith(".partial"):
         raise SwingError(f"{directory}: unfinished output; {again}")
-    if not directory.exists() and (partial := whole.with_name(f".{whole.name}.partial")).exists():
-        raise SwingError(f"{directory}: not finished yet (its parts gather in {partial.name}); {again}")
+    if not directory.exists() and (partial := resolved.with_name(f".{resolved.name}.partial")).exists():
+        raise SwingError(f"{directory}: not finished yet (its parts are in {partial.name}); {again}")
     if not directory.is_dir():
         raise SwingError(f"{directory}: no such folder")
     try:
@@ -125,7 +125,7 @@ def _batches(path: Path, *columns: str) -> Iterator[tuple[pa.Array, ...]]:
         schema = pq.read_metadata(path).schema
         _check_schema(path, schema.to_arrow_schema())
         names = [schema.column(n).path for n in range(len(schema))]
-        # Strings as the dictionary that the job writes: a fifth of the time, and each is looked up once.
+        # Strings as the dictionary that the job writes: each is looked up once, in a fifth of the time.
         packed = [name for name in names if name.startswith("neighbors.")]
         with pq.ParquetFile(path, read_dictionary=packed) as file:
             for batch in file.iter_batches(BATCH, columns=list(columns)):
@@ -140,29 +140,29 @@ def _batches(path: Path, *columns: str) -> Iterator[tuple[pa.Array, ...]]:
 def _check_schema(path: Path, schema: pa.Schema) -> None:
     missing = {"id", "neighbors", "scores"} - set(schema.names)
     if missing:
-        found = ", ".join(schema.names)
-        raise SwingError(f"{path}: no column '{min(missing)}' (found: {found}): no part of swing's output")
-    own, neighbors, scores = (schema.field(name).type for name in ("id", "neighbors", "scores"))
+        columns = ", ".join(schema.names)
+        raise SwingError(f"{path}: no column '{min(missing)}' (found: {columns}): no part of swing's output")
+    id_type, neighbors, scores = (schema.field(name).type for name in ("id", "neighbors", "scores"))
     lists = all(pa.types.is_list(kind) or pa.types.is_large_list(kind) for kind in (neighbors, scores))
-    is_id = pa.types.is_integer(own) or _plain(own) == pa.string()
+    is_id = pa.types.is_integer(id_type) or _plain(id_type) == pa.string()
     if not (
         (lists and is_id)
-        and _plain(neighbors.value_type) == _plain(own)
+        and _plain(neighbors.value_type) == _plain(id_type)
         and pa.types.is_floating(scores.value_type)
     ):
         raise SwingError(
-            f"{path}: id, neighbors and scores have types {own}, {neighbors} and {scores}; expected strings "
-            "or integers, lists of the same, and lists of floats"
+            f"{path}: id, neighbors and scores have types {id_type}, {neighbors} and {scores}; expected "
+            "strings or integers, lists of the same, and lists of floats"
         )
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """Strings are strings, however wide their offsets."""
+    """The type without the width of a string's offsets."""
     return pa.string() if pa.types.is_large_string(kind) else kind
 
 
 def _family(kind: pl.DataType) -> tuple[str, pa.DataType]:
-    """Ids of one family can be compared, whatever their width: its name, and the type that holds them all."""
+    """(name, common type) of a family of ids, which can be compared whatever their width."""
     if kind == pl.String:
         return "strings", pa.large_string()
     return ("unsigned 64-bit integers", pa.uint64()) if kind == pl.UInt64 else ("integers", pa.int64())
@@ -181,8 +181,8 @@ def degrees(lists: Lists) -> tuple[np.ndarray | None, list[str]]:
     except (OSError, pa.ArrowException) as error:
         raise SwingError(f"{path}: cannot be read: {error}") from None
     if not ({"id", "degree"} <= set(frame.columns) and frame["degree"].dtype.is_integer()):
-        found = ", ".join(f"{name} {kind}" for name, kind in frame.schema.items())
-        raise SwingError(f"{path}: expected id and degree, a whole number; found {found}")
+        columns = ", ".join(f"{name} {kind}" for name, kind in frame.schema.items())
+        raise SwingError(f"{path}: expected id and degree, a whole number; found {columns}")
     if not frame["id"].equals(lists.ids):
         return None, ["degrees.arrow names other ids than the parts, or in another order"]
     if frame["degree"].null_count() or frame["degree"].min() < 0:
@@ -193,22 +193,22 @@ def degrees(lists: Lists) -> tuple[np.ndarray | None, list[str]]:
 
 
 def problems(lists: Lists) -> list[str]:
-    """What breaks a promise of the job, each with a count and the first id it concerns."""
+    """The broken promises of the job, each with a count and the first id it concerns."""
     ids, counts, codes, scores = lists.ids, lists.counts, lists.codes, lists.scores
     row = np.repeat(np.arange(len(ids), dtype=np.int32), counts)
-    after = row[1:] == row[:-1]  # whether an entry follows another of the same list
-    rank = ids.rank("dense").to_numpy().astype(np.int32)  # the order of ids, should the rows not be in it
-    tied = 1 + np.flatnonzero(after & (scores[1:] == scores[:-1]))
+    continues = row[1:] == row[:-1]  # whether an entry follows another of the same list
+    rank = ids.rank("dense").to_numpy().astype(np.int32)  # the order of ids, in case the rows are not sorted
+    tied = 1 + np.flatnonzero(continues & (scores[1:] == scores[:-1]))
     tied = tied[(codes[tied] >= 0) & (codes[tied - 1] >= 0)]
     out_of_order = rank[codes[tied]] < rank[codes[tied - 1]]
     parameters = lists.manifest["parameters"]
     repeated = np.zeros(len(ids), bool)
     _find_repeated(lists.ptr, codes, np.full(len(ids), -1, np.int32), repeated)
-    rising = after & (scores[1:] > scores[:-1])
+    rising = continues & (scores[1:] > scores[:-1])
     unusable = ~((scores > 0) & np.isfinite(scores))
-    found = [
+    problems = [
         *_noted((ids[1:] < ids[:-1]).to_numpy(), "ids out of order", ids[1:]),
-        *_noted(ids.is_duplicated().to_numpy(), "rows whose id has another row too", ids),
+        *_noted(ids.is_duplicated().to_numpy(), "rows with an id that has another row too", ids),
         *_noted(codes < 0, "neighbours that are no id of this output", ids, row),
         *_noted(codes == row, "neighbours that are the id itself", ids, row),
         *_noted(repeated, "lists that name a neighbour twice", ids),
@@ -216,30 +216,30 @@ def problems(lists: Lists) -> list[str]:
         *_noted(rising, "scores better than the one before", ids, row[1:]),
     ]
     if top_k := parameters.get("top_k"):
-        found += _noted(counts > top_k, f"lists longer than top_k {top_k}", ids)
+        problems += _noted(counts > top_k, f"lists longer than top_k {top_k}", ids)
     if parameters.get("normalize"):  # the quotient by the best may round different scores to a tie
         best = counts > 0
         best[best] = scores[lists.ptr[:-1][best]] != 1
-        found += _noted(best, "lists that do not begin with score 1 though normalised", ids)
+        problems += _noted(best, "lists that do not begin with score 1 though normalised", ids)
     else:
-        found += _noted(out_of_order, "ties that are not in the order of ids", ids, row[tied])
-    return found + _miscounted(lists)
+        problems += _noted(out_of_order, "ties that are not in the order of ids", ids, row[tied])
+    return problems + _miscounted(lists)
 
 
-def _noted(wrong: np.ndarray, what: str, ids: pl.Series, row: np.ndarray | None = None) -> list[str]:
-    """A problem where `wrong` bool[N] says so; `row` [N] leads to the id, if not the position itself."""
+def _noted(wrong: np.ndarray, problem: str, ids: pl.Series, row: np.ndarray | None = None) -> list[str]:
+    """The problem with its count where `wrong` bool[N]; `row` [N]: rows of the ids (None: the positions)."""
     if not wrong.any():
         return []
     first = int(wrong.argmax())
     where = ids[first if row is None else int(row[first])]
-    return [f"{what}: {np.count_nonzero(wrong):,}, first at {where!r}"]
+    return [f"{problem}: {np.count_nonzero(wrong):,}, first at {where!r}"]
 
 
 def _miscounted(lists: Lists) -> list[str]:
     manifest, counts = lists.manifest, lists.counts
     paths = {path.name: path for path in sorted(lists.directory.glob("part-*.parquet"))}
     covered = int(np.count_nonzero(counts))
-    held = {
+    actual = {
         "ids": len(counts),
         "covered": covered,
         "coverage": round(covered / max(1, len(counts)), 6),
@@ -247,16 +247,16 @@ def _miscounted(lists: Lists) -> list[str]:
         "parts": len(paths),
     }
     if "bytes" in manifest:
-        held["bytes"] = sum(path.stat().st_size for path in paths.values())
-    found = [
+        actual["bytes"] = sum(path.stat().st_size for path in paths.values())
+    problems = [
         f"manifest.json says {name} {manifest.get(name)}, the parts hold {value}"
-        for name, value in held.items()
+        for name, value in actual.items()
         if manifest.get(name) != value
     ]
     expected = {f"part-{number:05d}.parquet" for number in range(manifest.get("parts") or 0)}
-    found += [f"{name} is missing" for name in sorted(expected - paths.keys())]
+    problems += [f"{name} is missing" for name in sorted(expected - paths.keys())]
     jobs = {name: _job(path) for name, path in paths.items()}
-    return found + [
+    return problems + [
         f"{name} is of another run"
         for name, job in jobs.items()
         if job not in (None, manifest["fingerprint"])
@@ -270,11 +270,11 @@ def _job(path: Path) -> str | None:
 
 
 @compiled
-def _find_repeated(ptr, codes, seen, repeated):
+def _find_repeated(ptr, codes, last_row, repeated):
     for row in range(ptr.size - 1):
         for n in range(ptr[row], ptr[row + 1]):
             code = codes[n]
             if code >= 0:
-                if seen[code] == row:
+                if last_row[code] == row:
                     repeated[row] = True
-                seen[code] = row
+                last_row[code] = row

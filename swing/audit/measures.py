@@ -1,4 +1,4 @@
-"""What a run's lists are worth: coverage, scores, thresholds, popularity."""
+"""How good a run's lists are: coverage, scores, thresholds, popularity."""
 
 from __future__ import annotations
 
@@ -27,39 +27,39 @@ def coverage(counts: np.ndarray) -> dict[str, Any]:
 
 def lengths(counts: np.ndarray, top_k: int | None) -> dict[str, Any]:
     """How long the lists are, from their lengths i64[ids]; `full`: how many have `top_k` neighbours."""
-    some = counts[counts > 0]
+    covered = counts[counts > 0]
     return {
         "neighbors": int(counts.sum()),
         "mean": float(counts.mean()),
-        "mean_of_covered": float(some.mean()) if len(some) else None,
-        "median_of_covered": float(np.median(some)) if len(some) else None,
+        "mean_of_covered": float(covered.mean()) if len(covered) else None,
+        "median_of_covered": float(np.median(covered)) if len(covered) else None,
         "max": int(counts.max()),
         "full": int(np.count_nonzero(counts >= top_k)) if top_k else None,
         "histogram": np.bincount(counts).tolist(),  # ids with 0, 1, 2, ... neighbours
     }
 
 
-def scores(found: Lists, threshold: float | Sequence[float] | None) -> dict[str, Any]:
+def scores(lists: Lists, threshold: float | Sequence[float] | None) -> dict[str, Any]:
     """The entries `scores` and `thresholds` of the report, without scores that are not positive and finite.
 
     Raises SwingError for a threshold that is not finite.
     """
-    usable = (found.scores > 0) & np.isfinite(found.scores)
-    values = found.scores if usable.all() else np.where(usable, found.scores, np.float32(0))
-    best = np.zeros(len(found.ids), np.float32)
-    some = found.counts > 0
-    if some.any():
-        best[some] = np.maximum.reduceat(values, found.ptr[:-1][some])
-    every, best = (np.sort(x[x > 0]) for x in (values, best))
-    edges = _bin_edges(every)
-    counted = {name: _counts_in(edges, x) for name, x in (("all", every), ("best", best))}
+    usable = (lists.scores > 0) & np.isfinite(lists.scores)
+    values = lists.scores if usable.all() else np.where(usable, lists.scores, np.float32(0))
+    best = np.zeros(len(lists.ids), np.float32)
+    covered = lists.counts > 0
+    if covered.any():
+        best[covered] = np.maximum.reduceat(values, lists.ptr[:-1][covered])
+    values_sorted, best = (np.sort(x[x > 0]) for x in (values, best))
+    edges = _bin_edges(values_sorted)
+    histograms = {name: _counts_in(edges, x) for name, x in (("all", values_sorted), ("best", best))}
     return {
         "scores": {
-            "all": _summary(every),
+            "all": _summary(values_sorted),
             "best": _summary(best),
-            "histogram": {"edges": edges.tolist(), **counted},
+            "histogram": {"edges": edges.tolist(), **histograms},
         },
-        "thresholds": _thresholds(every, best, len(found.ids), threshold),
+        "thresholds": _thresholds(values_sorted, best, len(lists.ids), threshold),
     }
 
 
@@ -103,25 +103,25 @@ def _counts_in(edges: np.ndarray, ascending: np.ndarray) -> list[int]:
 
 
 def _thresholds(
-    every: np.ndarray, best: np.ndarray, ids: int, given: float | Sequence[float] | None
+    values: np.ndarray, best: np.ndarray, ids: int, threshold: float | Sequence[float] | None
 ) -> list[dict[str, Any]]:
-    if given is None:
-        cuts = [(percent / 100, _percentile(every, percent)) for percent in THRESHOLDS if len(every)]
+    if threshold is None:
+        cuts = [(percent / 100, _percentile(values, percent)) for percent in THRESHOLDS if len(values)]
         cuts = [cut for n, cut in enumerate(cuts) if n == 0 or cut[1] != cuts[n - 1][1]]
     else:
-        cuts = [(None, np.float32(value)) for value in np.atleast_1d(given)]  # rounded as the scores are
+        cuts = [(None, np.float32(value)) for value in np.atleast_1d(threshold)]  # rounded as the scores are
     rows = []
     for share, cut in cuts:
         if not np.isfinite(cut):
             raise SwingError(f"a threshold must be a finite number, not {cut}")
-        positives = len(every) - int(np.searchsorted(every, cut, side="right"))
+        positives = len(values) - int(np.searchsorted(values, cut, side="right"))
         keeping = len(best) - int(np.searchsorted(best, cut, side="right"))
         rows.append(
             {
                 "threshold": float(cut),
                 "quantile": share,
                 "neighbors": positives,
-                "neighbors_share": positives / len(every) if len(every) else None,
+                "neighbors_share": positives / len(values) if len(values) else None,
                 "ids": keeping,
                 "ids_share": keeping / ids,
             }
@@ -129,17 +129,17 @@ def _thresholds(
     return rows
 
 
-def popularity(found: Lists, appearances: np.ndarray, degree: np.ndarray | None) -> dict[str, Any]:
+def popularity(lists: Lists, appearances: np.ndarray, degree: np.ndarray | None) -> dict[str, Any]:
     """How the neighbours spread over the ids: `appearances` i64[ids] in the lists, beside `degree` i32[ids].
 
     - `appearing`: ids that are a neighbour at all (aggregate diversity); `gini` of the appearances over all
-      ids, 0 where all appear alike, near 1 where few are everywhere; beside it `gini_of_degrees`;
+      ids, 0 where all appear equally often, near 1 where few have nearly all; beside it `gini_of_degrees`;
     - `top`: share of the appearances that goes to the ids of the highest degree, beside their share of the
-      edges (of ids of equal degree at the boundary a part, all alike);
+      edges (of ids of equal degree at the boundary, the same part of each);
     - `spearman`: rank correlation of degree and appearances;
     - `arp`: average recommendation popularity, the mean over ids with a list of their neighbours' mean degree
       (Yin et al., "Challenging the long tail recommendation", VLDB 2012). Beside it the mean degree of all
-      ids, and of an id at the end of a random edge: what lists blind to everything but edges would have;
+      ids, and of an id at the end of a random edge: what lists that ignore all except edges would have;
     - `reciprocity`: share of the neighbours j of i that have i as a neighbour.
     """
     total = int(appearances.sum())
@@ -148,17 +148,17 @@ def popularity(found: Lists, appearances: np.ndarray, degree: np.ndarray | None)
         "appearing_share": float(np.mean(appearances > 0)),
         "max": int(appearances.max()),
         "gini": _gini(appearances),
-        "reciprocity": _count_mutual(found) / total if total else None,
+        "reciprocity": _count_mutual(lists) / total if total else None,
     }
     if degree is None:
         return result
     degree = degree.astype(np.int64)
     edges = int(degree.sum())
-    some = found.counts > 0
+    covered = lists.counts > 0
     per_list = np.empty(0)
     if total:
-        sums = np.add.reduceat(degree[found.codes], found.ptr[:-1][some])
-        per_list = sums / found.counts[some]
+        sums = np.add.reduceat(degree[lists.codes], lists.ptr[:-1][covered])
+        per_list = sums / lists.counts[covered]
     top = []
     for percent in TOP_PERCENT:
         count = _rounded_up(percent, len(degree))
@@ -173,7 +173,7 @@ def popularity(found: Lists, appearances: np.ndarray, degree: np.ndarray | None)
         "spearman": _spearman(degree, appearances),
         "arp": float(per_list.mean()) if total else None,
         "mean_degree": float(degree.mean()),
-        "mean_degree_of_covered": float(degree[some].mean()) if some.any() else None,
+        "mean_degree_of_covered": float(degree[covered].mean()) if covered.any() else None,
         "mean_degree_by_edge": float((degree.astype(float) ** 2).sum() / edges) if edges else None,
     }
 
@@ -202,20 +202,20 @@ def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     return float(np.corrcoef(*ranks)[0, 1])
 
 
-def _count_mutual(found: Lists) -> int:
-    back_ptr, back = csr.transpose(found.ptr, found.codes, len(found.ids))
-    return _mutual(found.ptr, found.codes, back_ptr, back, np.full(len(found.ids), -1, np.int32))
+def _count_mutual(lists: Lists) -> int:
+    back_ptr, back = csr.transpose(lists.ptr, lists.codes, len(lists.ids))
+    return _mutual(lists.ptr, lists.codes, back_ptr, back, np.full(len(lists.ids), -1, np.int32))
 
 
 @compiled
-def _mutual(ptr, codes, back_ptr, back, seen):
+def _mutual(ptr, codes, back_ptr, back, last_row):
     """Neighbours j of i, over all i, that have i as a neighbour."""
     count = 0
     for row in range(ptr.size - 1):
         for n in range(back_ptr[row], back_ptr[row + 1]):
-            seen[back[n]] = row
+            last_row[back[n]] = row
         for n in range(ptr[row], ptr[row + 1]):
-            count += seen[codes[n]] == row
+            count += last_row[codes[n]] == row
     return count
 
 

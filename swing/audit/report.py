@@ -29,16 +29,16 @@ def audit(
 ) -> dict[str, Any]:
     """Audit the finished output in `directory`; writes audit.json and figures, returns the report.
 
-    `output`: a folder outside of what is audited, by default `directory` with "-audit" at its end; an earlier
-    audit there is replaced. `other`: a second output to compare the first k neighbours with (it is compared,
-    not audited). `threshold`: scores above which positives are counted, by default quantiles of the scores.
-    The report, what is not defined being None:
+    `output`: a folder outside of the audited ones, by default `directory` with "-audit" at its end; an
+    earlier audit there is replaced. `other`: a second output to compare the first k neighbours with (it is
+    compared, not audited). `threshold`: scores above which positives are counted, by default quantiles of the
+    scores. The report, with None for what is not defined:
 
-    - `problems`: promises of the job that do not hold, as text; `notes`: what could not be looked at;
+    - `problems`: broken promises of the job, as text; `notes`: what could not be measured;
     - `coverage`: ids, those with a list, their share; `lists`: lengths;
-    - `scores`: of all neighbours, and the best of each id: least, mean, greatest, quantiles (the least score
-      that so large a share does not exceed), and a histogram over bins of equal ratio;
-    - `thresholds`: neighbours whose score is greater, and the ids that keep at least one;
+    - `scores`: of all neighbours, and the best of each id: minimum, mean, maximum, quantiles (the least score
+      that this share of the scores does not exceed), and a histogram over bins of equal ratio;
+    - `thresholds`: neighbours with a greater score, and the ids that keep at least one;
     - `popularity`: see `swing.audit.measures.popularity`;
     - `by_degree`: sums over the ids of degree 0, 1, 2 to 3, 4 to 7, ...;
     - `agreement`: see `swing.audit.agreement.compare`.
@@ -50,56 +50,56 @@ def audit(
     if k < 1:
         raise SwingError(f"k must be 1 or more, not {k}")
     folder = _output_folder(output, directory, other)
-    found = lists.read(directory)
-    degree, wrong = lists.degrees(found)
+    output_lists = lists.read(directory)
+    degree, wrong = lists.degrees(output_lists)
     report: dict[str, Any] = {
         "format": FORMAT,
         "directory": str(directory),
         "output": str(folder),
-        "side": found.manifest["side"],
-        "parameters": found.manifest["parameters"],
-        "problems": lists.problems(found) + wrong,
+        "side": output_lists.manifest["side"],
+        "parameters": output_lists.manifest["parameters"],
+        "problems": lists.problems(output_lists) + wrong,
         "notes": [],
     }
     if degree is None:
         reason = (
             "cannot be trusted (see the problems)" if wrong else "is missing; do the run again to have it"
         )
-        report["notes"].append(f"nothing is said by degree: degrees.arrow {reason}")
-    counts, known = found.counts, found.known()
+        report["notes"].append(f"nothing is reported by degree: degrees.arrow {reason}")
+    counts, known = output_lists.counts, output_lists.known()
     appearances = np.bincount(known.codes, minlength=len(counts))
     report["coverage"] = measures.coverage(counts)
-    report["lists"] = measures.lengths(counts, found.manifest["parameters"].get("top_k"))
-    report |= measures.scores(found, threshold)
+    report["lists"] = measures.lengths(counts, output_lists.manifest["parameters"].get("top_k"))
+    report |= measures.scores(output_lists, threshold)
     report["popularity"] = measures.popularity(known, appearances, degree)
     report["by_degree"] = [] if degree is None else measures.by_degree(degree, counts, appearances)
     if other is not None:
-        report["agreement"] = compare(found, lists.read(other, found.rows), k)
+        report["agreement"] = compare(output_lists, lists.read(other, output_lists.rows), k)
     _write(folder, report, degree, appearances)
     return report
 
 
 def _output_folder(output: str | Path | None, directory: str | Path, other: str | Path | None) -> Path:
-    """Where to write. Raises SwingError for a folder that holds anything else than an earlier audit."""
+    """Where to write. Raises SwingError for a folder that holds anything other than an earlier audit."""
     audited = [Path(path).resolve() for path in (directory, other) if path is not None]
     folder = Path(output).resolve() if output else audited[0].with_name(f"{audited[0].name}-audit")
     if any(folder.is_relative_to(path) for path in audited):
-        raise SwingError(f"{folder}: is inside of what is audited; choose another folder with --output")
+        raise SwingError(f"{folder}: is inside an audited folder; choose another folder with --output")
     if not folder.exists():
         return folder
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else {folder.name}
     if names:
         try:
-            ours = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["format"] == FORMAT
+            is_audit = json.loads((folder / "audit.json").read_text(encoding="utf-8"))["format"] == FORMAT
         except (OSError, ValueError, KeyError, TypeError):
-            ours = False
-        if not ours or names - set(FILES):
+            is_audit = False
+        if not is_audit or names - set(FILES):
             raise SwingError(f"{folder}: exists and is no earlier audit; choose another folder with --output")
     return folder
 
 
 def _write(folder: Path, report: dict[str, Any], degree: np.ndarray | None, appearances: np.ndarray) -> None:
-    # Here, because matplotlib takes a second to load, for which no other command should wait.
+    # Imported here: matplotlib takes a second to load, which the other commands need not wait for.
     from swing.audit import figures
 
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")

@@ -19,8 +19,8 @@ from swing.config import SwingError
 from swing.machine import available_cores
 
 DESCRIPTION = """\
-Measures SWING on this machine. Every figure of a comparison comes from the same run; each measured job has a
-process of its own, so that its peak memory is its own. Seconds vary with the machine's load: read the ratios.
+Measures SWING on this machine. Every figure of a comparison comes from the same run; each measured job runs
+in a process of its own, which gives its peak memory. Seconds vary with the machine's load: compare ratios.
 
 sections:
   recfarm   scoring beside LibRecommender's Rust kernel (pip install recfarm==0.2.1): seconds, memory, and
@@ -56,7 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=float,
         default=[5.0, 20.0],
         metavar="MILLIONS",
-        help="sizes of the power laws, default: 5 20; the others are measured on the last but one",
+        help="sizes of the power laws, default: 5 20; the other sections use the second to last",
     )
     for side, ratio in (("users", "one for 10 edges"), ("items", "one for 40 edges")):
         parser.add_argument(
@@ -66,9 +66,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--ids", choices=("integers", "strings"), default="integers", help="of the power laws"
     )
     parser.add_argument("--threads", type=int, default=available_cores(), help="default: all cores")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of the short comparisons, turn about")
+    parser.add_argument("--repeats", type=int, default=3, help="runs of the short comparisons, alternating")
     parser.add_argument(
-        "--folder", type=Path, help="where to make the graphs, kept; default: a temporary one"
+        "--folder", type=Path, help="where to write the graphs, which stay there; default: a temporary folder"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
     return parser
@@ -147,8 +147,8 @@ def powerlaw(options: argparse.Namespace, folder: Path) -> tuple[dict, Table]:
         edges, parts = run["manifest"]["input"]["rows"], run["manifest"]["seconds"]
         slope = ""
         if rows:
-            before = rows[-1]
-            slope = np.log(run["seconds"] / before["seconds"]) / np.log(edges / before["edges"])
+            previous = rows[-1]
+            slope = np.log(run["seconds"] / previous["seconds"]) / np.log(edges / previous["edges"])
         rows.append({"edges": edges, "slope": slope or None, **run})
         table.add_row(
             f"{edges:,}", *(f"{parts[name]:.1f}" for name in ("read", "build", "score_and_write")),
@@ -164,15 +164,19 @@ def on_paper(rows: list[dict], threads: int, edges: float = 1e10, nodes: int = 1
     """What `edges` edges would take on a Ray cluster, by the growth from the first to the last measured size.
 
     Each part grows as edges^slope, memory in proportion. Where users and items grow with the edges, an edge
-    costs the same but for the reach of the caches, which the slope shows.
+    costs the same except for cache misses, which the slope shows.
     """
     first, last = rows[0], rows[-1]
     times = edges / last["edges"]
 
     def hours(part: str) -> float:
-        now, before = (max(row["manifest"]["seconds"][part], 1e-3) for row in (last, first))
-        slope = np.log(now / before) / np.log(last["edges"] / first["edges"]) if first is not last else 1.0
-        return now * times ** max(1.0, slope) / 3600
+        last_seconds, first_seconds = (max(row["manifest"]["seconds"][part], 1e-3) for row in (last, first))
+        slope = (
+            np.log(last_seconds / first_seconds) / np.log(last["edges"] / first["edges"])
+            if first is not last
+            else 1.0
+        )
+        return last_seconds * times ** max(1.0, slope) / 3600
 
     ids = last["manifest"]["input"]["users"] + last["manifest"]["input"]["items"]
     graph = (2 * 4 * last["edges"] + 2 * 8 * ids) * times / 1e9
@@ -192,7 +196,7 @@ def threads(options: argparse.Namespace, folder: Path) -> tuple[dict, Table]:
     counts = sorted({1, 2, options.threads})
     result = measure.alone(measure.scoring, _graph(options, folder), counts, options.repeats)
     table = _table(
-        f"scoring alone, {result['edges']:,} edges (median of {options.repeats}, turn about)",
+        f"scoring alone, {result['edges']:,} edges (median of {options.repeats}, alternating)",
         "threads, seconds, times 1 thread, pair updates/s, steps/s",
     )
     seconds = {count: float(np.median(result["seconds"][count])) for count in counts}
@@ -245,7 +249,7 @@ def spent(options: argparse.Namespace, folder: Path) -> tuple[dict, Table]:
 
 
 def _graph(options: argparse.Namespace, folder: Path, millions: float | None = None) -> Path:
-    """The power law of so many edges; None: of the last size but one."""
+    """The power law of `millions` edges; None: of the second to last size."""
     if millions is None:
         millions = options.edges[max(0, len(options.edges) - 2)]
     users, items = (int(1e6 * n) if n else None for n in (options.users, options.items))

@@ -1,4 +1,4 @@
-"""Measured pieces of work, each in a new process of its own, so that its peak memory is its own."""
+"""Measured pieces of work, each in a new process, so that its peak memory is measured alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def compile_kernels(config: swing.SwingConfig) -> float:
 
 
 def tiny_scorer(config: swing.SwingConfig) -> Scorer:
-    """Of a graph so small that it takes no time, but where every limit drops something."""
+    """A scorer of a graph so small that it takes no time, but where every limit drops something."""
     tiny = pl.DataFrame({"user_id": [1, 1, 2, 2, 3, 4, 4], "item_id": [1, 2, 1, 2, 1, 1, 2]})
     graph = interactions.build(
         swing.read(tiny), dataclasses.replace(config, min_user_items=2, max_item_users=2)
@@ -48,32 +48,34 @@ def tiny_scorer(config: swing.SwingConfig) -> Scorer:
 
 
 def ours(path: Path, threads: int, keep: Path | None) -> dict[str, Any]:
-    """Score an adjacency list under the preset recfarm and keep all; `seconds` of the scoring alone."""
+    """Score an adjacency list with the preset recfarm and keep all pairs; `seconds` of scoring only."""
     table = adjacency(path)
     config = swing.preset("recfarm", top_k=table["item_id"].n_unique())
     compiled = compile_kernels(config)
     started = time.perf_counter()
     graph = interactions.build(swing.read(table), config)
     built = time.perf_counter()
-    found = list(Scorer(graph, config, threads).score(0, len(graph.anchor_ids)))
+    chunks = list(Scorer(graph, config, threads).score(0, len(graph.anchor_ids)))
     seconds = time.perf_counter() - built
-    counts = np.concatenate([chunk.counts for chunk in found])
+    counts = np.concatenate([chunk.counts for chunk in chunks])
     if keep:
         save(
-            keep, counts, *(np.concatenate([getattr(c, part) for c in found]) for part in ("codes", "scores"))
+            keep,
+            counts,
+            *(np.concatenate([getattr(c, part) for c in chunks]) for part in ("codes", "scores")),
         )
     return {
         "seconds": seconds,
         "compile": compiled,
         "graph": built - started,
         "pairs": int(counts.sum()),
-        "updates": sum(chunk.updates for chunk in found),
+        "updates": sum(chunk.updates for chunk in chunks),
         "edges": len(table),
     }
 
 
 def theirs(path: Path, threads: int, keep: Path | None) -> dict[str, Any]:
-    """The same by recfarm: `seconds` inside its `compute_swing` alone."""
+    """The same by recfarm: `seconds` inside its `compute_swing` only."""
     from swing.benchmark import recfarm_adapter
 
     table = adjacency(path)
@@ -88,22 +90,22 @@ def theirs(path: Path, threads: int, keep: Path | None) -> dict[str, Any]:
 
 
 def save(path: Path, counts: np.ndarray, codes: np.ndarray, scores: np.ndarray) -> None:
-    """Keep neighbours in an order that no implementation's ties decide: by item, then by neighbour."""
+    """Save neighbours in an order that does not depend on how ties are broken: by item, then by neighbour."""
     anchors = np.repeat(np.arange(len(counts)), counts)
     order = np.lexsort((codes, anchors))
     np.savez(path, anchors=anchors, codes=codes[order], scores=scores[order])
 
 
 def compare(a: Path, b: Path) -> dict[str, Any]:
-    """Whether two saved results have the same pairs, and the largest difference of a score, relative."""
-    one, two = np.load(a), np.load(b)
-    same = all(np.array_equal(one[name], two[name]) for name in ("anchors", "codes"))
-    gap = np.abs(one["scores"] / two["scores"] - 1.0).max() if same else float("nan")
-    return {"same_pairs": same, "largest_difference": float(gap)}
+    """Whether two saved results have the same pairs, and the largest relative difference of a score."""
+    ours, theirs = np.load(a), np.load(b)
+    same_pairs = all(np.array_equal(ours[name], theirs[name]) for name in ("anchors", "codes"))
+    gap = np.abs(ours["scores"] / theirs["scores"] - 1.0).max() if same_pairs else float("nan")
+    return {"same_pairs": same_pairs, "largest_difference": float(gap)}
 
 
 def job(source: Path, output: Path, threads: int, engine: str = "local") -> dict[str, Any]:
-    """From the file to written neighbours, as the command does it; the manifest and the whole seconds."""
+    """From the file to written neighbours, as the command does it: the manifest and the seconds in all."""
     compiled = compile_kernels(swing.SwingConfig())
     started = time.perf_counter()
     manifest = swing.run(source, output, threads=threads, engine=engine)
@@ -124,7 +126,7 @@ def job_on_ray(source: Path, output: Path, workers: int) -> dict[str, Any]:
 
 
 def scoring(source: Path, threads: list[int], repeats: int) -> dict[str, Any]:
-    """Seconds of scoring alone by number of threads, turn about, on one graph in memory."""
+    """Seconds of scoring only, by number of threads, alternating, on one graph in memory."""
     config = swing.SwingConfig()
     compile_kernels(config)
     graph = interactions.build(swing.read(source), config)
@@ -133,8 +135,8 @@ def scoring(source: Path, threads: list[int], repeats: int) -> dict[str, Any]:
     for _ in range(repeats):
         for count in threads:
             started = time.perf_counter()
-            found = Scorer(graph, config, count).score(0, len(graph.anchor_ids))
-            updates = sum(chunk.updates for chunk in found)
+            chunks = Scorer(graph, config, count).score(0, len(graph.anchor_ids))
+            updates = sum(chunk.updates for chunk in chunks)
             seconds[count].append(time.perf_counter() - started)
     return {
         "seconds": seconds,
@@ -145,7 +147,7 @@ def scoring(source: Path, threads: list[int], repeats: int) -> dict[str, Any]:
 
 
 def digest(output: Path) -> str:
-    """Of the bytes of all parts of a job's output."""
+    """A hash of the bytes of all parts of a job's output."""
     total = hashlib.blake2b()
     for part in sorted(output.glob("part-*.parquet")):
         total.update(part.read_bytes())

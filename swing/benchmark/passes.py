@@ -1,4 +1,4 @@
-"""Where the time of a job goes, pass by pass, in one thread; and what the machine's memory would allow."""
+"""How the time of a job divides into passes, in one thread; and the limit set by the machine's memory."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _walk_only(edges, scratch):
 
 @compiled
 def _walk_and_pair(edges, inverse, scratch):
-    """Steps 1 and 2, nothing kept. Returns the pair updates."""
+    """Steps 1 and 2, without keeping neighbours. Returns the pair updates."""
     updates = 0
     for anchor in range(edges.anchor_ptr.size - 1):
         hits, slots = kernel._walk(anchor, edges, scratch)
@@ -52,7 +52,7 @@ def _touch(edges, last):
 
 
 def _kernels(scorer: Scorer) -> dict[str, tuple[Any, ...]]:
-    """The parts of scoring, and their arguments for the scorer's graph."""
+    """The passes of scoring, and their arguments for the scorer's graph."""
     edges, inverse, scratch = scorer._edges, scorer._measure, scorer._make_scratch()
     last = np.zeros(edges.anchor_ptr.size - 1, np.int32)
     return {
@@ -65,8 +65,8 @@ def _kernels(scorer: Scorer) -> dict[str, tuple[Any, ...]]:
 def shares(source: Path, output: Path) -> dict[str, Any]:
     """Seconds and share of each pass over the graph of `source`, and the rate of each in its own unit.
 
-    The passes of the kernel are told apart by running it up to each of them. Writing is what the whole job
-    takes beyond the others; it overlaps with scoring.
+    The passes of the kernel are separated by running it up to each of them. Writing is what the whole job
+    takes more than the others; it overlaps with scoring.
     """
     config = swing.SwingConfig()
     list(tiny_scorer(config).score(0, 2))
@@ -86,14 +86,14 @@ def shares(source: Path, output: Path) -> dict[str, Any]:
     for function, *arguments in _kernels(tiny_scorer(config)).values():
         function(*arguments)  # compiles
     results = {}
-    for _ in range(2):  # the better of two, turn about
+    for _ in range(2):  # the better of two, alternating
         for name, call in _kernels(scorer).items():
             before = clock.get(name, float("inf"))
             results[name] = timed(name, *call)
             clock[name] = min(clock[name], before)
-    found = timed("score", lambda: list(scorer.score(0, len(graph.anchor_ids))))
-    neighbors = sum(len(chunk.codes) for chunk in found)
-    del found
+    chunks = timed("score", lambda: list(scorer.score(0, len(graph.anchor_ids))))
+    neighbors = sum(len(chunk.codes) for chunk in chunks)
+    del chunks
     timed("job", lambda: swing.run(read, output, config, threads=1, overwrite=True))
     updates = results["pair"]
     passes = {
@@ -109,19 +109,19 @@ def shares(source: Path, output: Path) -> dict[str, Any]:
             "kept",
         ),
     }
-    whole = sum(max(0.0, seconds) for seconds, _, _ in passes.values())
+    total = sum(max(0.0, seconds) for seconds, _, _ in passes.values())
     return {
         "edges": rows,
         "passes": {
             name: {
                 "seconds": max(0.0, seconds),
-                "share": max(0.0, seconds) / whole,
+                "share": max(0.0, seconds) / total,
                 "of": f"{count:,} {unit}",
                 "rate": f"{count / seconds / 1e6:,.1f} M/s" if seconds > 0.01 else "",
             }
             for name, (seconds, count, unit) in passes.items()
         },
         "touch_seconds": clock["touch"],
-        "limit": f"Merely to touch the memory that the walk touches takes {clock['touch']:.2f} s, "
+        "limit": f"Only touching the memory that the walk touches takes {clock['touch']:.2f} s, "
         f"{clock['touch'] / clock['walk']:.0%} of its time.",
     }

@@ -37,9 +37,9 @@ def neighbors(
     """All SWING scores of distinct (user, item) pairs, by recfarm.
 
     `user_codes`, `item_codes`: integers [edges] below `users` and `items`. Returns ptr i64[items + 1], the
-    neighbours' codes i32 and scores f32, best first (recfarm keeps all, whatever its top_k), and the seconds
-    spent in `compute_swing`. Its cache of intersections is given no bound, which is its fastest setting.
-    `threads` counts at the first call of a process: it sizes a pool that stays.
+    neighbours' codes i32 and scores f32, best first (recfarm keeps all and ignores its top_k), and the
+    seconds spent in `compute_swing`. Its cache of intersections has no bound, which is its fastest setting.
+    `threads` has effect at the first call of a process only: the pool stays.
     """
     edges = np.unique(np.asarray(user_codes, np.int64) << 32 | np.asarray(item_codes, np.int64))
     user_ptr = np.searchsorted(edges, np.arange(users + 1, dtype=np.int64) << 32)
@@ -69,18 +69,18 @@ def _decode(content: bytes, items: int) -> tuple[np.ndarray, np.ndarray, np.ndar
         rows[item] = np.frombuffer(content, NEIGHBOR, int(size), at)
         at += NEIGHBOR.itemsize * int(size)
     ptr = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    every = np.concatenate(rows)
-    return ptr, every["item"].copy(), every["score"].copy()
+    neighbors = np.concatenate(rows)
+    return ptr, neighbors["item"].copy(), neighbors["score"].copy()
 
 
 @contextlib.contextmanager
 def _stdout_to_stderr():
-    """recfarm tells standard output where it saved."""
+    """recfarm prints where it saved to standard output."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    stdout = os.dup(1)
     os.dup2(2, 1)
     try:
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(stdout, 1)
+        os.close(stdout)

@@ -36,15 +36,15 @@ def case(**changes) -> EmbeddingCase:
 def test_bytes_by_hand():
     """2 tables, 3 bags, 2 ids each, 4 columns: 12 lookups of which 9 rows are distinct."""
     small = EmbeddingCase(tables=2, batch=3, pooling=2, dim=4, dtype="fp16", optimizer="rowwise_adagrad")
-    found = traffic(small, unique=9, output_bytes=4)
+    counted = traffic(small, unique=9, output_bytes=4)
     ids = 12 * 8 + (6 + 1) * 8  # ids, offsets
     sums = 6 * 4 * 4
-    assert found["forward"] == {
+    assert counted["forward"] == {
         "unique": 9 * 4 * 2 + ids + sums,
         "lookups": 12 * 4 * 2 + ids + sums,
         "fbgemm": 12 * 4 * 2 + sums,
     }
-    assert found["backward"] == {
+    assert counted["backward"] == {
         "unique": sums + ids + 2 * 9 * (4 * 2 + 4),
         "lookups": 12 * 4 * 4 + ids + 2 * 12 * (4 * 2 + 4),
         "fbgemm": 2 * (12 * 4 * 2 + sums),
@@ -54,17 +54,17 @@ def test_bytes_by_hand():
 @pytest.mark.parametrize(("optimizer", "state"), [("sgd", 0), ("rowwise_adagrad", 4), ("adam", 2 * 4 * 8)])
 def test_an_optimizers_state_is_read_and_written(optimizer, state):
     plain = traffic(case(optimizer="sgd"), 100, 4)["backward"]
-    found = traffic(case(optimizer=optimizer), 100, 4)["backward"]
-    assert found["unique"] - plain["unique"] == 2 * 100 * state
-    assert found["lookups"] - plain["lookups"] == 2 * 3 * 16 * 4 * state
-    assert found["fbgemm"] == plain["fbgemm"]
+    with_state = traffic(case(optimizer=optimizer), 100, 4)["backward"]
+    assert with_state["unique"] - plain["unique"] == 2 * 100 * state
+    assert with_state["lookups"] - plain["lookups"] == 2 * 3 * 16 * 4 * state
+    assert with_state["fbgemm"] == plain["fbgemm"]
 
 
 @pytest.mark.parametrize("distribution", ["uniform", "zipf"])
 def test_distinct_rows_are_counted_one_by_one(distribution):
     requests = make_requests(case(distribution=distribution, rows=40, requests=5), CPU)
-    seen = [{(t, int(i)) for t in range(3) for i in batch[t].flatten()} for batch in requests.ids]
-    assert requests.unique == sum(map(len, seen)) / 5
+    distinct = [{(t, int(i)) for t in range(3) for i in batch[t].flatten()} for batch in requests.ids]
+    assert requests.unique == sum(map(len, distinct)) / 5
     assert requests.unique < 3 * 40
 
 
@@ -82,23 +82,23 @@ def test_memory_of_tables_state_and_reference():
 
 
 def counts(**changes) -> np.ndarray:
-    drawn = case(tables=1, batch=1000, pooling=50, requests=4, **changes)
-    return np.bincount(make_requests(drawn, CPU).ids.flatten().numpy(), minlength=drawn.rows)
+    sample = case(tables=1, batch=1000, pooling=50, requests=4, **changes)
+    return np.bincount(make_requests(sample, CPU).ids.flatten().numpy(), minlength=sample.rows)
 
 
 def test_uniform_ids():
-    found = counts(rows=50)
-    assert len(found) == 50 and found.sum() == 200_000
-    assert abs(found - 4000).max() < 5 * np.sqrt(4000)
+    counted = counts(rows=50)
+    assert len(counted) == 50 and counted.sum() == 200_000
+    assert abs(counted - 4000).max() < 5 * np.sqrt(4000)
 
 
 @pytest.mark.parametrize("exponent", [0.6, 1.0, 1.7])
 def test_zipf_ids_follow_the_law(exponent):
     rows = 300
-    found = counts(rows=rows, distribution="zipf", exponent=exponent)
+    counted = counts(rows=rows, distribution="zipf", exponent=exponent)
     law = np.arange(1, rows + 1, dtype=float) ** -exponent
     expected = 200_000 * law / law.sum()
-    by_rank = found[spread(torch.arange(rows), rows).numpy()]
+    by_rank = counted[spread(torch.arange(rows), rows).numpy()]
     assert (abs(by_rank - expected) < 5 * np.sqrt(expected) + 1).all()
 
 
@@ -122,10 +122,10 @@ def test_draws_follow_from_the_seed():
 
 
 def test_weights_do_not_depend_on_the_number_of_blocks_read(monkeypatch):
-    whole = torch.cat([values for _, values in weight_blocks(case(), 0, CPU)])
-    assert whole.shape == (500, 8) and whole.min() >= -1 and whole.max() <= 1
+    weights = torch.cat([values for _, values in weight_blocks(case(), 0, CPU)])
+    assert weights.shape == (500, 8) and weights.min() >= -1 and weights.max() <= 1
     other = torch.cat([values for _, values in weight_blocks(case(), 1, CPU)])
-    assert not torch.equal(whole, other)
+    assert not torch.equal(weights, other)
     monkeypatch.setattr("dlrrec_torchrec.benchmarks.embeddings.random_ids.BLOCK_ROWS", 64)
     blocks = list(weight_blocks(case(), 0, CPU))
     assert [top for top, _ in blocks] == list(range(0, 500, 64)) and len(blocks[-1][1]) == 500 % 64
@@ -138,13 +138,13 @@ def test_a_sweep_is_a_product():
     sweeps = parse_sweeps(["pooling=1,11,50", "dtype=fp32,fp16", "cache-load=0.5"])
     assert sweeps == {"pooling": [1, 11, 50], "dtype": ["fp32", "fp16"], "cache_load": [0.5]}
     cases = product({"rows": 70}, sweeps)
-    found = [(c.pooling, c.dtype, c.cache_load, c.rows) for c in cases]
-    assert found == [(p, d, 0.5, 70) for p in (1, 11, 50) for d in ("fp32", "fp16")]
+    swept = [(c.pooling, c.dtype, c.cache_load, c.rows) for c in cases]
+    assert swept == [(p, d, 0.5, 70) for p in (1, 11, 50) for d in ("fp32", "fp16")]
     assert product({"rows": 70}, {}) == [EmbeddingCase(rows=70)]
 
 
 @pytest.mark.parametrize(
-    ("texts", "said"),
+    ("texts", "message"),
     [
         (["poling=1"], "did you mean 'pooling'"),
         (["pooling=1,x"], "of type int"),
@@ -152,13 +152,13 @@ def test_a_sweep_is_a_product():
         (["pooling=1", "pooling=2"], "swept twice"),
     ],
 )
-def test_sweeps_that_cannot_be(texts, said):
-    with pytest.raises(DataError, match=said):
+def test_sweeps_that_cannot_be(texts, message):
+    with pytest.raises(DataError, match=message):
         parse_sweeps(texts)
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"dim": 6}, "--dim 6: FBGEMM needs a multiple of 4"),
         ({"rows": 0}, "--rows 0: is too small"),
@@ -179,8 +179,8 @@ def test_sweeps_that_cannot_be(texts, said):
         ({"rows": 10**11}, "need .* GiB and there are"),
     ],
 )
-def test_cases_that_cannot_be_measured_here(changes, said):
-    with pytest.raises(DataError, match=said):
+def test_cases_that_cannot_be_measured_here(changes, message):
+    with pytest.raises(DataError, match=message):
         check(case(**changes))
 
 
@@ -200,12 +200,12 @@ def test_ranks_of_a_launcher(monkeypatch):
 def test_documented_commands_are_accepted():
     text = (Path(__file__).parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
-    found = [
+    matches = [
         re.fullmatch(r"(?:dlrrec|torchrun .* -m dlrrec_torchrec) (bench embeddings .*)", c) for c in lines
     ]
-    commands = [shlex.split(match[1]) for match in found if match]
+    commands = [shlex.split(match[1]) for match in matches if match]
     assert len(commands) > 5
     for words in commands:
-        given = cli.build_parser().parse_args(words)
-        values = {f.name: getattr(given, f.name) for f in dataclasses.fields(EmbeddingCase)}
-        assert product(values, parse_sweeps(given.sweep))
+        arguments = cli.build_parser().parse_args(words)
+        values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(EmbeddingCase)}
+        assert product(values, parse_sweeps(arguments.sweep))

@@ -69,9 +69,9 @@ def alone():
 )
 def test_both_sides_compute_the_same(alone, changes):
     """Directly, side by side, over more steps than the benchmark's own check."""
-    wanted = case(**changes)
-    requests = make_requests(wanted, CPU)
-    sides = make_fused(wanted, alone), TorchBags(wanted, CPU)
+    bench_case = case(**changes)
+    requests = make_requests(bench_case, CPU)
+    sides = make_fused(bench_case, alone), TorchBags(bench_case, CPU)
     before = [part.values.clone() for part in sides[1].parts()]
     tolerance = {"atol": 2e-2, "rtol": 2e-2} if "fp16" in changes.values() else {"atol": 1e-5, "rtol": 1e-5}
     for ids in requests.ids:
@@ -83,17 +83,17 @@ def test_both_sides_compute_the_same(alone, changes):
         assert joined[0].shape == (16, 3 * 8)
         torch.testing.assert_close(*joined, **tolerance)
     touched = [requests.ids[:, table].unique() for table in range(3)]
-    for own, plain in zip(*(side.parts() for side in sides), strict=True):
-        torch.testing.assert_close(own.values, plain.values, **tolerance)
-        moved = (own.values != before[own.table]).any(1).nonzero().squeeze(1)
-        assert moved.tolist() == touched[own.table].tolist()
+    for fast, plain in zip(*(side.parts() for side in sides), strict=True):
+        torch.testing.assert_close(fast.values, plain.values, **tolerance)
+        moved = (fast.values != before[fast.table]).any(1).nonzero().squeeze(1)
+        assert moved.tolist() == touched[fast.table].tolist()
 
 
 def test_the_check_passes_what_is_right(alone):
-    wanted = case(optimizer="sgd")
-    sides = {"fbgemm": make_fused(wanted, alone), "torch": TorchBags(wanted, CPU)}
-    found = verify(wanted, alone, sides, make_requests(wanted, CPU))
-    for errors in found.values():
+    bench_case = case(optimizer="sgd")
+    sides = {"fbgemm": make_fused(bench_case, alone), "torch": TorchBags(bench_case, CPU)}
+    checked = verify(bench_case, alone, sides, make_requests(bench_case, CPU))
+    for errors in checked.values():
         assert 0 <= errors["sums"] < 1e-6 and 0 < errors["updates"] < 1e-5
 
 
@@ -102,8 +102,8 @@ class Wrong(TorchBags):
 
     fault = ""
 
-    def forward(self, ready):
-        sums = super().forward(ready)
+    def forward(self, inputs):
+        sums = super().forward(inputs)
         return [s * 1.001 for s in sums] if self.fault == "sums" else sums
 
     def backward(self, sums, gradients):
@@ -115,13 +115,13 @@ class Wrong(TorchBags):
 
 @pytest.mark.parametrize("fault", ["sums", "updates", "stray"])
 def test_the_check_finds_what_is_wrong(alone, fault):
-    wanted = case(optimizer="sgd")
-    requests = make_requests(wanted, CPU)
-    side = Wrong(wanted, CPU)
+    bench_case = case(optimizer="sgd")
+    requests = make_requests(bench_case, CPU)
+    side = Wrong(bench_case, CPU)
     side.fault = fault
     side.free = next(r for r in range(500) if r not in set(requests.ids[:2, 1].flatten().tolist()))
-    with pytest.raises(DataError, match="torch does not compute what it should"):
-        verify(wanted, alone, {"torch": side}, requests)
+    with pytest.raises(DataError, match="torch computes wrong results"):
+        verify(bench_case, alone, {"torch": side}, requests)
 
 
 @given(st.booleans(), st.integers(0, 100))
@@ -130,17 +130,17 @@ def test_rowwise_adagrad_is_torchrecs(sparse, seed):
     """TorchRec's has dense gradients only; a sparse one says the same in other words."""
     draw = torch.Generator().manual_seed(seed)
     start = torch.randn(6, 4, generator=draw)
-    own, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
-    optimizers = RowwiseAdagrad([own], lr=0.1, eps=1e-8), RowWiseAdagrad([theirs], lr=0.1, eps=1e-8)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    optimizers = RowwiseAdagrad([ours], lr=0.1, eps=1e-8), RowWiseAdagrad([theirs], lr=0.1, eps=1e-8)
     for _ in range(3):
         rows = torch.randint(6, (1, 5), generator=draw)
         gradient = torch.sparse_coo_tensor(
             rows, torch.randn(5, 4, generator=draw), (6, 4), check_invariants=True
         )
-        own.grad, theirs.grad = gradient if sparse else gradient.to_dense(), gradient.to_dense()
+        ours.grad, theirs.grad = gradient if sparse else gradient.to_dense(), gradient.to_dense()
         for optimizer in optimizers:
             optimizer.step()
-    torch.testing.assert_close(own, theirs)
+    torch.testing.assert_close(ours, theirs)
 
 
 # --- measured
@@ -148,28 +148,28 @@ def test_rowwise_adagrad_is_torchrecs(sparse, seed):
 
 def check_result(result: dict) -> None:
     """What every result has, and how its numbers hang together."""
-    wanted = EmbeddingCase(**result["case"])
-    assert result["requests"]["lookups"] == wanted.lookups >= result["requests"]["unique"] > 0
+    bench_case = EmbeddingCase(**result["case"])
+    assert result["requests"]["lookups"] == bench_case.lookups >= result["requests"]["unique"] > 0
     assert result["bytes"] == traffic(
-        wanted, result["requests"]["unique"], 2 if wanted.dtype == "fp16" else 4
+        bench_case, result["requests"]["unique"], 2 if bench_case.dtype == "fp16" else 4
     )
     copy = result["copy"]
-    assert copy["bytes"] == 2 * wanted.copy_mib * 2**20 * wanted.world_size
+    assert copy["bytes"] == 2 * bench_case.copy_mib * 2**20 * bench_case.world_size
     assert copy["bandwidth"] == pytest.approx(copy["bytes"] / copy["seconds"]["median"])
-    names = ["fbgemm"] + ["torch"] * (wanted.reference != "none")
+    names = ["fbgemm"] + ["torch"] * (bench_case.reference != "none")
     assert list(result["sides"]) == list(result["check"]) == names
     for side in result["sides"].values():
-        for phase, found in side.items():
-            seconds = found["seconds"]
+        for phase, phase_result in side.items():
+            seconds = phase_result["seconds"]
             assert 0 < seconds["p10"] <= seconds["median"] <= seconds["p90"]
             if phase == "step":
                 continue
             for count, moved in result["bytes"][phase].items():
-                assert found["bandwidth"][count] == pytest.approx(moved / seconds["median"])
-            shares = {count: s / result["bytes"][phase][count] for count, s in found["share"].items()}
+                assert phase_result["bandwidth"][count] == pytest.approx(moved / seconds["median"])
+            shares = {count: s / result["bytes"][phase][count] for count, s in phase_result["share"].items()}
             assert max(shares.values()) == pytest.approx(min(shares.values())) and min(shares.values()) > 0
         assert side["step"]["seconds"]["p90"] >= side["forward"]["seconds"]["p10"]
-    assert ("ratio" in result) == (wanted.reference != "none")
+    assert ("ratio" in result) == (bench_case.reference != "none")
     for ratio in result.get("ratio", {}).values():
         assert 0 < ratio["p10"] <= ratio["median"] <= ratio["p90"]
 
@@ -220,7 +220,7 @@ def test_the_command(tmp_path, capsys):
     """A sweep end to end: the table, the JSON and the picture."""
     sweeps = ["--sweep", "pooling=1,4", "--sweep", "dtype=fp32,fp16"]
     assert cli.main(["bench", "embeddings", *FLAGS, *sweeps, "--out", str(tmp_path / "new" / "bench")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     body = json.loads((tmp_path / "new" / "bench" / "embeddings.json").read_text())
     assert body["benchmark"] == "embeddings" and body["machine"]["cores"] >= 1
     results = body["results"]
@@ -232,10 +232,10 @@ def test_the_command(tmp_path, capsys):
     assert varied(results) == ["pooling", "dtype"]
     table = format_table(results).splitlines()
     assert table[0].split()[:4] == ["pooling", "dtype", "lookups", "unique"] and len(table) == 5
-    assert all(line in said for line in table)
+    assert all(line in output for line in table)
     for line, result in zip(table[1:], results, strict=True):
-        own = result["sides"]["fbgemm"]["forward"]
-        cells = [f"{1e3 * own['seconds']['median']:.3f}", f"{own['share']['unique']:.1%}"]
+        fbgemm = result["sides"]["fbgemm"]["forward"]
+        cells = [f"{1e3 * fbgemm['seconds']['median']:.3f}", f"{fbgemm['share']['unique']:.1%}"]
         assert all(cell in line.split() for cell in cells)
     picture = (tmp_path / "new" / "bench" / "embeddings.png").read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 10_000
@@ -244,9 +244,9 @@ def test_the_command(tmp_path, capsys):
 def test_json_on_standard_output(tmp_path, capsys):
     arguments = ["bench", "embeddings", *FLAGS, "--reference", "none", "--json", "--out", str(tmp_path)]
     assert cli.main(arguments) == 0
-    said = capsys.readouterr().out
-    assert said == (tmp_path / "embeddings.json").read_text()
-    (result,) = json.loads(said)["results"]
+    output = capsys.readouterr().out
+    assert output == (tmp_path / "embeddings.json").read_text()
+    (result,) = json.loads(output)["results"]
     check_result(result)
     assert "ratio" not in format_table([result])
 
@@ -261,17 +261,17 @@ def test_input_that_cannot_be_used(tmp_path, capsys):
 
 def test_two_processes(tmp_path):
     """Started by the benchmark itself; that the sides agree shows averaged gradients and rows in place."""
-    two = {"world_size": 2, "rounds": 1, "warmup": 0}
+    common = {"world_size": 2, "rounds": 1, "warmup": 0}
     cases = [
-        case(**two, sharding="table_wise"),
-        case(**two, sharding="column_wise", optimizer="sgd", reference="dense"),
-        case(**two, sharding="data_parallel", kernel="dense"),
+        case(**common, sharding="table_wise"),
+        case(**common, sharding="column_wise", optimizer="sgd", reference="dense"),
+        case(**common, sharding="data_parallel", kernel="dense"),
     ]
-    said: list[str] = []
-    results = run(cases, say=said.append)
-    assert said == ["cases 1 to 3 of 3, in 2 processes"]
-    for result, wanted in zip(results, cases, strict=True):
-        assert result["case"] == dataclasses.asdict(wanted)
+    lines: list[str] = []
+    results = run(cases, say=lines.append)
+    assert lines == ["cases 1 to 3 of 3, in 2 processes"]
+    for result, bench_case in zip(results, cases, strict=True):
+        assert result["case"] == dataclasses.asdict(bench_case)
         assert result["ranks"] == {"processes": 2, "threads": 1, "device": "cpu"}
         check_result(result)
         assert max(e["updates"] for e in result["check"].values()) < 1e-5

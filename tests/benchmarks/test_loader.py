@@ -30,8 +30,8 @@ def shards(tmp_path_factory):
 
 
 def rows(folder, **changes):
-    wanted = {"modalities": ["user_text"], "positives": 3, "sparse_keys": ("category",)} | changes
-    return make_loader(folder, "train", 1000, **wanted)
+    options = {"modalities": ["user_text"], "positives": 3, "sparse_keys": ("category",)} | changes
+    return make_loader(folder, "train", 1000, **options)
 
 
 def test_random_shards_are_as_prepare_writes_them(shards):
@@ -47,8 +47,8 @@ def test_random_shards_are_as_prepare_writes_them(shards):
     assert facts["label_counts"]["positive"] == sum(table["label"].to_pylist())
     for row in table.slice(0, 20).to_pylist():  # of the entities, but for the vectors, which leave a row out
         assert row["category"] == entities.items.category[row["item"]].tolist()
-        known = [k for k in row["user_positives"] if k >= 0]
-        assert known == [k for k in entities.users.positives[row["user"]].tolist() if k >= 0]
+        positives = [k for k in row["user_positives"] if k >= 0]
+        assert positives == [k for k in entities.users.positives[row["user"]].tolist() if k >= 0]
 
 
 def test_what_is_there_is_not_written_again(shards):
@@ -63,14 +63,14 @@ def test_the_plain_read_is_of_the_columns_that_the_loader_reads(shards):
     columns = loader.dataset.reader.columns
     assert columns == ["label", "user", "item", "dense", "category", "user_text"]
     ranges = loading.column_ranges(shards / "train", columns)
-    wanted = 0
+    expected = 0
     for part in part_files(shards / "train"):
         group = pq.read_metadata(part).row_group(0)
         sizes = {group.column(k).path_in_schema: group.column(k).total_compressed_size for k in range(10)}
-        wanted += sum(sizes[name] for name in columns)
+        expected += sum(sizes[name] for name in columns)
         low, high = min(s for s, _ in ranges[part]), max(s + n for s, n in ranges[part])
         assert low >= 4 and high <= part.stat().st_size  # after the magic number
-    assert loading.read_ranges(ranges) == wanted > 9000 * 768
+    assert loading.read_ranges(ranges) == expected > 9000 * 768
 
 
 def test_an_epoch_that_is_not_the_files_rows_ends_the_benchmark(shards):
@@ -83,24 +83,26 @@ def test_the_command(shards, tmp_path, capsys):
     flags = ["--shards", str(shards), "--modalities", "user_text", "--positives", "3", "--batch", "512"]
     flags += ["--rounds", "2", "--workers", "0", "1", "--out", str(tmp_path / "new")]
     assert cli.main(["bench", "loader", *flags]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     report = json.loads((tmp_path / "new" / "loader.json").read_text())
     assert report["benchmark"] == "loader" and report["rows"] == 9000
-    found = {(r["kind"], r["workers"]): r for r in report["results"]}
+    results = {(r["kind"], r["workers"]): r for r in report["results"]}
     kinds = ["vectors", "ids", "ids without positives"]
-    assert list(found) == [(kind, workers) for workers in (0, 1) for kind in kinds]
-    for (kind, workers), result in found.items():
+    assert list(results) == [(kind, workers) for workers in (0, 1) for kind in kinds]
+    for (kind, workers), result in results.items():
         assert ("user_text" in result["columns"]) == (kind == "vectors")
         assert ("user_positives" in result["columns"]) == (kind != "ids without positives")
         speed, seconds = result["rows_per_second"], result["seconds"]["loader"]
         assert speed["p90"] >= speed["median"] >= speed["p10"] > 0
         assert seconds["p10"] <= 9000 / speed["median"] <= seconds["p90"]
         assert ("rows_per_cpu_second" in result) == (workers == 0)
-        assert result["share"]["median"] > 0 and kind in said
-    less = found["vectors", 0]["bytes"]["batches"] - found["ids", 0]["bytes"]["batches"]
-    assert less == 9000 * 768
-    less = found["ids", 0]["bytes"]["batches"] - found["ids without positives", 0]["bytes"]["batches"]
-    assert less == 9000 * 2 * 3 * 8
+        assert result["share"]["median"] > 0 and kind in output
+    saved_bytes = results["vectors", 0]["bytes"]["batches"] - results["ids", 0]["bytes"]["batches"]
+    assert saved_bytes == 9000 * 768
+    saved_bytes = (
+        results["ids", 0]["bytes"]["batches"] - results["ids without positives", 0]["bytes"]["batches"]
+    )
+    assert saved_bytes == 9000 * 2 * 3 * 8
 
 
 def test_random_rows_are_made_where_they_are_wanted(tmp_path, capsys):

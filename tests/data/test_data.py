@@ -71,16 +71,16 @@ def join(batches: list[Batch], name: str) -> torch.Tensor:
 def test_order_visits_every_row_once(sizes, window, batch, seed, shuffle):
     order = EpochOrder(sizes, seed, 3, shuffle, window)
     total = sum(sizes)
-    seen = [
+    visited = [
         pair
         for low in range(0, total, batch)
         for chunk, rows in order.pieces(order.places(low, min(low + batch, total)))
         for pair in ((chunk, int(row)) for row in rows)
     ]
-    every = [(chunk, row) for chunk, size in enumerate(sizes) for row in range(size)]
-    assert sorted(seen) == every
+    all_rows = [(chunk, row) for chunk, size in enumerate(sizes) for row in range(size)]
+    assert sorted(visited) == all_rows
     if not shuffle:
-        assert seen == every
+        assert visited == all_rows
 
 
 def test_order_differs_between_epochs_and_seeds_but_repeats():

@@ -99,33 +99,39 @@ def test_predictions_are_the_models_in_the_rows_order(shards, tmp_path, linear):
     out = tmp_path / "evaluation"
     train_dir = write_training(tmp_path / "train" / "a")
     manifest = evaluate({"a": train_dir}, shards, out, batch_size=37)
-    wanted, rows = linear_logits(shards), read_rows(shards, "test")
+    expected, rows = linear_logits(shards), read_rows(shards, "test")
     table = pq.read_table(out / "predictions" / "a.parquet")
     for name in ("user", "item", "label", "rating"):
         np.testing.assert_array_equal(table[name].to_numpy(), getattr(rows, name))
-    np.testing.assert_allclose(table["score"].to_numpy(), wanted, atol=1e-4)
-    np.testing.assert_allclose(table["probability"].to_numpy(), 1 / (1 + np.exp(-wanted)), atol=1e-5)
+    np.testing.assert_allclose(table["score"].to_numpy(), expected, atol=1e-4)
+    np.testing.assert_allclose(table["probability"].to_numpy(), 1 / (1 + np.exp(-expected)), atol=1e-5)
 
-    found = json.loads((out / "metrics.json").read_text())
-    assert found["protocol"] == "strict" and found["rows"] == 300 and found["positives"] == rows.label.sum()
-    assert found["reachable_auc"] is None and found["truth"] is None
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert (
+        metrics["protocol"] == "strict"
+        and metrics["rows"] == 300
+        and metrics["positives"] == rows.label.sum()
+    )
+    assert metrics["reachable_auc"] is None and metrics["truth"] is None
     label, score, p = (table[c].to_numpy() for c in ("label", "score", "probability"))
-    assert found["models"]["a"]["auc"] == pytest.approx(sk.roc_auc_score(label, score))
-    assert found["models"]["a"]["loss"] == pytest.approx(sk.log_loss(label, p))
-    assert found["models"]["a"]["accuracy"] == pytest.approx(np.mean((p >= 0.5) == label))
-    assert found["models"]["a"] == pytest.approx(binary_metrics(label, p, rows.user))
-    assert set(found["baselines"]) == {
+    assert metrics["models"]["a"]["auc"] == pytest.approx(sk.roc_auc_score(label, score))
+    assert metrics["models"]["a"]["loss"] == pytest.approx(sk.log_loss(label, p))
+    assert metrics["models"]["a"]["accuracy"] == pytest.approx(np.mean((p >= 0.5) == label))
+    assert metrics["models"]["a"] == pytest.approx(binary_metrics(label, p, rows.user))
+    assert set(metrics["baselines"]) == {
         *("majority class", "item mean", "user mean + item mean", "logistic regression")
     }
-    assert manifest.rows == {"test": 300} and manifest.facts["auc/a"] == found["models"]["a"]["auc"]
+    assert manifest.rows == {"test": 300} and manifest.facts["auc/a"] == metrics["models"]["a"]["auc"]
 
 
 def test_batch_size_does_not_change_the_predictions(shards, tmp_path, linear):
     train_dir = write_training(tmp_path / "a")
     for size in (1, 4096):
         evaluate({"a": train_dir}, shards, tmp_path / f"out-{size}", batch_size=size)
-    one, all_rows = (pq.read_table(tmp_path / f"out-{s}" / "predictions" / "a.parquet") for s in (1, 4096))
-    np.testing.assert_allclose(one["score"].to_numpy(), all_rows["score"].to_numpy(), atol=1e-5)
+    single_rows, all_rows = (
+        pq.read_table(tmp_path / f"out-{s}" / "predictions" / "a.parquet") for s in (1, 4096)
+    )
+    np.testing.assert_allclose(single_rows["score"].to_numpy(), all_rows["score"].to_numpy(), atol=1e-5)
 
 
 def test_evaluation_is_reused_until_something_changes(shards, tmp_path, linear):
@@ -144,12 +150,12 @@ def test_reachable_auc_is_of_the_test_rows_joined_by_id(shards, tmp_path, linear
     evaluate(
         {"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", truth=tmp_path / "truth.parquet"
     )
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
     order = (p[:, None] > p) + (p[:, None] == p) / 2
     weight = p[:, None] * (1 - p) * (1 - np.eye(len(p)))
-    assert found["reachable_auc"] == pytest.approx((order * weight).sum() / weight.sum())
+    assert metrics["reachable_auc"] == pytest.approx((order * weight).sum() / weight.sum())
     label = read_rows(shards, "test").label
-    assert found["truth"]["auc"] == pytest.approx(sk.roc_auc_score(label, p))
+    assert metrics["truth"]["auc"] == pytest.approx(sk.roc_auc_score(label, p))
     np.testing.assert_allclose(pq.read_table(tmp_path / "out" / "truth.parquet")["probability"], p)
 
 
@@ -165,12 +171,14 @@ def test_a_row_without_truth_is_an_error(shards, tmp_path, linear):
 
 def test_baselines_against_a_plain_reference(shards):
     train, test = read_rows(shards, "train"), read_rows(shards, "test")
-    made, skipped = baseline_predictions(train, test, DENSE)
+    predictions, skipped = baseline_predictions(train, test, DENSE)
     assert not skipped
     share = train.label.mean()
-    np.testing.assert_allclose(made["majority class"].probability, share, rtol=1e-6)
-    np.testing.assert_allclose(made["item mean"].score, test.dense[:, 2])
-    np.testing.assert_allclose(made["user mean + item mean"].score, test.dense[:, 1] + test.dense[:, 2])
+    np.testing.assert_allclose(predictions["majority class"].probability, share, rtol=1e-6)
+    np.testing.assert_allclose(predictions["item mean"].score, test.dense[:, 2])
+    np.testing.assert_allclose(
+        predictions["user mean + item mean"].score, test.dense[:, 1] + test.dense[:, 2]
+    )
     for name, columns in (
         ("item mean", [2]),
         ("user mean + item mean", [1, 2]),
@@ -178,18 +186,18 @@ def test_baselines_against_a_plain_reference(shards):
     ):
         mean, deviation = train.dense[:, columns].mean(0), train.dense[:, columns].std(0)
         fit = LogisticRegression().fit((train.dense[:, columns] - mean) / deviation, train.label)
-        wanted = fit.predict_proba((test.dense[:, columns] - mean) / deviation)[:, 1]
-        np.testing.assert_allclose(made[name].probability, wanted, atol=1e-3, err_msg=name)
+        expected = fit.predict_proba((test.dense[:, columns] - mean) / deviation)[:, 1]
+        np.testing.assert_allclose(predictions[name].probability, expected, atol=1e-3, err_msg=name)
     # the item's quality is in its mean rating: the baseline that sees it must find it
-    assert sk.roc_auc_score(test.label, made["item mean"].score) > 0.65
+    assert sk.roc_auc_score(test.label, predictions["item mean"].score) > 0.65
 
 
 def test_baselines_without_their_feature_are_left_out_with_a_reason(tmp_path):
     folder = write_shards(tmp_path / "shards", rows=(200, 20, 50), dense=2)  # item_count and user_mean
-    made, skipped = baseline_predictions(
+    predictions, skipped = baseline_predictions(
         read_rows(folder, "train"), read_rows(folder, "test"), ["item_count", "user_mean"]
     )
-    assert set(made) == {"majority class", "logistic regression"}
+    assert set(predictions) == {"majority class", "logistic regression"}
     assert skipped == {
         "item mean": "the shards have no dense feature item_mean",
         "user mean + item mean": "the shards have no dense feature item_mean",
@@ -202,9 +210,9 @@ def test_a_calibration_that_turned_round_is_said():
     dense = (-label + rng.normal(size=400))[:, None].astype(np.float32)
     zero = np.zeros(400, np.int32)
     rows = Rows(label, label, zero, zero, dense)
-    made, _ = baseline_predictions(rows, rows, ["item_mean"])
-    assert "fall as item_mean rises" in made["item mean"].note
-    assert np.corrcoef(made["item mean"].score, made["item mean"].probability)[0, 1] < 0
+    predictions, _ = baseline_predictions(rows, rows, ["item_mean"])
+    assert "fall as item_mean rises" in predictions["item mean"].note
+    assert np.corrcoef(predictions["item mean"].score, predictions["item mean"].probability)[0, 1] < 0
 
 
 def test_one_class_in_the_test_rows(tmp_path, linear):
@@ -214,20 +222,22 @@ def test_one_class_in_the_test_rows(tmp_path, linear):
         ones = pa.array(np.ones(table.num_rows, np.float32))
         pq.write_table(table.set_column(0, table.schema.field("label"), ones), part)
     evaluate({"a": write_training(tmp_path / "a")}, folder, tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert any("all test rows are positive" in note for note in found["notes"])
-    assert found["models"]["a"]["auc"] is None and found["models"]["a"]["fpr"] is None
-    assert found["models"]["a"]["accuracy"] is not None and found["models"]["a"]["tp"] > 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert any("all test rows are positive" in note for note in metrics["notes"])
+    assert metrics["models"]["a"]["auc"] is None and metrics["models"]["a"]["fpr"] is None
+    assert metrics["models"]["a"]["accuracy"] is not None and metrics["models"]["a"]["tp"] > 0
 
 
 def test_one_class_in_the_training_rows_and_no_test_rows():
     zero = np.zeros(5, np.int32)
-    one = Rows(np.ones(5, np.float32), zero, zero, zero, np.random.default_rng(0).random((5, 1)))
+    one_class = Rows(np.ones(5, np.float32), zero, zero, zero, np.random.default_rng(0).random((5, 1)))
     none = Rows(zero[:0], zero[:0], zero[:0], zero[:0], np.zeros((0, 1), np.float32))
-    made, _ = baseline_predictions(one, one, ["item_mean"])
-    assert all((m.probability == 1).all() for m in made.values())
-    two = Rows(np.array([0, 1, 0, 1, 1], np.float32), zero, zero, zero, one.dense)
-    assert all(len(m.probability) == 0 for m in baseline_predictions(two, none, ["item_mean"])[0].values())
+    predictions, _ = baseline_predictions(one_class, one_class, ["item_mean"])
+    assert all((m.probability == 1).all() for m in predictions.values())
+    two_classes = Rows(np.array([0, 1, 0, 1, 1], np.float32), zero, zero, zero, one_class.dense)
+    assert all(
+        len(m.probability) == 0 for m in baseline_predictions(two_classes, none, ["item_mean"])[0].values()
+    )
 
 
 def test_variants_of_different_protocols_are_refused(shards, tmp_path, linear):
@@ -259,6 +269,6 @@ def test_logits_that_are_no_numbers_are_refused(shards, tmp_path, monkeypatch):
 def test_no_test_rows_give_undefined_metrics_and_a_note(tmp_path, linear):
     folder = write_shards(tmp_path / "shards", rows=(200, 20, 0))
     evaluate({"a": write_training(tmp_path / "a")}, folder, tmp_path / "out")
-    found = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert found["rows"] == 0 and found["models"]["a"]["accuracy"] is None
-    assert "there are no test rows: no metric is defined" in found["notes"]
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["rows"] == 0 and metrics["models"]["a"]["accuracy"] is None
+    assert "there are no test rows: no metric is defined" in metrics["notes"]

@@ -12,28 +12,28 @@ from dlrrec_torchrec.store.manifest import json_safe
 
 
 @st.composite
-def scored(draw, least=1, both=False):
+def scored(draw, min_rows=1, both_labels=False):
     """Labels, probabilities on a grid of random fineness (so with ties) and users."""
-    n = draw(st.integers(max(least, 2 if both else 0), 60))
+    n = draw(st.integers(max(min_rows, 2 if both_labels else 0), 60))
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
     steps = draw(st.sampled_from([1, 3, 10, 10**9]))
     label = (rng.random(n) < draw(st.sampled_from([0.1, 0.5, 0.9]))).astype(np.float32)
-    if both:
+    if both_labels:
         label[:2] = [0, 1]
     return label, np.round(rng.random(n) * steps) / steps, rng.integers(0, max(n // 3, 1), n)
 
 
-@given(scored(both=True))
+@given(scored(both_labels=True))
 def test_against_sklearn(rows):
     label, p, user = rows
-    found = metrics.binary_metrics(label, p, user)
-    said = p >= 0.5
+    computed = metrics.binary_metrics(label, p, user)
+    predicted = p >= 0.5
     clipped = np.clip(p, 1e-7, 1 - 1e-7)
-    tn, fp, fn, tp = sk.confusion_matrix(label, said).ravel()
-    assert (found["tn"], found["fp"], found["fn"], found["tp"]) == (tn, fp, fn, tp)
+    tn, fp, fn, tp = sk.confusion_matrix(label, predicted).ravel()
+    assert (computed["tn"], computed["fp"], computed["fn"], computed["tp"]) == (tn, fp, fn, tp)
     base = np.full(len(label), label.mean(dtype=np.float64))
-    wanted = {
-        "accuracy": sk.accuracy_score(label, said),
+    expected = {
+        "accuracy": sk.accuracy_score(label, predicted),
         "fpr": fp / (fp + tn),
         "loss": sk.log_loss(label, clipped),
         "auc": sk.roc_auc_score(label, p),
@@ -41,8 +41,8 @@ def test_against_sklearn(rows):
         "ne": sk.log_loss(label, clipped) / sk.log_loss(label, base),
         "calibration": p.sum() / label.sum(),
     }
-    for name, value in wanted.items():
-        assert found[name] == pytest.approx(value, rel=1e-9), name
+    for name, value in expected.items():
+        assert computed[name] == pytest.approx(value, rel=1e-9), name
 
 
 @given(scored())
@@ -50,10 +50,10 @@ def test_user_auc_by_brute_force(rows):
     label, score, user = rows
     total = weight = used = 0
     for u in set(user.tolist()):
-        mine = user == u
-        if 0 < label[mine].sum() < mine.sum():
-            total += mine.sum() * sk.roc_auc_score(label[mine], score[mine])
-            weight += mine.sum()
+        of_user = user == u
+        if 0 < label[of_user].sum() < of_user.sum():
+            total += of_user.sum() * sk.roc_auc_score(label[of_user], score[of_user])
+            weight += of_user.sum()
             used += 1
     auc, share = metrics.user_auc(label, score, user)
     assert share == pytest.approx(used / len(set(user.tolist())))
@@ -67,26 +67,26 @@ def test_user_auc_takes_names_and_float_scores_of_any_range():
     assert metrics.user_auc(label, score, user) == (0.5, pytest.approx(2 / 3))
 
 
-@given(scored(least=2))
+@given(scored(min_rows=2))
 def test_expected_auc_by_brute_force(rows):
     p = rows[1]
     order = (p[:, None] > p) + (p[:, None] == p) / 2
     weight = p[:, None] * (1 - p) * (1 - np.eye(len(p)))
-    found = metrics.expected_auc(p)
+    computed = metrics.expected_auc(p)
     if weight.sum() == 0:
-        assert math.isnan(found)
+        assert math.isnan(computed)
     else:
-        assert found == pytest.approx((order * weight).sum() / weight.sum())
+        assert computed == pytest.approx((order * weight).sum() / weight.sum())
 
 
-@given(scored(least=2), st.integers(0, 1000))
+@given(scored(min_rows=2), st.integers(0, 1000))
 def test_no_other_score_has_a_higher_expected_auc(rows, seed):
     p = rows[1]
     other = np.random.default_rng(seed).normal(size=len(p))
     weight = p[:, None] * (1 - p) * (1 - np.eye(len(p)))
     if weight.sum():
-        theirs = ((other[:, None] > other) * weight).sum() / weight.sum()
-        assert theirs <= metrics.expected_auc(p) + 1e-12
+        other_auc = ((other[:, None] > other) * weight).sum() / weight.sum()
+        assert other_auc <= metrics.expected_auc(p) + 1e-12
 
 
 @settings(max_examples=3)
@@ -94,8 +94,8 @@ def test_no_other_score_has_a_higher_expected_auc(rows, seed):
 def test_expected_auc_is_what_drawn_labels_show(seed):
     rng = np.random.default_rng(seed)
     p = rng.beta(4, 1, 3000)
-    drawn = [metrics.roc_auc(rng.random(3000) < p, p) for _ in range(30)]
-    assert np.mean(drawn) == pytest.approx(metrics.expected_auc(p), abs=0.01)
+    sampled_aucs = [metrics.roc_auc(rng.random(3000) < p, p) for _ in range(30)]
+    assert np.mean(sampled_aucs) == pytest.approx(metrics.expected_auc(p), abs=0.01)
 
 
 def test_scores_of_any_scale_rank_alike():
@@ -106,16 +106,16 @@ def test_scores_of_any_scale_rank_alike():
 
 
 def test_threshold_counts_equality_as_positive():
-    found = metrics.binary_metrics([1, 0, 1, 0], [0.7, 0.7, 0.2, 0.1], threshold=0.7)
-    assert [found[k] for k in ("tp", "fp", "tn", "fn")] == [1, 1, 1, 1]
-    assert found["accuracy"] == found["fpr"] == 0.5
+    computed = metrics.binary_metrics([1, 0, 1, 0], [0.7, 0.7, 0.2, 0.1], threshold=0.7)
+    assert [computed[k] for k in ("tp", "fp", "tn", "fn")] == [1, 1, 1, 1]
+    assert computed["accuracy"] == computed["fpr"] == 0.5
 
 
 def test_a_constant_at_the_base_rate_has_normalised_entropy_one():
     label = np.array([1, 1, 1, 0])
-    found = metrics.binary_metrics(label, np.full(4, 0.75), np.zeros(4))
-    assert found["ne"] == pytest.approx(1) and found["calibration"] == pytest.approx(1)
-    assert found["auc"] == found["user_auc"] == 0.5 and found["auprc"] == 0.75
+    computed = metrics.binary_metrics(label, np.full(4, 0.75), np.zeros(4))
+    assert computed["ne"] == pytest.approx(1) and computed["calibration"] == pytest.approx(1)
+    assert computed["auc"] == computed["user_auc"] == 0.5 and computed["auprc"] == 0.75
 
 
 @pytest.mark.parametrize(
@@ -138,11 +138,11 @@ def test_a_constant_at_the_base_rate_has_normalised_entropy_one():
     ],
 )
 def test_what_is_undefined_is_nan_and_becomes_null(label, probability, undefined, defined):
-    found = metrics.binary_metrics(label, probability, np.zeros(len(label)))
-    assert {k for k, v in found.items() if math.isnan(v)} - {"user_auc_users"} == undefined
+    computed = metrics.binary_metrics(label, probability, np.zeros(len(label)))
+    assert {k for k, v in computed.items() if math.isnan(v)} - {"user_auc_users"} == undefined
     for name, value in defined.items():
-        assert found[name] == pytest.approx(value)
-    read = json.loads(json.dumps(json_safe(found), allow_nan=False))
+        assert computed[name] == pytest.approx(value)
+    read = json.loads(json.dumps(json_safe(computed), allow_nan=False))
     assert all(read[name] is None for name in undefined)
 
 

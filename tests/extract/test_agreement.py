@@ -30,9 +30,9 @@ def test_agreement_of_prices():
         "none",
     ]
     tags = ["cheap", "cheap", "overpriced", "none", "fair", "overpriced"]
-    found = price_agreement(tags, prices)
-    assert found["spearman"] == pytest.approx(spearmanr([0, 0, 2, 1, 2], [1, 2, 3, 5, 6])[0], abs=1e-4)
-    assert (found["items"], found["tagged"], found["equal"], found["majority"]) == (6, 5, 0.6, 0.4)
+    scores = price_agreement(tags, prices)
+    assert scores["spearman"] == pytest.approx(spearmanr([0, 0, 2, 1, 2], [1, 2, 3, 5, 6])[0], abs=1e-4)
+    assert (scores["items"], scores["tagged"], scores["equal"], scores["majority"]) == (6, 5, 0.6, 0.4)
     assert price_agreement(["fair", "fair"], np.asarray([1.0, 2.0]))["spearman"] is None
     assert price_agreement(["none"], np.asarray([1.0])) == {"items": 1, "tagged": 0}
 
@@ -40,9 +40,9 @@ def test_agreement_of_prices():
 def test_agreement_of_categories_equals_sklearn():
     truth = [["pizza", "Italian", "Space Food"], ["Sushi", "Pizza"], ["Moon Food"], ["Thai"]]
     extracted = [["Buffet", "Pizza"], ["Sushi", "Thai", "Pizza"], ["Pizza"], []]
-    found = category_agreement(extracted, truth)
-    assert found["items"] == 3 and found["uncovered"] == {"Space Food": 1, "Moon Food": 1}
-    known = [{"Pizza", "Italian"}, {"Sushi", "Pizza"}, {"Thai"}]
+    scores = category_agreement(extracted, truth)
+    assert scores["items"] == 3 and scores["uncovered"] == {"Space Food": 1, "Moon Food": 1}
+    known_types = [{"Pizza", "Italian"}, {"Sushi", "Pizza"}, {"Thai"}]
     ranked = {
         "extracted": [extracted[0], extracted[1], extracted[3]],
         "in_use": [["Pizza"], extracted[1], []],
@@ -50,11 +50,11 @@ def test_agreement_of_categories_equals_sklearn():
     }
     for k in (1, 3, 5, 11):
         for name, lists in ranked.items():
-            binary = MultiLabelBinarizer().fit([*known, *lists])
-            wanted = precision_recall_fscore_support(
-                binary.transform(known), binary.transform([r[:k] for r in lists]), average="micro"
+            binary = MultiLabelBinarizer().fit([*known_types, *lists])
+            expected = precision_recall_fscore_support(
+                binary.transform(known_types), binary.transform([r[:k] for r in lists]), average="micro"
             )
-            assert found[f"at_{k}"][name] == pytest.approx(wanted[:3], abs=1e-4)
+            assert scores[f"at_{k}"][name] == pytest.approx(expected[:3], abs=1e-4)
 
 
 @pytest.mark.skipif(not ZOMATO.exists(), reason="the Zomato reviews are not here")
@@ -62,24 +62,24 @@ def test_extraction_beats_the_baselines_on_real_reviews():
     with open(ZOMATO / "reviews.csv", encoding="utf-8") as stream:
         reviews = [(r["Restaurant"], r["Review"]) for r in csv.DictReader(stream)]
     with open(ZOMATO / "restaurants.csv", encoding="utf-8") as stream:
-        known = {r["Name"]: r for r in csv.DictReader(stream)}
-    names = sorted({name for name, _ in reviews} & known.keys())
-    code = np.asarray([names.index(name) if name in known else -1 for name, _ in reviews])
+        metadata = {r["Name"]: r for r in csv.DictReader(stream)}
+    names = sorted({name for name, _ in reviews} & metadata.keys())
+    code = np.asarray([names.index(name) if name in metadata else -1 for name, _ in reviews])
     texts = [text for _, text in reviews]
     matcher = TypeMatcher(schema.category_types())
     mentions, remarks = matcher.evidence(texts), price_evidence(texts)
     count = Counter(code.tolist())
     ranked = [rank_types(mentions[code == c].sum(axis=0), count[c], prevalence()) for c in range(len(names))]
-    truth = [known[name]["Cuisines"].split(", ") for name in names]
-    found = category_agreement([[matcher.types[t] for t in r] for r in ranked], truth)
-    assert not found["uncovered"]
+    truth = [metadata[name]["Cuisines"].split(", ") for name in names]
+    scores = category_agreement([[matcher.types[t] for t in r] for r in ranked], truth)
+    assert not scores["uncovered"]
     for k in (3, 5, 11):
-        at = found[f"at_{k}"]
+        at = scores[f"at_{k}"]
         assert at["extracted"][2] > at["baseline"][2] + 0.02 and at["in_use"][2] > at["baseline"][2] + 0.1
     tags = [price_tag(remarks[code == c].sum(axis=0)) for c in range(len(names))]
-    prices = np.asarray([float(known[name]["Cost"].replace(",", "")) for name in names])
-    found = price_agreement(tags, prices)
-    assert found["spearman"] > 0.25 and found["equal"] > found["majority"]
+    prices = np.asarray([float(metadata[name]["Cost"].replace(",", "")) for name in names])
+    scores = price_agreement(tags, prices)
+    assert scores["spearman"] > 0.25 and scores["equal"] > scores["majority"]
 
 
 def test_micro_scores_of_nothing():

@@ -50,8 +50,8 @@ class FakeEncoder:
 
 
 def vector(text):
-    drawn = np.random.default_rng(list(text.encode())).normal(size=384)
-    return (drawn / np.linalg.norm(drawn)).astype(np.float32)
+    numbers = np.random.default_rng(list(text.encode())).normal(size=384)
+    return (numbers / np.linalg.norm(numbers)).astype(np.float32)
 
 
 def write_split(rows, folder):
@@ -92,11 +92,11 @@ def run(rows, root, items=None, encoder=None, **settings):
 
 def tables(root):
     """The content as {("users", id, fold): row, ...} and its reviews in order."""
-    found = {}
+    content_rows = {}
     for side, kind in (("users", schema.USER_CONTENT), ("items", schema.ITEM_CONTENT)):
         for row in read_table(root / "content" / side, kind).to_pylist():
-            found[side, row["id"], row["fold"]] = row
-    return found, read_table(root / "content" / "reviews", schema.REVIEW_CONTENT).to_pylist()
+            content_rows[side, row["id"], row["fold"]] = row
+    return content_rows, read_table(root / "content" / "reviews", schema.REVIEW_CONTENT).to_pylist()
 
 
 def random_rows(rng, n=40, users=8, items=5):
@@ -126,8 +126,8 @@ def test_a_row_never_sees_its_own_review(tmp_path_factory, seed, folds, data):
     run(rows, before, folds=folds)
     run(changed, after, folds=folds)
     (old, old_reviews), (new, new_reviews) = tables(before), tables(after)
-    own = old_reviews[at]
-    for side, entity, fold in (("users", user, own["user_fold"]), ("items", item, own["item_fold"])):
+    review = old_reviews[at]
+    for side, entity, fold in (("users", user, review["user_fold"]), ("items", item, review["item_fold"])):
         assert old[side, entity, fold] == new[side, entity, fold]
     assert old.keys() == new.keys()  # no review moved to another fold
     elsewhere = [k for k in old if k[:2] not in (("users", user), ("items", item))]
@@ -147,11 +147,11 @@ def test_a_fold_is_the_content_of_the_table_without_its_reviews(tmp_path):
             if kind != side or fold == -1:
                 continue
             name = f"{column[:-3]}_fold"
-            kept = [
+            other_reviews = [
                 r for r, c in zip(rows, reviews, strict=True) if not (c[column] == entity and c[name] == fold)
             ]
             root = tmp_path / f"{entity}-{fold}"
-            run(kept, root, items=items)
+            run(other_reviews, root, items=items)
             alone = tables(root)[0].get((side, entity, -1))
             if alone is None:  # nothing is left of it
                 assert row["summary"] is None and row["text_vector"] is None
@@ -168,8 +168,8 @@ def test_content_by_hand(tmp_path):
     manifest = run(rows, tmp_path, summary_sentences=5)
     content, reviews = tables(tmp_path)
     assert manifest.rows == {"reviews": 3, "metadata": 0, "users": 5, "items": 5}
-    one, two = vector("The sushi was fresh."), vector("Too expensive!")
-    mean = (one + two) / np.linalg.norm(one + two)
+    first_vector, second_vector = vector("The sushi was fresh."), vector("Too expensive!")
+    mean = (first_vector + second_vector) / np.linalg.norm(first_vector + second_vector)
     np.testing.assert_allclose(reviews[0]["text_vector"], mean, atol=1e-3)
     np.testing.assert_allclose(reviews[0]["image_vector"], (vector("sushi") + vector("rice")) / 2, atol=1e-3)
     assert reviews[1]["image_vector"] is None and reviews[2]["text_vector"] is None
@@ -179,7 +179,7 @@ def test_content_by_hand(tmp_path):
         "The sushi was fresh",
         "Too expensive",
     ]
-    three = one + two + vector("Sushi again")
+    three = first_vector + second_vector + vector("Sushi again")
     np.testing.assert_allclose(cafe["text_vector"], three / np.linalg.norm(three), atol=1e-3)
     np.testing.assert_allclose(cafe["image_vector"], (vector("sushi") + vector("rice")) / 2, atol=1e-3)
     assert cafe["price_tag"] == "overpriced" and cafe["categories"][0] == "Sushi"
@@ -216,9 +216,9 @@ def test_metadata_counts_as_one_more_review(tmp_path):
         row = content["items", "i", fold]
         assert row["summary"] == "Biryani since 1950." and row["categories"][0] == "Biryani"
         np.testing.assert_allclose(row["image_vector"], vector("a hall"), atol=1e-3)
-    (own,) = read_table(tmp_path / "content" / "metadata", schema.METADATA_CONTENT).to_pylist()
-    assert own["id"] == "i" and manifest.rows["metadata"] == 1
-    np.testing.assert_allclose(own["text_vector"], vector("Biryani since 1950."), atol=1e-3)
+    (metadata,) = read_table(tmp_path / "content" / "metadata", schema.METADATA_CONTENT).to_pylist()
+    assert metadata["id"] == "i" and manifest.rows["metadata"] == 1
+    np.testing.assert_allclose(metadata["text_vector"], vector("Biryani since 1950."), atol=1e-3)
     assert manifest.facts["agreement"] == {"price": {"items": 1, "tagged": 0}}
 
 
@@ -287,11 +287,12 @@ def test_summaries_are_central_and_diverse():
     base = np.eye(3, 8, dtype=np.float32)
     noisy = [base[0], base[0] + 0.01 * rng.normal(size=8), base[1], base[2]]
     vectors = np.stack([v / np.linalg.norm(v) for v in noisy]).astype(np.float16)
-    said = np.asarray([0, 0, 1, 2, 2, 3])
-    assert summary_pieces(said, vectors, np.ones(4, np.float32), 1).tolist() in ([0], [1])
-    two = summary_pieces(said, vectors, np.ones(4, np.float32), 2).tolist()
-    assert 2 in two and not {0, 1} <= set(two)  # not the same thing twice, and the more common of the others
-    damped = summary_pieces(said, vectors, np.asarray([0.1, 0.1, 1, 1], np.float32), 1)
+    pieces = np.asarray([0, 0, 1, 2, 2, 3])
+    assert summary_pieces(pieces, vectors, np.ones(4, np.float32), 1).tolist() in ([0], [1])
+    summary = summary_pieces(pieces, vectors, np.ones(4, np.float32), 2).tolist()
+    # Not the same thing twice, and the more common of the others.
+    assert 2 in summary and not {0, 1} <= set(summary)
+    damped = summary_pieces(pieces, vectors, np.asarray([0.1, 0.1, 1, 1], np.float32), 1)
     assert damped.tolist() == [2]
 
 
@@ -301,11 +302,11 @@ def test_only_the_most_central_of_many_are_candidates():
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
     wide = vectors.astype(np.float32)
     centre = wide.mean(axis=0) / np.linalg.norm(wide.mean(axis=0))
-    kept = np.sort(np.argsort(-(wide @ centre))[:CANDIDATES])
-    got = summary_pieces(np.arange(len(vectors)), vectors, np.ones(len(vectors), np.float32), 5).tolist()
-    positions = [kept.tolist().index(piece) for piece in got]
+    central = np.sort(np.argsort(-(wide @ centre))[:CANDIDATES])
+    summary = summary_pieces(np.arange(len(vectors)), vectors, np.ones(len(vectors), np.float32), 5).tolist()
+    positions = [central.tolist().index(piece) for piece in summary]
     for step, pick in enumerate(positions):
-        scores = mmr_scores(wide[kept], wide[kept] @ centre, positions[:step], RELEVANCE)
+        scores = mmr_scores(wide[central], wide[central] @ centre, positions[:step], RELEVANCE)
         assert scores[pick] >= max(scores.values()) - 1e-5
 
 
@@ -317,7 +318,7 @@ def test_agreement_reads_the_tables(tmp_path):
         {"item_id": "unseen", "price": 100.0, "categories": ["Thai"]},
     ]
     manifest = run(rows, tmp_path, items=items)
-    found = agreement(tmp_path / "content", tmp_path / "items")
-    assert found == manifest.facts["agreement"]
-    assert found["price"]["equal"] == 1.0 and found["price"]["spearman"] == 1.0
-    assert found["categories"]["at_1"]["extracted"] == [1.0, 1.0, 1.0]
+    result = agreement(tmp_path / "content", tmp_path / "items")
+    assert result == manifest.facts["agreement"]
+    assert result["price"]["equal"] == 1.0 and result["price"]["spearman"] == 1.0
+    assert result["categories"]["at_1"]["extracted"] == [1.0, 1.0, 1.0]

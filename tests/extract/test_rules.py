@@ -185,9 +185,9 @@ def test_dishes_count_in_part_and_add_up():
 
 
 def test_the_word_lists_name_known_types_only():
-    named = {*lexicon.NAMES, *lexicon.DISHES, *lexicon.PREVALENCE}
-    named |= {k.strip() for kinds in lexicon.PHRASES.values() for k in kinds.split(",") if k.strip()}
-    assert named <= set(TYPES)
+    listed = {*lexicon.NAMES, *lexicon.DISHES, *lexicon.PREVALENCE}
+    listed |= {k.strip() for kinds in lexicon.PHRASES.values() for k in kinds.split(",") if k.strip()}
+    assert listed <= set(TYPES)
 
 
 def test_ranking_follows_the_formula_and_its_limit():

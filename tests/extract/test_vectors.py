@@ -47,8 +47,8 @@ class FakeEncoder:
             yield batch, np.stack([self.vector(texts[i]) for i in batch])
 
     def vector(self, text):
-        drawn = np.random.default_rng(list(f"{self.identity} {text}".encode())).normal(size=384)
-        return (drawn / np.linalg.norm(drawn)).astype(np.float32)
+        numbers = np.random.default_rng(list(f"{self.identity} {text}".encode())).normal(size=384)
+        return (numbers / np.linalg.norm(numbers)).astype(np.float32)
 
 
 def expected(texts, identity="fake"):
@@ -56,32 +56,32 @@ def expected(texts, identity="fake"):
 
 
 def test_a_second_run_embeds_nothing(tmp_path):
-    vectors, made = embed_cached(TEXTS, FakeEncoder(), tmp_path, segment_rows=4)
-    assert made == len(TEXTS) and len(list(tmp_path.glob("*.parquet"))) > 1
+    vectors, embedded = embed_cached(TEXTS, FakeEncoder(), tmp_path, segment_rows=4)
+    assert embedded == len(TEXTS) and len(list(tmp_path.glob("*.parquet"))) > 1
     np.testing.assert_array_equal(vectors, expected(TEXTS))
     again = FakeEncoder()
-    vectors, made = embed_cached(TEXTS[::-1], again, tmp_path)
-    assert made == 0 and again.seen == []
+    vectors, embedded = embed_cached(TEXTS[::-1], again, tmp_path)
+    assert embedded == 0 and again.seen == []
     np.testing.assert_array_equal(vectors, expected(TEXTS[::-1]))
 
 
 def test_only_new_texts_are_embedded_and_encoders_do_not_mix(tmp_path):
     embed_cached(TEXTS[:5], FakeEncoder(), tmp_path)
     wider = FakeEncoder()
-    vectors, made = embed_cached(TEXTS[3:9], wider, tmp_path)
-    assert made == 4 and wider.seen == TEXTS[5:9]
+    vectors, embedded = embed_cached(TEXTS[3:9], wider, tmp_path)
+    assert embedded == 4 and wider.seen == TEXTS[5:9]
     np.testing.assert_array_equal(vectors, expected(TEXTS[3:9]))
-    vectors, made = embed_cached(TEXTS[:5], FakeEncoder("other"), tmp_path)
-    assert made == 5
+    vectors, embedded = embed_cached(TEXTS[:5], FakeEncoder("other"), tmp_path)
+    assert embedded == 5
     np.testing.assert_array_equal(vectors, expected(TEXTS[:5], "other"))
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         embed_cached(TEXTS, FakeEncoder(limit=2), tmp_path)
-    rest = FakeEncoder()
-    vectors, made = embed_cached(TEXTS, rest, tmp_path)
-    assert rest.seen == TEXTS[6:] and made == len(TEXTS) - 6
+    encoder = FakeEncoder()
+    vectors, embedded = embed_cached(TEXTS, encoder, tmp_path)
+    assert encoder.seen == TEXTS[6:] and embedded == len(TEXTS) - 6
     np.testing.assert_array_equal(vectors, expected(TEXTS))
 
 
@@ -96,14 +96,14 @@ def test_a_damaged_segment_is_ignored_and_its_texts_embedded_again(tmp_path, dam
     content = {"cut": body[:-900], "flip": body, "empty": b"", "foreign": b"PAR1 not a table"}[damage]
     victim.write_bytes(bytes(content))
     with pytest.warns(UserWarning, match=f"{victim.name}.*embedded again"):
-        vectors, made = embed_cached(TEXTS[:9], FakeEncoder(), tmp_path)
-    assert made == 6
+        vectors, embedded = embed_cached(TEXTS[:9], FakeEncoder(), tmp_path)
+    assert embedded == 6
     np.testing.assert_array_equal(vectors, expected(TEXTS[:9]))
 
 
 def test_no_text_no_folder(tmp_path):
-    vectors, made = embed_cached([], FakeEncoder(), tmp_path / "vectors")
-    assert vectors.shape == (0, 384) and made == 0 and not (tmp_path / "vectors").exists()
+    vectors, embedded = embed_cached([], FakeEncoder(), tmp_path / "vectors")
+    assert vectors.shape == (0, 384) and embedded == 0 and not (tmp_path / "vectors").exists()
 
 
 @given(st.lists(st.integers(1, 256), max_size=60), st.integers(1, 2000))
@@ -119,18 +119,18 @@ def test_batches_hold_every_text_once_and_fit(lengths, batch_tokens):
 
 def test_vectors_equal_those_of_sentence_transformers():
     encoder = SentenceEncoder(batch_tokens=128, device="cpu")
-    made = np.zeros((len(TEXTS), 384), np.float32)
+    embedded = np.zeros((len(TEXTS), 384), np.float32)
     sizes = []
     for batch, vectors in encoder.encode_batches(TEXTS):
         assert vectors.dtype == np.float32
-        made[batch] = vectors
+        embedded[batch] = vectors
         sizes.append(len(batch))
     assert len(sizes) > 3
     from sentence_transformers import SentenceTransformer
 
     reference = SentenceTransformer(str(encoder_folder(DEFAULT_ENCODER)), device="cpu", local_files_only=True)
     alone = np.stack([reference.encode(text, normalize_embeddings=True) for text in TEXTS])
-    np.testing.assert_allclose(made, alone, atol=1e-5)
+    np.testing.assert_allclose(embedded, alone, atol=1e-5)
 
 
 def test_a_cached_run_imports_no_encoder(tmp_path):
@@ -178,8 +178,10 @@ def test_an_unknown_encoder_is_named(monkeypatch):
 def test_an_interrupted_embedding_goes_on_with_the_very_same_batches(lengths, batch_tokens, stop):
     """A vector's last bits depend on its batch: a resumed run must cut what is left as the first one did."""
     lengths = np.asarray(lengths)
-    whole = [batch.tolist() for batch in length_batches(lengths, batch_tokens)]
-    done = {text for batch in whole[:stop] for text in batch}
-    left = np.asarray([text for text in range(len(lengths)) if text not in done], int)
-    rest = [left[batch].tolist() for batch in length_batches(lengths[left], batch_tokens)]
-    assert rest == whole[stop:]
+    batches = [batch.tolist() for batch in length_batches(lengths, batch_tokens)]
+    embedded = {text for batch in batches[:stop] for text in batch}
+    remaining = np.asarray([text for text in range(len(lengths)) if text not in embedded], int)
+    remaining_batches = [
+        remaining[batch].tolist() for batch in length_batches(lengths[remaining], batch_tokens)
+    ]
+    assert remaining_batches == batches[stop:]

@@ -26,11 +26,11 @@ def random_pairs(seed, users, items, edges, skew=1.0):
     ]
 
 
-def assert_matches(found: pl.DataFrame, wanted: dict[str, dict[str, float]], config: swing.SwingConfig):
+def assert_matches(lists: pl.DataFrame, expected: dict[str, dict[str, float]], config: swing.SwingConfig):
     """Every score right, the lists best first with ties by id, and nothing better left out."""
-    assert found["id"].to_list() == sorted(wanted)
-    for name, neighbors, scores in found.iter_rows():
-        all_scores = wanted[name]
+    assert lists["id"].to_list() == sorted(expected)
+    for name, neighbors, scores in lists.iter_rows():
+        all_scores = expected[name]
         assert len(neighbors) == len(set(neighbors)) == min(config.top_k, len(all_scores))
         assert list(zip([-s for s in scores], neighbors, strict=True)) == sorted(
             zip([-s for s in scores], neighbors, strict=True)
@@ -46,13 +46,13 @@ def assert_matches(found: pl.DataFrame, wanted: dict[str, dict[str, float]], con
 
 def assert_equals_the_formula(pairs, config: swing.SwingConfig, side: str):
     """The result is the reference's; a refusal is right where the reference finds nothing."""
-    wanted = reference.scores(pairs, config, side)
+    expected = reference.scores(pairs, config, side)
     try:
-        found = swing.similar(frame(pairs), config, side, threads=1)
+        lists = swing.similar(frame(pairs), config, side, threads=1)
     except swing.SwingError:
-        assert not any(wanted.values())
+        assert not any(expected.values())
     else:
-        assert_matches(found, wanted, config)
+        assert_matches(lists, expected, config)
 
 
 small_graphs = st.lists(

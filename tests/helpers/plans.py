@@ -27,6 +27,6 @@ def request(*tables: Table, device="h200", ranks=1, node=None, optimizer="sgd", 
 
 
 def only(*tables: Table, **options):
-    """The plan of a request, its first table, and that table's shards."""
+    """The plan of a request, its first table, and that table's parts."""
     plan = make_plan(request(*tables, **options))
-    return plan, plan.tables[0], plan.tables[0].shards
+    return plan, plan.tables[0], plan.tables[0].parts

@@ -15,9 +15,9 @@ DATA = Path(__file__).parents[2].parent / "shared" / "data"
 # Google -----------------------------------------------------------------------------------------------------
 
 
-def google_row(user, item, rating=5, text="good", pics=(), **more):
+def google_row(user, item, rating=5, text="good", pics=(), **extra):
     row = {"business_id": item, "user_id": user, "rating": rating, "review_text": text, "pics": list(pics)}
-    return row | {"history_reviews": [["x", "old words"]]} | more
+    return row | {"history_reviews": [["x", "old words"]]} | extra
 
 
 def test_google_lists_become_the_published_split(tmp_path):
@@ -175,8 +175,8 @@ def test_every_reason_with_its_line(tmp_path):
     ]
     (tmp_path / "r.jsonl").write_bytes(b"\n".join(raw))
     manifest, rows, _ = read(tmp_path, source="amazon", reviews=tmp_path / "r.jsonl")
-    found = [(r["line"], r["reason"]) for r in rejected(tmp_path)]
-    assert found == [(n, reason) for n, (_, reason) in enumerate(cases, 1) if reason]
+    reasons = [(r["line"], r["reason"]) for r in rejected(tmp_path)]
+    assert reasons == [(n, reason) for n, (_, reason) in enumerate(cases, 1) if reason]
     assert rows == [review("u", "i", 3.0, "t"), review("12", "i", 3.0)]
     assert manifest.rows == {"reviews": 2, "rejected": 16}
     assert sum(manifest.facts["rejected"].values()) == 16 and manifest.facts["read"] == 18

@@ -197,13 +197,13 @@ def test_families_share_out_all_types():
 def test_photos_exist_show_what_the_caption_says_and_are_reused(small):
     reviews, _, facts, folder = small
     captions: dict[str, set[str]] = {}
-    shown = 0
+    uses = 0
     for paths, words in zip(reviews["images"].to_pylist(), reviews["captions"].to_pylist(), strict=True):
         assert (paths is None) == (words is None)
         for path, caption in zip(paths or [], words or [], strict=True):
             captions.setdefault(path, set()).add(caption)
-            shown += 1
-    assert facts["pictures"] == len(captions) == len(list((folder / "pictures").iterdir())) < 1000 < shown
+            uses += 1
+    assert facts["pictures"] == len(captions) == len(list((folder / "pictures").iterdir())) < 1000 < uses
     assert all(len(words) == 1 for words in captions.values())  # a file has one caption
     assert len(set.union(*captions.values())) < len(captions)  # but captions are shared
     pixels = set()
@@ -218,13 +218,13 @@ def test_photos_exist_show_what_the_caption_says_and_are_reused(small):
 
 
 def _mean_rating(reviews, words, column="text"):
-    found = [
+    ratings = [
         rating
-        for rating, said in zip(reviews["rating"].to_pylist(), reviews[column].to_pylist(), strict=True)
-        if said and any(word in str(said) for word in words)
+        for rating, content in zip(reviews["rating"].to_pylist(), reviews[column].to_pylist(), strict=True)
+        if content and any(word in str(content) for word in words)
     ]
-    assert len(found) > 30
-    return np.mean(found)
+    assert len(ratings) > 30
+    return np.mean(ratings)
 
 
 def test_words_captions_and_prices_tell_rating_and_level(small):

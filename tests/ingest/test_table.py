@@ -90,13 +90,13 @@ def test_parquet_and_json_lines_agree(tmp_path):
     columns["split"] = "part"
     lines(tmp_path / "r.jsonl", rows)
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "r.parquet", row_group_size=2)
-    want = [
+    expected = [
         review("0", "i0", 5.0, "a", split="train"),
         review("2", "i0", 2.0, None, None, ["a", "b"], ["x", ""], "train"),
     ]
     for name, unit in (("r.jsonl", "line"), ("r.parquet", "record")):
-        _, found, _ = read(tmp_path, source="table", reviews=tmp_path / name, columns=columns)
-        assert found == want
+        _, table, _ = read(tmp_path, source="table", reviews=tmp_path / name, columns=columns)
+        assert table == expected
         reasons = [(r[unit], r["reason"]) for r in rejected(tmp_path)]
         assert reasons == [(2, "rating is missing"), (4, "split is neither train nor test")]
 
@@ -122,8 +122,8 @@ def test_table_metadata(tmp_path):
     columns = {"item": "name", "title": "name", "categories": "kind", "price": "cost", "images": "pics"}
     settings = {"reviews": tmp_path / "r.csv", "items": tmp_path / "i.csv", "columns": COLUMNS}
     _, _, items = read(tmp_path, source="table", item_columns=columns, **settings)
-    found = [(i["item_id"], i["categories"], i["price"], i["images"]) for i in items]
-    assert found == [
+    metadata = [(i["item_id"], i["categories"], i["price"], i["images"]) for i in items]
+    assert metadata == [
         ("i1", ["Thai", "Sushi"], 1200.0, ["a.jpg", "b.jpg"]),
         ("i2", None, None, None),
         ("i3", ["A, B"], 12.5, None),
@@ -142,7 +142,7 @@ def test_table_metadata(tmp_path):
         ({"reviews": "nowhere.csv"}, "--reviews .*nowhere.csv: no such file"),
         ({"reviews": ""}, "--reviews is missing"),
         ({"items": "i.csv", "item_columns": {}}, "--item-columns: say which column is 'item'"),
-        ({"item_columns": {"item": "what"}}, "--item-columns names columns of no file"),
+        ({"item_columns": {"item": "what"}}, "--item-columns needs a file of items"),
         ({"source": "amazon"}, "--columns .*--source table"),
         ({"source": "synthetic", "columns": {}}, "--reviews .*synthetic.*--source"),
         (
@@ -162,12 +162,12 @@ def test_errors_name_flag_column_and_way_out(tmp_path, settings, words):
 def test_too_many_bad_rows_keep_the_list_until_it_is_well(tmp_path):
     (tmp_path / "r.csv").write_text(CSV)
     settings = {"source": "table", "reviews": tmp_path / "r.csv", "columns": COLUMNS}
-    kept = tmp_path / "out" / "reviews.rejected.jsonl"
-    with pytest.raises(DataError, match=str(kept)):
+    rejected_copy = tmp_path / "out" / "reviews.rejected.jsonl"
+    with pytest.raises(DataError, match=str(rejected_copy)):
         read(tmp_path, **settings, max_rejected=0.5)
-    assert [json.loads(line)["line"] for line in kept.read_text().splitlines()] == [6, 8, 9, 10]
+    assert [json.loads(line)["line"] for line in rejected_copy.read_text().splitlines()] == [6, 8, 9, 10]
     read(tmp_path, **settings, max_rejected=0.58)
-    assert not kept.exists()
+    assert not rejected_copy.exists()
 
 
 @pytest.mark.parametrize(
@@ -301,14 +301,14 @@ def test_times(value, seconds):
 
 @given(st.lists(st.lists(st.integers(-20, 20), max_size=30), max_size=8))
 def test_seen_hashes_equal_a_set(batches):
-    seen, known = SeenHashes(), set()
+    hashes_seen, values_seen = SeenHashes(), set()
     for batch in batches:
         new = []
         for value in batch:
-            new.append(value not in known)
-            known.add(value)
-        assert seen.add(np.array(batch, np.int64)).tolist() == new
-        assert len(seen) == len(known)
+            new.append(value not in values_seen)
+            values_seen.add(value)
+        assert hashes_seen.add(np.array(batch, np.int64)).tolist() == new
+        assert len(hashes_seen) == len(values_seen)
 
 
 def test_chunks_and_parts_do_not_change_the_table(tmp_path):
@@ -316,7 +316,7 @@ def test_chunks_and_parts_do_not_change_the_table(tmp_path):
         {"user": n % 7, "item": n % 11, "rating": n % 5 if n % 13 else "x", "text": f"t{n}"}
         for n in range(200)
     ]
-    found = []
+    results = []
     for name, chunk, part in (("one", 1000, 1000), ("many", 7, 20)):
         (tmp_path / name).mkdir()
         stream = Stream("s", iter([Record(n, row, row) for n, row in enumerate(rows, 1)]))
@@ -324,9 +324,9 @@ def test_chunks_and_parts_do_not_change_the_table(tmp_path):
             [stream], validate.ReviewCheck(), validate.ReviewFacts(), tmp_path / name, chunk, part
         )
         table = read_table(tmp_path / name, REVIEWS)
-        found.append((table, tally, (tmp_path / name / "rejected.jsonl").read_text()))
-    assert found[0][0].equals(found[1][0]) and found[0][1:] == found[1][1:]
-    assert found[0][1].accepted == 77 and len(list((tmp_path / "many").glob("part-*"))) > 2
+        results.append((table, tally, (tmp_path / name / "rejected.jsonl").read_text()))
+    assert results[0][0].equals(results[1][0]) and results[0][1:] == results[1][1:]
+    assert results[0][1].accepted == 77 and len(list((tmp_path / "many").glob("part-*"))) > 2
 
 
 def test_reading_ends_early_without_a_good_row(tmp_path, monkeypatch):

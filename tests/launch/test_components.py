@@ -57,16 +57,16 @@ def role(app):
 
 def placed(app, **values):
     """The one role of `app`, its macros replaced as a scheduler does it."""
-    known = {"img_root": "", "app_id": "job", "replica_id": "1", "rank0_env": "FIRST_NODE"}
-    return macros.Values(**known | values).apply(role(app))
+    macro_values = {"img_root": "", "app_id": "job", "replica_id": "1", "rank0_env": "FIRST_NODE"}
+    return macros.Values(**macro_values | values).apply(role(app))
 
 
 def bash_words(script, environment=None):
     """The words that bash makes of a script of one command, which it prints instead of running it."""
     assert script.startswith("exec python ")
     printing = "printf '%s\\0' " + script.removeprefix("exec python ")
-    done = subprocess.run(["bash", "-c", printing], capture_output=True, env=environment or {}, check=True)
-    return done.stdout.decode().split("\0")[:-1]
+    result = subprocess.run(["bash", "-c", printing], capture_output=True, env=environment or {}, check=True)
+    return result.stdout.decode().split("\0")[:-1]
 
 
 def torchrun_words(app, environment=None):
@@ -109,8 +109,8 @@ def test_torchx_accepts_and_explains_every_argument(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         _create_args_parser(component(name)).parse_args(["--help"])
     assert stopped.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(f"--{p}" in shown for p in parameters if p != "args")
+    help_text = capsys.readouterr().out
+    assert all(f"--{p}" in help_text for p in parameters if p != "args")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,17 +127,22 @@ def test_components_are_pure(name):
 
 
 def test_the_command_line_gives_every_argument_its_type():
-    given = (
+    flags = (
         "-j 2x4 -h gpu.large --cpu 8 --gpu 4 --memMB 4096 --image i:1 --name n --env A=1,B=2 --max_restarts 3"
     )
-    given += " --max_retries 2 --mounts type=volume,src=v,dst=/data,readonly --rdzv_port 1234 --debug true"
-    app = materialize_appdef(components.train, [*given.split(), "--", "--epochs", "3"])
-    made = role(app)
-    assert app.name == "n" and made.image == "i:1" and made.num_replicas == 2 and made.max_retries == 2
-    assert (made.resource.cpu, made.resource.gpu, made.resource.memMB) == (8, 4, 4096)
-    assert made.env["A"] == "1" and made.env["B"] == "2" and made.env["NCCL_DEBUG"] == "INFO"
-    assert made.mounts[0].src == "v" and made.mounts[0].read_only
-    assert made.port_map == {"c10d": 1234}
+    flags += " --max_retries 2 --mounts type=volume,src=v,dst=/data,readonly --rdzv_port 1234 --debug true"
+    app = materialize_appdef(components.train, [*flags.split(), "--", "--epochs", "3"])
+    job_role = role(app)
+    assert (
+        app.name == "n"
+        and job_role.image == "i:1"
+        and job_role.num_replicas == 2
+        and job_role.max_retries == 2
+    )
+    assert (job_role.resource.cpu, job_role.resource.gpu, job_role.resource.memMB) == (8, 4, 4096)
+    assert job_role.env["A"] == "1" and job_role.env["B"] == "2" and job_role.env["NCCL_DEBUG"] == "INFO"
+    assert job_role.mounts[0].src == "v" and job_role.mounts[0].read_only
+    assert job_role.port_map == {"c10d": 1234}
     options, words = torchrun_words(app)
     assert options.max_restarts == 3 and words == ["train", "--epochs", "3"]
 
@@ -203,11 +208,11 @@ def test_every_flag_of_swing_reaches_it_through_ray(side):
     from ray.scripts.symmetric_run import curate_and_validate_ray_start_args, symmetric_run
 
     flags = sample_flags(subparser(swing_parser(), side), leave_out=["--engine", "--address"])
-    made = placed(components.swing(side, *flags, j=3, cpu=5, port=7000))
-    assert made.entrypoint == "python" and made.args[:2] == ["-m", "launch.ray_cluster"]
-    cut = made.args.index("--")
-    own, command = made.args[2:cut], made.args[cut + 1 :]
-    options, ray_options = ray_cluster.build_parser().parse_known_args(own)
+    job_role = placed(components.swing(side, *flags, j=3, cpu=5, port=7000))
+    assert job_role.entrypoint == "python" and job_role.args[:2] == ["-m", "launch.ray_cluster"]
+    cut = job_role.args.index("--")
+    own_words, command = job_role.args[2:cut], job_role.args[cut + 1 :]
+    options, ray_options = ray_cluster.build_parser().parse_known_args(own_words)
     assert vars(options) == {"nodes": 3, "rank": 1, "head_variable": "FIRST_NODE", "port": 7000}
     assert ray_options == ["--num-cpus=5"]
     handed = ["--address", "head:7000", "--min-nodes", "3", *ray_options]
@@ -230,8 +235,8 @@ def test_words_reach_the_program_unchanged(words):
     words = [*ODD, *words]
     assert torchrun_words(components.train(*words))[1] == ["train", *words]
     assert placed(components.extract(*words)).args[3:] == words
-    made = placed(components.swing("items", *words)).args
-    assert made[-len(words) :] == words
+    arguments = placed(components.swing("items", *words)).args
+    assert arguments[-len(words) :] == words
 
 
 # ---- nodes, ranks, environment
@@ -273,9 +278,9 @@ def test_swing_says_what_is_missing():
 def test_resources_are_the_named_ones_with_what_is_given_in_their_place():
     assert role(components.train(h="aws_p5.48xlarge")).resource == named_resources["aws_p5.48xlarge"]
     changed = role(components.train(h="aws_p5.48xlarge", gpu=4, memMB=1000)).resource
-    named = named_resources["aws_p5.48xlarge"]
-    assert (changed.cpu, changed.gpu, changed.memMB) == (named.cpu, 4, 1000)
-    assert changed.capabilities == named.capabilities and changed.devices == named.devices
+    node = named_resources["aws_p5.48xlarge"]
+    assert (changed.cpu, changed.gpu, changed.memMB) == (node.cpu, 4, 1000)
+    assert changed.capabilities == node.capabilities and changed.devices == node.devices
     assert role(components.train(h="h100x8", gpu=0)).resource.gpu == 0
 
 
@@ -289,8 +294,8 @@ def test_environment_of_ranks():
     assert on_gpus["FI_PROVIDER"] == "efa" and on_gpus["OMP_NUM_THREADS"] == "24"
     assert "FI_PROVIDER" not in role(components.train(h="h100x8")).env
     assert role(components.train(j="1x4")).env["OMP_NUM_THREADS"] == "1"  # more ranks than CPUs
-    mine = role(components.train(h="h100x8", env={"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "3"})).env
-    assert (mine["NCCL_DEBUG"], mine["OMP_NUM_THREADS"]) == ("INFO", "3")
+    environment = role(components.train(h="h100x8", env={"NCCL_DEBUG": "INFO", "OMP_NUM_THREADS": "3"})).env
+    assert (environment["NCCL_DEBUG"], environment["OMP_NUM_THREADS"]) == ("INFO", "3")
 
 
 # ---- what each scheduler would be asked to do
@@ -302,8 +307,8 @@ def request(app, scheduler, **cfg):
 
 
 def test_local_request():
-    made = request(components.train("--run-dir", "runs/x", j="1x2"), "local_cwd")
-    (replica,) = made.role_params["train"]
+    local_request = request(components.train("--run-dir", "runs/x", j="1x2"), "local_cwd")
+    (replica,) = local_request.role_params["train"]
     assert replica.args[:2] == ["bash", "-c"] and "--nproc_per_node 2" in replica.args[2]
     assert replica.env["OMP_NUM_THREADS"] == "1"
 
@@ -311,24 +316,24 @@ def test_local_request():
 def test_slurm_script(tmp_path):
     """The script that sbatch would get is run by bash, with an srun that notes what it was told."""
     app = components.train("--run-dir", "it's", "--set", "x=a b", j="2", h="h100x8", max_retries=1)
-    made = request(app, "slurm", partition="gpu", time="1:00:00")
-    script = made.materialize()
+    slurm_request = request(app, "slurm", partition="gpu", time="1:00:00")
+    script = slurm_request.materialize()
     directives = [line for line in script.splitlines() if line.startswith("#SBATCH")]
     assert len(directives) == 3 and directives[1] == "#SBATCH hetjob"
     for line in (directives[0], directives[2]):
         for option in ("--partition=gpu", "--gpus-per-task=8", "--cpus-per-task=88", "--ntasks-per-node=1"):
             assert option in line.split()
     assert "TORCHX_MAX_RETRIES=1" in script
-    told = tmp_path / "told"
-    told.mkdir()
+    log = tmp_path / "told"
+    log.mkdir()
     srun = (
-        f"#!{sys.executable}\nimport json, sys\njson.dump(sys.argv[1:], open({str(told / 'words')!r}, 'w'))\n"
+        f"#!{sys.executable}\nimport json, sys\njson.dump(sys.argv[1:], open({str(log / 'words')!r}, 'w'))\n"
     )
     (tmp_path / "srun").write_text(srun)
     (tmp_path / "srun").chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "42"}
     subprocess.run(["bash", "-c", script], env=environment, check=True, capture_output=True)
-    words = json.loads((told / "words").read_text())
+    words = json.loads((log / "words").read_text())
     middle = words.index(":")
     for number, part in enumerate((words[:middle], words[middle + 1 :])):
         assert f"--output=slurm-42-train-{number}.out" in part
@@ -351,25 +356,25 @@ def test_docker_request():
     app = components.swing(*SWING, j=2, h="cpu.xlarge", mounts=["type=bind", "src=/shared", "dst=/data"])
     first, second = request(app, "local_docker").containers
     assert first.image == components.IMAGE
-    for rank, made in enumerate((first, second)):
-        assert made.command[made.command.index("--rank") + 1] == str(rank)
-        variable = made.command[made.command.index("--head-variable") + 1]
-        assert made.kwargs["environment"][variable] == first.kwargs["hostname"]
-        assert made.kwargs["nano_cpus"] == 8e9 and "--num-cpus=8" in made.command
-        assert made.kwargs["mounts"][0]["Target"] == "/data"
+    for rank, container in enumerate((first, second)):
+        assert container.command[container.command.index("--rank") + 1] == str(rank)
+        variable = container.command[container.command.index("--head-variable") + 1]
+        assert container.kwargs["environment"][variable] == first.kwargs["hostname"]
+        assert container.kwargs["nano_cpus"] == 8e9 and "--num-cpus=8" in container.command
+        assert container.kwargs["mounts"][0]["Target"] == "/data"
 
 
 def test_kubernetes_request():
     app = components.train("--run-dir", "/data/x", j="2", h="aws_p5.48xlarge", max_retries=2)
     with pytest.warns(UserWarning, match="Volcano"):
-        made = request(app, "kubernetes", queue="default")
-    tasks = made.resource["spec"]["tasks"]
-    assert len(tasks) == 2 and made.resource["spec"]["maxRetry"] == 2
+        job_request = request(app, "kubernetes", queue="default")
+    tasks = job_request.resource["spec"]["tasks"]
+    assert len(tasks) == 2 and job_request.resource["spec"]["maxRetry"] == 2
     for task, variable in zip(tasks, ("TORCHX_RANK0_HOST", "VC_TRAIN_0_HOSTS"), strict=True):
         (container,) = task["template"].spec.containers
         assert container.image == components.IMAGE
-        given = {variable.name: variable.value for variable in container.env}
-        assert given["NCCL_DEBUG"] == "WARN" and given["FI_PROVIDER"] == "efa"
+        variables = {variable.name: variable.value for variable in container.env}
+        assert variables["NCCL_DEBUG"] == "WARN" and variables["FI_PROVIDER"] == "efa"
         options = torchrun_parser().parse_args(bash_words(container.command[2], {variable: "first"})[2:])
         assert options.rdzv_endpoint == "first:29500"
         assert container.resources.limits["nvidia.com/gpu"] == "8"
@@ -381,8 +386,8 @@ def test_kubernetes_request():
 def test_kubernetes_gives_shared_memory_and_folders():
     """Ranks pass tensors through /dev/shm, which is tiny in a pod unless it is asked for."""
     app = components.swing(*SWING, j=2, mounts=["type=volume", "src=claim", "dst=/data"])
-    made = request(app, "kubernetes", queue="default")
-    for rank, task in enumerate(made.resource["spec"]["tasks"]):
+    job_request = request(app, "kubernetes", queue="default")
+    for rank, task in enumerate(job_request.resource["spec"]["tasks"]):
         pod = task["template"].spec
         places = {mount.name: mount.mount_path for mount in pod.containers[0].volume_mounts}
         volumes = {volume.name: volume for volume in pod.volumes}

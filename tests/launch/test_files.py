@@ -46,8 +46,8 @@ def test_every_line_of_the_configuration_is_known_to_torchx():
     schedulers = [name for name in parser.sections() if ":" not in name]
     assert schedulers == ["local_cwd", "local_docker", "slurm", "kubernetes"]
     for name in schedulers:
-        known = {option for option, _ in factories[name](session_name="_").run_opts()}
-        assert parser.options(name) and set(parser.options(name)) <= known, name
+        options = {option for option, _ in factories[name](session_name="_").run_opts()}
+        assert parser.options(name) and set(parser.options(name)) <= options, name
     for name in parser.sections():
         kind, _, target = name.partition(":")
         if kind == "component":
@@ -66,8 +66,8 @@ def test_a_job_takes_its_defaults_from_the_configuration(scheduler):
     app = materialize_appdef(components.train, ["-j", "1x2", "--", "--run-dir", "x"], defaults)
     assert "--max_restarts 3" in app.roles[0].args[1]
     with get_runner() as runner:  # for Kubernetes a queue is required
-        asked = repr(runner.dryrun(app, scheduler, cfg))
-    assert "--max_restarts 3" in " ".join(asked.split())
+        request = repr(runner.dryrun(app, scheduler, cfg))
+    assert "--max_restarts 3" in " ".join(request.split())
     assert get_config("cli", "run", "scheduler", dirs=[str(ROOT)]) == "local_cwd"
 
 
@@ -81,8 +81,10 @@ def test_copies_hold_the_programs_and_nothing_large(ignore, tmp_path):
         (tmp_path / name).touch()
     shutil.copy(ROOT / ignore, tmp_path)
     walked = walk_workspace(fsspec.filesystem("file"), str(tmp_path), ignore_name=ignore)
-    found = {str(Path(info["name"]).relative_to(tmp_path)) for *_, files in walked for info in files.values()}
-    assert set(kept) <= found and not found & set(left_out)
+    copied = {
+        str(Path(info["name"]).relative_to(tmp_path)) for *_, files in walked for info in files.values()
+    }
+    assert set(kept) <= copied and not copied & set(left_out)
 
 
 # ---- launch/slurm_local.sh
@@ -93,9 +95,9 @@ def slurm_local(*words, **options):
 
 
 def test_the_script_explains_itself_and_refuses_what_it_does_not_know():
-    said = slurm_local("--help")
-    assert said.returncode == 0
-    assert all(f"{command}   "[:8] in said.stdout for command in ("start", "status", "stop"))
+    help_result = slurm_local("--help")
+    assert help_result.returncode == 0
+    assert all(f"{command}   "[:8] in help_result.stdout for command in ("start", "status", "stop"))
     assert slurm_local().returncode == 2 and slurm_local("restart").returncode == 2
     for words, part in (
         (["start", "--nodes", "none"], "--nodes: a flag of start, with a number"),
@@ -103,21 +105,21 @@ def test_the_script_explains_itself_and_refuses_what_it_does_not_know():
         (["stop", "--nodes", "3"], "--nodes: a flag of start"),
         (["start", "--ranks", "2"], "unknown argument '--ranks'"),
     ):
-        done = slurm_local(*words)
-        assert done.returncode == 1 and part in done.stderr, words
+        result = slurm_local(*words)
+        assert result.returncode == 1 and part in result.stderr, words
 
 
 def test_the_script_needs_root_and_a_folder():
     script = SLURM.read_text()
     user = {"user": 65534} if os.geteuid() == 0 else {}
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "-s", "start"], input=script, capture_output=True, text=True, cwd="/", **user
     )
-    assert done.returncode == 1 and "needs root: sudo" in done.stderr
+    assert result.returncode == 1 and "needs root: sudo" in result.stderr
     if os.geteuid() == 0:
         for folder in ("/", "here", "/tmp/a b"):
-            done = slurm_local("stop", env=os.environ | {"SLURM_LOCAL_DIR": folder})
-            assert done.returncode == 1 and "SLURM_LOCAL_DIR" in done.stderr
+            result = slurm_local("stop", env=os.environ | {"SLURM_LOCAL_DIR": folder})
+            assert result.returncode == 1 and "SLURM_LOCAL_DIR" in result.stderr
 
 
 @pytest.mark.skipif("DLRREC_TEST_SLURM" not in os.environ, reason="DLRREC_TEST_SLURM=1 starts a real Slurm")

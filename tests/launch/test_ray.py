@@ -22,11 +22,11 @@ NAMES = {"node7": "10.0.0.7", "me": "127.0.1.1", "localhost": "127.0.0.1"}
 @pytest.fixture
 def resolver(monkeypatch):
     """Names resolve to NAMES; "late" only at the third time it is asked for, and no time passes."""
-    asked = []
+    queries = []
 
     def resolve(name):
-        asked.append(name)
-        if name == "late" and asked.count(name) == 3:
+        queries.append(name)
+        if name == "late" and queries.count(name) == 3:
             return "10.0.0.9"
         if name not in NAMES:
             raise socket.gaierror(name)
@@ -79,10 +79,10 @@ def test_tokens(monkeypatch, tmp_path):
     assert first["RAY_AUTH_MODE"] == "token" and len(first["RAY_AUTH_TOKEN"]) == 64 and first != second
     with pytest.raises(LaunchError, match="share no token"):
         authentication(2)
-    with monkeypatch.context() as given:
-        given.setenv("RAY_AUTH_TOKEN", "secret")
+    with monkeypatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "secret")
         assert authentication(2) == {"RAY_AUTH_MODE": "token"}
-        given.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_AUTH_MODE", "disabled")
         assert authentication(2) == {}
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("secret")
@@ -116,15 +116,22 @@ def started(*command, nodes=1, rank=0):
 def test_what_ray_is_told(fake_ray, tmp_path):
     fake_ray(f'printf "%s\\n" "$@" > {tmp_path}/told; {TO_COMMAND}; "$@"')
     assert started("sh", "-c", "exit 0") == 0
-    told = (tmp_path / "told").read_text().splitlines()
-    assert told[:6] == ["symmetric-run", "--address", "127.0.0.1:6379", "--min-nodes", "1", "--num-cpus=2"]
-    assert told[6] == "--" and told[-3:] == ["sh", "-c", "exit 0"]
+    arguments = (tmp_path / "told").read_text().splitlines()
+    assert arguments[:6] == [
+        "symmetric-run",
+        "--address",
+        "127.0.0.1:6379",
+        "--min-nodes",
+        "1",
+        "--num-cpus=2",
+    ]
+    assert arguments[6] == "--" and arguments[-3:] == ["sh", "-c", "exit 0"]
 
 
 @pytest.mark.parametrize("status", [0, 3])
-@pytest.mark.parametrize("own", [0, 1])
-def test_the_status_is_the_commands(fake_ray, status, own):
-    fake_ray(f'{TO_COMMAND}; "$@"; exit {own}')
+@pytest.mark.parametrize("ray_status", [0, 1])
+def test_the_status_is_the_commands(fake_ray, status, ray_status):
+    fake_ray(f'{TO_COMMAND}; "$@"; exit {ray_status}')
     assert started("sh", "-c", f"exit {status}") == status
 
 

@@ -33,12 +33,12 @@ PRIVATE = "mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && mount -t tmpfs n
 
 
 def environment(**more):
-    known = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TORCHX", "SLURM"))}
-    return known | {"PATH": f"{BIN}:{known['PATH']}", "PYTHONPATH": str(ROOT)} | more
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "TORCHX", "SLURM"))}
+    return inherited | {"PATH": f"{BIN}:{inherited['PATH']}", "PYTHONPATH": str(ROOT)} | more
 
 
 def torchx(*words, prefix=()):
-    done = subprocess.run(
+    result = subprocess.run(
         [*prefix, str(BIN / "torchx"), "run", "-s", "local_cwd", *map(str, words)],
         cwd=ROOT,
         env=environment(),
@@ -46,8 +46,8 @@ def torchx(*words, prefix=()):
         text=True,
         timeout=300,
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
-    return done.stdout + done.stderr
+    assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
+    return result.stdout + result.stderr
 
 
 def test_two_ranks_train_and_a_job_evaluates(tiny_run, tmp_path):
@@ -76,11 +76,11 @@ def namespaces():
     pytest.importorskip("ray")
     probe = "ip link add probe0 type veth peer name probe1 && " + PRIVATE
     try:
-        done = subprocess.run([*NODE, "--net", "sh", "-c", probe], capture_output=True, text=True)
+        result = subprocess.run([*NODE, "--net", "sh", "-c", probe], capture_output=True, text=True)
     except FileNotFoundError as error:
         pytest.skip(f"no namespaces here: {error}")
-    if done.returncode:
-        pytest.skip(f"no namespaces here: {done.stderr}")
+    if result.returncode:
+        pytest.skip(f"no namespaces here: {result.stderr}")
 
 
 @pytest.fixture(scope="module")
@@ -95,19 +95,19 @@ def clicks(tmp_path_factory):
     return folder / "clicks.parquet", folder / "local"
 
 
-def same_parts(found, expected):
+def same_parts(actual, expected):
     names = sorted(path.name for path in expected.glob("part-*"))
-    assert names and names == sorted(path.name for path in found.glob("part-*"))
-    assert all((found / name).read_bytes() == (expected / name).read_bytes() for name in names)
-    assert json.loads((found / "manifest.json").read_text())["engine"] == "ray"
+    assert names and names == sorted(path.name for path in actual.glob("part-*"))
+    assert all((actual / name).read_bytes() == (expected / name).read_bytes() for name in names)
+    assert json.loads((actual / "manifest.json").read_text())["engine"] == "ray"
 
 
 def test_swing_on_a_cluster_of_one_node(namespaces, clicks, tmp_path):
     table, expected = clicks
     prefix = [*NODE, "--net", "sh", "-c", f'ip link set lo up && {PRIVATE} && "$@"; exit $?', "sh"]
     words = ["launch/components.py:swing", "items", "--input", table, "--output", tmp_path / "out"]
-    said = torchx(*words, prefix=prefix)
-    assert "On head node" in said
+    output = torchx(*words, prefix=prefix)
+    assert "On head node" in output
     same_parts(tmp_path / "out", expected)
 
 
@@ -147,7 +147,7 @@ def test_swing_on_a_cluster_of_two_nodes(namespaces, clicks, tmp_path):
         return "exec env " + shlex.join([*settings, *container.command])
 
     script = TWO_NODES % {"node": shlex.join(NODE), "private": PRIVATE}
-    done = subprocess.run(
+    result = subprocess.run(
         [*NODE, "--net", "sh", "-c", script, "sh", hosts, line(first), line(second), tmp_path / "log"],
         cwd=ROOT,
         env=environment(),
@@ -156,7 +156,7 @@ def test_swing_on_a_cluster_of_two_nodes(namespaces, clicks, tmp_path):
         timeout=300,
     )
     other = (tmp_path / "log").read_text()
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + other[-3000:]
-    assert "On head node" in done.stdout and "On worker node. Connecting" in other
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:] + other[-3000:]
+    assert "On head node" in result.stdout and "On worker node. Connecting" in other
     assert "the first node has finished" in other
     same_parts(tmp_path / "out", expected)

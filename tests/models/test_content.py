@@ -55,20 +55,20 @@ NUMBERS = {"num_users": USERS, "num_items": ITEMS}
 
 
 def configs(vectors: str, model: dict | None = None, **contrastive) -> tuple[ModelConfig, ContrastiveConfig]:
-    chosen = ModelConfig(**SIZES | {"vectors": vectors} | (model or {}))
-    return chosen, ContrastiveConfig(**{"num_negatives": 5} | contrastive)
+    config = ModelConfig(**SIZES | {"vectors": vectors} | (model or {}))
+    return config, ContrastiveConfig(**{"num_negatives": 5} | contrastive)
 
 
 def wrapper_of(vectors: str, model: dict | None = None, **contrastive) -> TrainWrapper:
     """Weights follow from the seed, so both kinds have the same; tables hold `random_corpus`."""
-    chosen, terms = configs(vectors, model, **contrastive)
+    config, terms = configs(vectors, model, **contrastive)
     torch.manual_seed(0)
-    built = build_model(chosen, dense_width=DENSE, **NUMBERS)
-    if built.content is not None:
+    network = build_model(config, dense_width=DENSE, **NUMBERS)
+    if network.content is not None:
         for name, vector in random_corpus().items():
-            built.content.tables.embeddings[f"t_{name}"].weight.copy_(vector)
+            network.content.tables.embeddings[f"t_{name}"].weight.copy_(vector)
     corpus = random_corpus() if vectors == "row" else {}
-    return build_wrapper(built, terms, corpus=corpus, seed=5)
+    return build_wrapper(network, terms, corpus=corpus, seed=5)
 
 
 def entity_batch(seed: int = 0, part: slice = slice(None), padding: bool = False) -> Batch:
@@ -102,7 +102,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_tables_equal_rows(case, norm):
     """Logits, losses, gradients, and the statistics of batch normalisation, over several steps."""
-    found = []
+    outcomes = []
     for vectors in ("row", "table"):
         model = {"tower_norm": norm}
         wrapper = wrapper_of(vectors, model, **CASES[case])
@@ -123,9 +123,9 @@ def test_tables_equal_rows(case, norm):
             held_out = build_lookups(configs("table")[0])(held_out)
         with torch.no_grad():
             scores = wrapper.eval().model.score(held_out)
-        found.append((steps, scores, dict(wrapper.model.dense_arch.named_buffers())))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
-    assert found[0][2] or norm != "batch"
+        outcomes.append((steps, scores, dict(wrapper.model.dense_arch.named_buffers())))
+    torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-6)
+    assert outcomes[0][2] or norm != "batch"
 
 
 def test_a_repeated_entity_passes_its_tower_once():
@@ -134,7 +134,7 @@ def test_a_repeated_entity_passes_its_tower_once():
     rows = {}
     for name, tower in wrapper.model.dense_arch.towers.items():
         tower.layers.register_forward_hook(
-            lambda _, given, made, name=name: rows.setdefault(name, []).append(len(made))
+            lambda _, _inputs, outputs, name=name: rows.setdefault(name, []).append(len(outputs))
         )
     looked_up = with_lookup(batch, 0)
     wrapper(looked_up)
@@ -142,12 +142,12 @@ def test_a_repeated_entity_passes_its_tower_once():
     for side in ("user", "item"):
         draws = plain.draws[side]
         neighbours = getattr(batch, f"{side}_positives")
-        wanted = {*getattr(batch, side).tolist(), *draws.corpus(0).tolist()}
-        wanted |= {*draws.positives(neighbours, getattr(batch, side), 0).tolist()} - {-1}
-        assert looked_up.lookup.codes[side].tolist() == sorted(wanted)
+        needed_codes = {*getattr(batch, side).tolist(), *draws.corpus(0).tolist()}
+        needed_codes |= {*draws.positives(neighbours, getattr(batch, side), 0).tolist()} - {-1}
+        assert looked_up.lookup.codes[side].tolist() == sorted(needed_codes)
         for name in MODALITIES:
             if name.startswith(side):
-                assert rows[name] == [len(wanted)]
+                assert rows[name] == [len(needed_codes)]
     assert len(batch) > sum(rows["item_text"])  # many rows, few items
 
 
@@ -170,9 +170,9 @@ def test_distinct_codes(codes):
 
 @pytest.mark.parametrize("parts", [2, 5])
 def test_rows_cut_into_micro_batches_look_up_their_own(parts):
-    whole = with_lookup(entity_batch(padding=True), 2)
+    batch = with_lookup(entity_batch(padding=True), 2)
     row = 0
-    for part in split_rows(whole, parts):
+    for part in split_rows(batch, parts):
         alone = with_lookup(entity_batch(part=slice(row, row + len(part)), padding=len(part) + row == 24), 2)
         row += len(part)
         for kind in ("codes", "places"):
@@ -183,10 +183,10 @@ def test_rows_cut_into_micro_batches_look_up_their_own(parts):
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 24])
 def test_ids_are_spread_over_the_rows_in_order(rows):
-    made = with_lookup(entity_batch(part=slice(rows)), 3).lookup
-    assert made.ids.stride() == max(rows, 1)
-    for name, jagged in made.ids.to_dict().items():
-        assert jagged.values().equal(made.codes[name.split("_")[0]])
+    lookup = with_lookup(entity_batch(part=slice(rows)), 3).lookup
+    assert lookup.ids.stride() == max(rows, 1)
+    for name, jagged in lookup.ids.to_dict().items():
+        assert jagged.values().equal(lookup.codes[name.split("_")[0]])
         assert jagged.lengths().max() - jagged.lengths().min() <= 1
 
 
@@ -209,12 +209,12 @@ def shards(tmp_path_factory):
 
 
 def test_parts_of_a_table_are_read_alone(shards):
-    whole = load_entities(shards).vectors
-    for name, matrix in whole.items():
+    all_vectors = load_entities(shards).vectors
+    for name, matrix in all_vectors.items():
         for first, last in ((0, len(matrix)), (3, 11), (7, 7)):
             parts = list(read_vectors(shards, name, first, last))
-            found = np.concatenate([part for _, part in parts]) if parts else matrix[:0]
-            assert found.tobytes() == matrix[first:last].tobytes()
+            joined = np.concatenate([part for _, part in parts]) if parts else matrix[:0]
+            assert joined.tobytes() == matrix[first:last].tobytes()
             assert not parts or parts[0][0] == first
 
 
@@ -228,23 +228,23 @@ def test_tables_hold_the_entities_and_then_zeros(shards):
         sharded = shard_tables(module, ranks, batch_size=10, plan=plan)
         fill_content(sharded, shards, ranks)
         ids = with_codes({"user_text": [29, 30, 39], "item_text": [0, 19], "item_image": [19, 19]})
-        found = sharded.module.content(ids)
+        looked_up = sharded.module.content(ids)
         optimizers = make_optimizer(sharded, 0.01)
-        held = [k for k in optimizers.state_dict()["state"] if "content" in k and "." in k]
-        assert not any(optimizers.state_dict()["state"][name] for name in held)
-    whole = load_entities(shards).vectors
+        state_names = [k for k in optimizers.state_dict()["state"] if "content" in k and "." in k]
+        assert not any(optimizers.state_dict()["state"][name] for name in state_names)
+    all_vectors = load_entities(shards).vectors
     assert {p.table.name: p.table.frozen for p in plan.tables} == {"category": False} | dict.fromkeys(
         MODALITIES, True
     )
-    assert found["user_text"][0].half().numpy().tobytes() == whole["user_text"][29].tobytes()
-    assert not found["user_text"][1:].any() and not found["item_text"].requires_grad
+    assert looked_up["user_text"][0].half().numpy().tobytes() == all_vectors["user_text"][29].tobytes()
+    assert not looked_up["user_text"][1:].any() and not looked_up["item_text"].requires_grad
     for name in ("item_text", "item_image"):
-        wanted = whole[name][[0, 19] if name == "item_text" else [19, 19]]
-        assert found[name].half().numpy().tobytes() == wanted.tobytes()
+        expected = all_vectors[name][[0, 19] if name == "item_text" else [19, 19]]
+        assert looked_up[name].half().numpy().tobytes() == expected.tobytes()
 
 
 def with_codes(codes: dict[str, list[int]]) -> KeyedJaggedTensor:
-    lengths = torch.tensor([len(one) for one in codes.values()], dtype=torch.int32)
+    lengths = torch.tensor([len(side_codes) for side_codes in codes.values()], dtype=torch.int32)
     return KeyedJaggedTensor(list(codes), torch.tensor(sum(codes.values(), [])), lengths=lengths)
 
 
@@ -258,7 +258,7 @@ def test_rows_of_ids_alone_train_evaluate_and_recommend(shards, tmp_path, capsys
     entities, model = load_entities(shards), load_trained(tmp_path / "train", shards)
     with pytest.raises(DataError, match=r"'user_text' is not in these shards.*model.vectors=table"):
         train(ModelConfig(), terms, settings_, "strict", shards, tmp_path / "row")
-    found = recommend(shards, tmp_path / "train", "user-3", n=3, include_seen=True)
+    recommended = recommend(shards, tmp_path / "train", "user-3", n=3, include_seen=True)
     facts = Manifest.read(shards).facts
     batch = pair_batch(
         entities,
@@ -270,8 +270,10 @@ def test_rows_of_ids_alone_train_evaluate_and_recommend(shards, tmp_path, capsys
         ["category"],
     )
     with torch.no_grad():  # the vectors handed over
-        wanted = model(batch.dense, batch.sparse, batch.vectors).sigmoid()
-    assert [i.probability for i in found.items] == pytest.approx(wanted.sort(descending=True).values[:3])
+        expected = model(batch.dense, batch.sparse, batch.vectors).sigmoid()
+    assert [i.probability for i in recommended.items] == pytest.approx(
+        expected.sort(descending=True).values[:3]
+    )
     predicted = pq.read_table(tmp_path / "evaluation" / "predictions" / "dlrrec.parquet")
     batch = pair_batch(
         entities,
@@ -283,8 +285,8 @@ def test_rows_of_ids_alone_train_evaluate_and_recommend(shards, tmp_path, capsys
         ["category"],
     )
     with torch.no_grad():
-        wanted = model(batch.dense, batch.sparse, batch.vectors)
-    assert predicted["score"].to_pylist() == pytest.approx(wanted.tolist(), abs=1e-5)
+        expected = model(batch.dense, batch.sparse, batch.vectors)
+    assert predicted["score"].to_pylist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

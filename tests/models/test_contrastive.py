@@ -48,13 +48,13 @@ def test_info_nce_equals_the_double_loop(shape, temperature, normalize, share, s
     vectors = [torch.randn(n, width, dtype=torch.float64, generator=rng) for n in (rows, rows, number)]
     valid = torch.rand(rows, generator=rng) < share
     mask = torch.rand(rows, number, generator=rng) < 0.7
-    found = []
+    outcomes = []
     for function in (info_nce, naive_info_nce):
         inputs = [v.clone().requires_grad_() for v in vectors]
         total, count = function(*inputs, valid, mask, temperature, normalize)
         gradients = torch.autograd.grad(total + 0 * sum(v.sum() for v in inputs), inputs)
-        found.append((total.detach(), int(count), gradients))
-    torch.testing.assert_close(*found, rtol=1e-7, atol=1e-9)
+        outcomes.append((total.detach(), int(count), gradients))
+    torch.testing.assert_close(*outcomes, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -88,41 +88,43 @@ def test_negative_mask_equals_the_triple_loop(anchors, negatives, width, data):
     listed = [data.draw(st.lists(st.integers(-1, 9), min_size=width, max_size=width)) for _ in anchors]
     positives = torch.tensor(listed, dtype=torch.int64).reshape(len(anchors), width)
     mask = negative_mask(codes(*anchors), positives, codes(*negatives))
-    wanted = [[n != a and n not in near for n in negatives] for a, near in zip(anchors, listed, strict=True)]
-    assert mask.dtype == torch.bool and mask.tolist() == wanted
+    expected = [
+        [n != a and n not in near for n in negatives] for a, near in zip(anchors, listed, strict=True)
+    ]
+    assert mask.dtype == torch.bool and mask.tolist() == expected
 
 
 @given(st.lists(st.integers(-1, 5), max_size=10))
 def test_first_occurrences(values):
-    wanted = [v >= 0 and v not in values[:k] for k, v in enumerate(values)]
-    assert first_occurrences(codes(*values)).tolist() == wanted
+    expected = [v >= 0 and v not in values[:k] for k, v in enumerate(values)]
+    assert first_occurrences(codes(*values)).tolist() == expected
 
 
 @settings(max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 60), st.integers(0, 2**40), st.integers(0, 2**40))
 def test_draws_are_repeatable_and_distinct(number, corpus, seed, step):
-    drawn = draw_negatives(number, corpus, seed, step)
-    assert drawn.equal(draw_negatives(number, corpus, seed, torch.tensor(step)))
-    assert drawn.min() >= 0 and drawn.max() < corpus and len(drawn) == number
+    negatives = draw_negatives(number, corpus, seed, step)
+    assert negatives.equal(draw_negatives(number, corpus, seed, torch.tensor(step)))
+    assert negatives.min() >= 0 and negatives.max() < corpus and len(negatives) == number
     if number <= corpus:
-        assert len(set(drawn.tolist())) == number
+        assert len(set(negatives.tolist())) == number
     else:
-        counts = np.bincount(drawn.numpy(), minlength=corpus)
+        counts = np.bincount(negatives.numpy(), minlength=corpus)
         assert counts.max() <= math.ceil(number / corpus) + 1
 
 
 def test_draws_are_uniform_and_change_with_step_and_seed():
     steps, number, corpus = 2000, 7, 23
-    drawn = torch.stack([draw_negatives(number, corpus, 3, s) for s in range(steps)])
+    negatives = torch.stack([draw_negatives(number, corpus, 3, s) for s in range(steps)])
     expected = steps * number / corpus
-    counts = np.bincount(drawn.flatten().numpy(), minlength=corpus)
+    counts = np.bincount(negatives.flatten().numpy(), minlength=corpus)
     # variance of a binomial count bounds that of the stratified one; five standard deviations
     assert np.abs(counts - expected).max() < 5 * math.sqrt(expected)
     # neighbouring steps and seeds share no more than chance
-    overlap = np.mean([len(set(a) & set(b)) for a, b in zip(drawn[:-1].tolist(), drawn[1:].tolist())])  # noqa: B905
+    overlap = np.mean([len(set(a) & set(b)) for a, b in zip(negatives[:-1].tolist(), negatives[1:].tolist())])  # noqa: B905
     assert overlap == pytest.approx(number * number / corpus, rel=0.1)
     other = torch.stack([draw_negatives(number, corpus, 4, s) for s in range(200)])
-    assert not drawn[:200].equal(other)
+    assert not negatives[:200].equal(other)
 
 
 def test_positives():
@@ -141,7 +143,7 @@ def test_missing_vectors_do_not_take_part():
     torch.manual_seed(0)
     anchors, positives, negatives = (torch.randn(n, 3, dtype=torch.float64) for n in (4, 4, 5))
     anchors[1] = positives[2] = negatives[3] = 0
-    found = corpus_loss(
+    loss_and_count = corpus_loss(
         anchors,
         codes(0, 1, 2, 3),
         codes(-1, -1, -1, 9)[:, None],
@@ -155,9 +157,9 @@ def test_missing_vectors_do_not_take_part():
     mask = torch.ones(4, 5, dtype=torch.bool)
     mask[:, 3] = mask[0, 2] = mask[3, 4] = False
     torch.testing.assert_close(
-        found[0], naive_info_nce(anchors, positives, negatives, valid, mask, 0.5, True)[0]
+        loss_and_count[0], naive_info_nce(anchors, positives, negatives, valid, mask, 0.5, True)[0]
     )
-    assert found[1] == 2
+    assert loss_and_count[1] == 2
 
 
 def test_batch_negatives_are_the_other_entities_once():
@@ -166,12 +168,12 @@ def test_batch_negatives_are_the_other_entities_once():
     anchors[0] = 0  # code 7 is missing here, present in row 3
     entity = codes(7, 8, 8, 7, 9)
     listed = codes(1, 9, 9, 2, 3)[:, None]
-    found = batch_loss(anchors, entity, listed, positives, 0.5, False)
+    loss_and_count = batch_loss(anchors, entity, listed, positives, 0.5, False)
     mask = torch.zeros(5, 5, dtype=torch.bool)
     for row, allowed in {1: [3], 2: [3], 3: [1, 4], 4: [1, 3]}.items():
         mask[row, allowed] = True
     valid = torch.tensor([False, True, True, True, True])
     torch.testing.assert_close(
-        found[0], naive_info_nce(anchors, positives, anchors, valid, mask, 0.5, False)[0]
+        loss_and_count[0], naive_info_nce(anchors, positives, anchors, valid, mask, 0.5, False)[0]
     )
-    assert found[1] == 4
+    assert loss_and_count[1] == 4

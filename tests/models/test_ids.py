@@ -57,8 +57,8 @@ def test_hash_equals_plain_python(ids, rows):
 
 
 def test_hash_spreads_ids_in_sequence():
-    found = hash_rows(torch.arange(20_000), 100).bincount(minlength=100)
-    assert 130 < found.min() and found.max() < 270  # mean 200, standard deviation 14
+    counts = hash_rows(torch.arange(20_000), 100).bincount(minlength=100)
+    assert 130 < counts.min() and counts.max() < 270  # mean 200, standard deviation 14
 
 
 def batch_of(users: list[int], seed: int = 0) -> Batch:
@@ -73,12 +73,12 @@ def test_a_hashed_table_is_a_plain_one_under_the_hash():
     config = ModelConfig(**SMALL, tables={"user": TableConfig(rows=5, ids="hash")})
     hashed = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS)
     batch = batch_of([0, 7, -1, 11, 3, 7, 4])
-    made = build_lookups(config)(batch)
-    user = made.sparse["user"]
+    hashed_batch = build_lookups(config)(batch)
+    user = hashed_batch.sparse["user"]
     assert user.values().tolist() == [plain_hash(u) % 5 for u in (0, 7, 11, 3, 7, 4)]
     assert user.lengths().tolist() == [1, 1, 0, 1, 1, 1, 1]
-    assert made.sparse["category"].values().tolist() == [3] * 77
-    hashed.eval().score(made).sum().backward()
+    assert hashed_batch.sparse["category"].values().tolist() == [3] * 77
+    hashed.eval().score(hashed_batch).sum().backward()
     table = hashed.sparse_arch.embedding_bag_collection.embedding_bags["t_user"].weight
     assert table.shape == (5, 8)
     touched = {plain_hash(u) % 5 for u in (0, 7, 11, 3, 4)}
@@ -119,7 +119,7 @@ def test_with_enough_rows_a_managed_table_equals_a_plain_one(optimizer):
         plain = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS, device="meta")
         settings = {"batch_size": 10, "table_optimizer": optimizer}
         other = shard_tables(build_wrapper(plain, OFF, corpus={}), ranks, table_lr=0.1, **settings)
-        theirs = make_optimizer(other, 0.01, table_optimizer=optimizer)
+        plain_optimizer = make_optimizer(other, 0.01, table_optimizer=optimizer)
         weights = {n: p for n, p in managed.module.named_parameters() if "embedding_bags" not in n}
         for name, parameter in other.module.named_parameters():
             if name in weights:
@@ -129,9 +129,12 @@ def test_with_enough_rows_a_managed_table_equals_a_plain_one(optimizer):
         for step, users in enumerate(BATCHES * 2):
             batch = batch_of(users, step)
             losses = []
-            for model, optimizer_, made in ((managed, optimizers, lookups(batch)), (other, theirs, batch)):
+            for model, optimizer_, inputs in (
+                (managed, optimizers, lookups(batch)),
+                (other, plain_optimizer, batch),
+            ):
                 optimizer_.zero_grad()
-                loss, _ = model(made)
+                loss, _ = model(inputs)
                 loss.backward()
                 optimizer_.step()
                 losses.append(float(loss))
@@ -139,8 +142,8 @@ def test_with_enough_rows_a_managed_table_equals_a_plain_one(optimizer):
         assert table.local_shards()[0].tensor.any()  # it has learnt something
         with torch.no_grad():
             scores = [
-                model.eval().module.model.score(made)
-                for model, made in ((managed, lookups(batch)), (other, batch))
+                model.eval().module.model.score(inputs)
+                for model, inputs in ((managed, lookups(batch)), (other, batch))
             ]
         torch.testing.assert_close(*scores)
 
@@ -177,13 +180,13 @@ def test_frequent_ids_keep_their_rows(policy):
 def test_all_new_ids_of_a_batch_get_rows_whatever_came_before(policy):
     with process_group("cpu") as ranks:
         model, optimizers, lookups = sharded(ranks, 30, evict=policy, admit=2)
-        known = set()
+        ids_seen = set()
         for step, users in enumerate([[-1, -1], [-1, 1], [2, 3], [*range(4, 16)], [16], [*range(17, 25)]]):
             model(lookups(batch_of(users, step)))[0].backward()
             optimizers.step()
-            known |= {plain_hash(user) for user in users if user >= 0}
+            ids_seen |= {plain_hash(user) for user in users if user >= 0}
             if step % 2:
-                assert {*managed_rows(model)} == known
+                assert {*managed_rows(model)} == ids_seen
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "rowwise_adagrad"])
@@ -195,8 +198,8 @@ def test_a_row_starts_anew_with_its_id(optimizer):
             model(lookups(batch_of(users, step)))[0].backward()
             optimizers.step()
         assert rows_of(model, [1, 2, 3], lookups).any(1).all()
-        held = list(state_of(model))
-        assert all(tensor.any() for tensor in held) and len(held) == (optimizer != "sgd")
+        state_tensors = list(state_of(model))
+        assert all(tensor.any() for tensor in state_tensors) and len(state_tensors) == (optimizer != "sgd")
         model.train()(lookups(batch_of([5, 6, 7])))  # no step is taken
         assert {*managed_rows(model)} == {plain_hash(user) for user in (5, 6, 7)}
         assert not rows_of(model, [5, 6, 7], lookups).any()
@@ -242,30 +245,30 @@ def test_what_ids_have_rows_survives_a_checkpoint_and_serves_unsharded(tmp_path)
         assert losses[0] == losses[1]
         third, optimizers, _ = sharded(ranks, 6)
         Checkpoints(tmp_path, ranks).load(third, optimizers)
-        wanted = rows_of(third, [*range(USERS), 50], lookups)
-    _, whole = managed_model(6, "cpu")
-    load_model(tmp_path / BEST, whole.model, prefix="model.")
+        expected = rows_of(third, [*range(USERS), 50], lookups)
+    _, unsharded = managed_model(6, "cpu")
+    load_model(tmp_path / BEST, unsharded.model, prefix="model.")
     with torch.no_grad():
-        found = whole.eval().model.managed(lookups(batch_of([*range(USERS), 50])).managed)[:, 0]
-    torch.testing.assert_close(found, wanted)
-    assert len(wanted.unique(dim=0)) >= 4
+        rows = unsharded.eval().model.managed(lookups(batch_of([*range(USERS), 50])).managed)[:, 0]
+    torch.testing.assert_close(rows, expected)
+    assert len(expected.unique(dim=0)) >= 4
 
 
 def test_parts_that_do_not_fit_are_refused():
     """As when a checkpoint of one rank is loaded on two: TorchRec cannot tell which rows go where."""
-    _, whole = managed_model(6, "cpu")
-    state = whole.state_dict()
+    _, unsharded = managed_model(6, "cpu")
+    state = unsharded.state_dict()
     (name,) = (name for name in state if name.endswith("t_user._output_segments_tensor"))
     state[name] = torch.tensor([0, 4, 6] + [-1] * 1022)
-    with loading_managed(whole):  # 0 to 6 is made of 0 to 4 and 4 to 6
-        whole.load_state_dict(state)
-    assert whole.state_dict()[name][:3].tolist() == [0, 6, -1]
+    with loading_managed(unsharded):  # 0 to 6 is made of 0 to 4 and 4 to 6
+        unsharded.load_state_dict(state)
+    assert unsharded.state_dict()[name][:3].tolist() == [0, 6, -1]
     state[name] = torch.tensor([0, 4, 8] + [-1] * 1022)
     with (
         pytest.raises(DataError, match=r"model.tables.user.ids=managed.*--no-resume"),
-        loading_managed(whole),
+        loading_managed(unsharded),
     ):
-        whole.load_state_dict(state)
+        unsharded.load_state_dict(state)
 
 
 def test_managed_tables_are_pipelined(caplog):
@@ -329,8 +332,8 @@ def test_trained_ids_evaluate_and_recommend(kind, tmp_path):
     evaluate({"dlrrec": tmp_path / "train"}, shards, tmp_path / "evaluation")
     scores = pq.read_table(tmp_path / "evaluation" / "predictions" / "dlrrec.parquet")
     trained = load_trained(tmp_path / "train", shards)
-    found = recommend(shards, tmp_path / "train", "user-3", n=20, include_seen=True)
-    by_item = {item.item_id: item.probability for item in found.items}
+    recommended = recommend(shards, tmp_path / "train", "user-3", n=20, include_seen=True)
+    by_item = {item.item_id: item.probability for item in recommended.items}
     scorer = Scorer(tmp_path / "train", shards, batch_size=7)
     alone = scorer.logits(scorer.pairs(load_entities(shards), np.full(20, 3), np.arange(20)))
     assert [by_item[f"item-{k}"] for k in range(20)] == pytest.approx(1 / (1 + np.exp(-alone)), abs=1e-6)

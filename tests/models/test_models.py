@@ -62,10 +62,10 @@ def test_batch_norm_equals_torch(offset):
     for _ in range(3):
         x = (torch.randn(11, 6, dtype=torch.float64) + offset).requires_grad_()
         y = x.detach().clone().requires_grad_()
-        out, wanted = ours(x, present), theirs(y)
-        torch.testing.assert_close(out, wanted)
+        out, expected = ours(x, present), theirs(y)
+        torch.testing.assert_close(out, expected)
         slope = torch.randn_like(out)
-        for norm, result in ((ours, out), (theirs, wanted)):
+        for norm, result in ((ours, out), (theirs, expected)):
             norm.zero_grad()
             (result * slope).sum().backward()
         torch.testing.assert_close(x.grad, y.grad, atol=1e-9, rtol=1e-7)
@@ -99,13 +99,13 @@ def test_batch_norm_gradient_with_absent_and_shared_rows(share):
 
 def test_two_half_rows_count_as_one():
     torch.manual_seed(0)
-    once, twice = MaskedBatchNorm(3), MaskedBatchNorm(3)
+    single, halved = MaskedBatchNorm(3), MaskedBatchNorm(3)
     x = torch.randn(5, 3)
-    out = once(x, torch.ones(5, dtype=torch.bool))
+    out = single(x, torch.ones(5, dtype=torch.bool))
     doubled = torch.cat([x, x[:2]])
     share = torch.tensor([0.5, 0.5, 1, 1, 1, 0.5, 0.5])
-    torch.testing.assert_close(twice(doubled, torch.ones(7, dtype=torch.bool), True, share)[:5], out)
-    torch.testing.assert_close(twice.running_var, once.running_var)
+    torch.testing.assert_close(halved(doubled, torch.ones(7, dtype=torch.bool), True, share)[:5], out)
+    torch.testing.assert_close(halved.running_var, single.running_var)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
@@ -116,15 +116,15 @@ def test_missing_vectors_change_nothing(norm, training):
     towers[1].load_state_dict(towers[0].state_dict())
     rows = torch.randn(9, 20).half()
     missing = torch.tensor([1, 4, 5])
-    kept = torch.tensor([0, 2, 3, 6, 7, 8])
+    present_rows = torch.tensor([0, 2, 3, 6, 7, 8])
     rows[missing] = 0
     slope = torch.randn(9, 4)
     with_missing, without = (t.train(training) for t in towers)
-    out, wanted = with_missing(rows), without(rows[kept])
+    out, expected = with_missing(rows), without(rows[present_rows])
     assert out[missing].abs().max() == 0
-    torch.testing.assert_close(out[kept], wanted)
+    torch.testing.assert_close(out[present_rows], expected)
     (out * slope).sum().backward()
-    (wanted * slope[kept]).sum().backward()
+    (expected * slope[present_rows]).sum().backward()
     for a, b in zip(with_missing.parameters(), without.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
     for a, b in zip(with_missing.buffers(), without.buffers(), strict=True):
@@ -161,13 +161,13 @@ def test_pairwise_products(rows, width, seed):
     x.requires_grad_()
     out = PairwiseInteraction(width)(x)
     pairs = [x[:, i] * x[:, j] for i in range(width) for j in range(i + 1, width)]
-    wanted = torch.cat([x, *(p.unsqueeze(1) for p in pairs)], dim=1)
+    expected = torch.cat([x, *(p.unsqueeze(1) for p in pairs)], dim=1)
     assert out.shape[1] == PairwiseInteraction(width).out_features
-    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(out, expected)
     slope = torch.randn(out.shape, dtype=torch.float64)
     (grad,) = torch.autograd.grad((out * slope).sum(), x)
-    (wanted_grad,) = torch.autograd.grad((wanted * slope).sum(), x)
-    torch.testing.assert_close(grad, wanted_grad)
+    (expected_grad,) = torch.autograd.grad((expected * slope).sum(), x)
+    torch.testing.assert_close(grad, expected_grad)
 
 
 def test_over_arch_drops_between_layers_only():
@@ -198,10 +198,10 @@ def test_weighted_bce(rows, weights):
     logits, label = (torch.tensor(x, dtype=torch.float64) for x in zip(*rows, strict=True))
     loss = weighted_bce_sum(logits, label, torch.tensor(weights, dtype=torch.float64))
     p = [1 / (1 + np.exp(-x)) for x in logits.numpy()]
-    wanted = sum(
+    expected = sum(
         -weights[1] * np.log(a) if y else -weights[0] * np.log1p(-a) for a, y in zip(p, label, strict=True)
     )
-    assert float(loss) == pytest.approx(wanted, rel=1e-3, abs=1e-9)
+    assert float(loss) == pytest.approx(expected, rel=1e-3, abs=1e-9)
     plain = F.binary_cross_entropy_with_logits(logits, label, reduction="sum")
     assert float(weighted_bce_sum(logits, label, torch.ones(2))) == pytest.approx(float(plain))
 
@@ -229,11 +229,11 @@ def test_pooled_category_equals_embedding_bag():
     plain = nn.EmbeddingBag(PAD_CATEGORY + 1, 8, padding_idx=PAD_CATEGORY, mode="sum")
     plain.weight.data.copy_(table)
     pooled = bags(make_sparse(slots, ids, ids, ["category"])).values()
-    wanted = plain(slots)
-    torch.testing.assert_close(pooled, wanted)
+    expected = plain(slots)
+    torch.testing.assert_close(pooled, expected)
     slope = torch.randn(40, 8)
     (pooled * slope).sum().backward()
-    (wanted * slope).sum().backward()
+    (expected * slope).sum().backward()
     torch.testing.assert_close(table.grad, plain.weight.grad)
     assert not table.grad[PAD_CATEGORY].any() and table.grad.any()
 
@@ -247,14 +247,14 @@ def test_without_modalities_it_is_torchrecs_dlrm():
         for a, b in pairs:
             a.data.copy_(b)
     dense, sparse, vectors = random_inputs()
-    found = []
+    outcomes = []
     for model, inputs in ((ours, (dense, sparse, vectors)), (theirs, (dense, sparse))):
         model.zero_grad()
         logits = model(*inputs).flatten()
         (logits * torch.linspace(-1, 1, 16)).sum().backward()
         gradients = [p.grad.clone() for part in parts for p in getattr(model, part).parameters()]
-        found.append([logits.detach(), *gradients])
-    torch.testing.assert_close(*found)
+        outcomes.append([logits.detach(), *gradients])
+    torch.testing.assert_close(*outcomes)
 
 
 def plain_logits(model, dense, sparse, vectors):
@@ -294,12 +294,12 @@ def test_model_equals_plain_torch(interaction):
             model(*random_inputs(seed=seed))
     model.eval()
     inputs = random_inputs(seed=9)
-    found = []
+    outcomes = []
     for logits in (model(*inputs), plain_logits(model, *inputs)):
         model.zero_grad()
         (logits * torch.linspace(-1, 1, 16)).sum().backward()
-        found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+        outcomes.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
+    torch.testing.assert_close(*outcomes, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("interaction", ["dot", "pairwise", "dcn"])

@@ -151,7 +151,7 @@ def test_a_full_disk_on_a_worker_ends_the_job(connected, table, wanted, tmp_path
             limited.add(worker)
             resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
 
-    with pytest.raises(swing.SwingError, match=r"no room .*\(File too large\).*the same command goes on"):
+    with pytest.raises(swing.SwingError, match=r"no room .*\(File too large\).*the same command continues"):
         swing.run(table, folder, engine="ray", progress=limit)
     assert not folder.exists() and not list((tmp_path / ".out.partial").glob(".*.tmp"))
     for worker in limited:
@@ -171,7 +171,7 @@ def test_a_folder_that_the_workers_do_not_see_is_named(connected, table, tmp_pat
         return folder
 
     monkeypatch.setattr(output, "begin", elsewhere)
-    with pytest.raises(swing.SwingError, match="out.partial is not there on .*storage that all machines"):
+    with pytest.raises(swing.SwingError, match="out.partial does not exist on .*storage that all machines"):
         swing.run(table, tmp_path / "out", engine="ray")
 
 

@@ -80,12 +80,12 @@ IMPOSSIBLE = {
 
 @pytest.mark.parametrize("case", IMPOSSIBLE)
 def test_an_impossible_plan_names_the_table_and_what_helps(case, capsys):
-    arguments, named, helps = IMPOSSIBLE[case]
+    arguments, named_table, helps = IMPOSSIBLE[case]
     arguments = ["plan", *arguments.split()]
     assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert named in said and "small" not in said
-    problem, *changes = said.split("what would fit:\n")[1].rstrip("\n").split("\n  ")
+    message = capsys.readouterr().err
+    assert named_table in message and "small" not in message
+    problem, *changes = message.split("what would fit:\n")[1].rstrip("\n").split("\n  ")
     changes = [problem.strip(), *changes]
     assert helps is None or helps in changes
     for change in changes:  # each of them, added to the command, really gives a plan
@@ -107,8 +107,8 @@ def test_more_ranks_are_not_advised_where_they_cannot_help():
 
 def test_the_rest_of_the_model_takes_its_room():
     table = Table("t", 10**6, 64)
-    free, taken = (make_plan(request(table, dense_bytes=size)).available.hbm for size in (0, 5 * GIB))
-    assert free - taken == 5 * GIB
+    free, with_model = (make_plan(request(table, dense_bytes=size)).available.hbm for size in (0, 5 * GIB))
+    assert free - with_model == 5 * GIB
 
 
 def test_devices_tell_torchrec_what_they_have():
@@ -152,7 +152,7 @@ def test_a_real_gpu_is_described_by_its_driver():
         (lambda: request(Table("t", 9, 8), ranks=0, node=1), "--world-size 0"),
         (
             lambda: only(Table("t", 9, 8, sharding=("row_wise",)), device="cpu", optimizer="adam"),
-            "row_wise: needs a fused adam, which FBGEMM has not for CPUs",
+            "row_wise: needs a fused adam, which FBGEMM does not have for CPUs",
         ),
         (
             lambda: only(Table("t", 9, 8, dtype="fp16"), device="cpu", optimizer="adam"),
@@ -160,7 +160,7 @@ def test_a_real_gpu_is_described_by_its_driver():
         ),
         (
             lambda: only(Table("t", 9, 256, sharding=("column_wise",)), optimizer="rowwise_adagrad"),
-            "column_wise: row-wise Adagrad keeps one value a row",
+            "column_wise: row-wise Adagrad has one value a row",
         ),
         (lambda: only(Table("t", 9, 8, kernels=("fused_uvm",)), device="cpu"), "fused_uvm: needs a GPU"),
         (lambda: only(Table("t", 9, 8, kernels=("key_value",))), "key_value: FBGEMM has no sgd"),
@@ -226,10 +226,10 @@ def test_a_plan_of_a_run_knows_its_ids_and_its_settings(tmp_path, capsys):
     command += ["train.table_optimizer=sgd", "--device", "l4", "--world-size", "2", "--json"]
     assert main([*command, "--table", "user=100", "item=40,32,2"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    found = {t["name"]: (t["rows"], t["dim"], t["dtype"], t["sharding"]) for t in plan["tables"]}
-    assert found["user"] == (100, 32, "fp16", "row_wise")
-    assert found["item"][:2] == (40, 32) and found["category"][:2] == (180, 32)
-    assert found["other"][:2] == (10**6, 16)
+    tables = {t["name"]: (t["rows"], t["dim"], t["dtype"], t["sharding"]) for t in plan["tables"]}
+    assert tables["user"] == (100, 32, "fp16", "row_wise")
+    assert tables["item"][:2] == (40, 32) and tables["category"][:2] == (180, 32)
+    assert tables["other"][:2] == (10**6, 16)
     assert plan["dense_bytes"] > 80 * 384 * 2  # the vectors of users and items, and the rest of the model
     assert main([*command, "--set", "model.tables.user.rows=7"]) == 2
     assert "model.tables.user.rows: 7, but there are 50 ids" in capsys.readouterr().err

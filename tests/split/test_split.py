@@ -23,9 +23,9 @@ METHODS = ("random", "last", "folds", "published")
 
 
 @st.composite
-def graphs(draw, users=12, items=8, least=4, most=60):
+def graphs(draw, users=12, items=8, min_edges=4, max_edges=60):
     """User and item codes of distinct pairs."""
-    cells = draw(st.sets(st.integers(0, users * items - 1), min_size=least, max_size=most))
+    cells = draw(st.sets(st.integers(0, users * items - 1), min_size=min_edges, max_size=max_edges))
     cells = np.asarray(sorted(cells))
     return np.unique(cells // items, return_inverse=True)[1], np.unique(cells % items, return_inverse=True)[1]
 
@@ -42,11 +42,11 @@ def _assign(user, item, method, strict, **options):
 # --- filter
 
 
-def _filter_by_hand(user, item, least):
+def _filter_by_hand(user, item, min_reviews):
     rows = list(zip(user.tolist(), item.tolist(), strict=True))
     while True:
         users, items = [u for u, _ in rows], [i for _, i in rows]
-        stay = [(u, i) for u, i in rows if users.count(u) >= least and items.count(i) >= least]
+        stay = [(u, i) for u, i in rows if users.count(u) >= min_reviews and items.count(i) >= min_reviews]
         if stay == rows:
             return set(rows)
         rows = stay
@@ -54,10 +54,10 @@ def _filter_by_hand(user, item, least):
 
 @given(graphs(), st.integers(1, 4))
 @quick
-def test_filter_equals_dropping_by_hand_until_stable(graph, least):
-    kept = active_rows(*graph, least)
-    pairs = list(zip(graph[0][kept].tolist(), graph[1][kept].tolist(), strict=True))
-    assert set(pairs) == _filter_by_hand(*graph, least)
+def test_filter_equals_dropping_by_hand_until_stable(graph, min_reviews):
+    active = active_rows(*graph, min_reviews)
+    pairs = list(zip(graph[0][active].tolist(), graph[1][active].tolist(), strict=True))
+    assert set(pairs) == _filter_by_hand(*graph, min_reviews)
 
 
 # --- the test part under `paper`
@@ -67,34 +67,38 @@ def _most_test_rows(user, item):
     """The largest number of rows without which every id still has a row, by trying all subsets."""
     rows = range(len(user))
     for size in range(len(user) + 1):
-        for kept in itertools.combinations(rows, size):
-            if len(set(user[list(kept)])) == len(set(user)) and len(set(item[list(kept)])) == len(set(item)):
+        for training in itertools.combinations(rows, size):
+            if len(set(user[list(training)])) == len(set(user)) and len(set(item[list(training)])) == len(
+                set(item)
+            ):
                 return len(user) - size
     return 0
 
 
-@given(graphs(users=5, items=5, most=10), st.integers(0, 10), st.integers(0, 100))
+@given(graphs(users=5, items=5, max_edges=10), st.integers(0, 10), st.integers(0, 100))
 @quick
 def test_test_part_has_the_wanted_size_whenever_any_choice_has(graph, limit, seed):
     user, item = graph
     rows = np.arange(len(user))
-    wanted = np.random.default_rng(seed).permutation(rows)
-    taken = known_test_rows(user, item, rows, wanted, limit, exact=True)
-    assert len(set(taken.tolist())) == len(taken) == min(limit, _most_test_rows(user, item))
-    rest = np.setdiff1d(rows, taken)
-    assert set(user[rest]) == set(user) and set(item[rest]) == set(item)
+    candidates = np.random.default_rng(seed).permutation(rows)
+    test = known_test_rows(user, item, rows, candidates, limit, exact=True)
+    assert len(set(test.tolist())) == len(test) == min(limit, _most_test_rows(user, item))
+    remaining = np.setdiff1d(rows, test)
+    assert set(user[remaining]) == set(user) and set(item[remaining]) == set(item)
 
 
 # --- properties of every method and protocol
 
 
 @pytest.mark.parametrize("method", METHODS)
-@given(graph=graphs(least=30), strict=st.booleans(), least=st.integers(1, 2), seed=st.integers(0, 50))
+@given(
+    graph=graphs(min_edges=30), strict=st.booleans(), min_reviews=st.integers(1, 2), seed=st.integers(0, 50)
+)
 @quick
-def test_parts_are_complete_known_and_active(method, graph, strict, least, seed):
+def test_parts_are_complete_known_and_active(method, graph, strict, min_reviews, seed):
     user, item = graph
     try:
-        part, facts = _assign(user, item, method, strict, min_reviews=least, val_share=0.2, seed=seed)
+        part, facts = _assign(user, item, method, strict, min_reviews=min_reviews, val_share=0.2, seed=seed)
     except DataError:
         assume(False)
     train = part == TRAIN
@@ -106,22 +110,24 @@ def test_parts_are_complete_known_and_active(method, graph, strict, least, seed)
         count for reason, count in facts["dropped"].items() if reason.startswith("test")
     )
     if strict or method == "published":
-        assert active_rows(user[train], item[train], least).all()
+        assert active_rows(user[train], item[train], min_reviews).all()
         assert facts["kept_for_training"] == 0
     else:  # the filter saw all rows; nothing is dropped after it
-        assert (part != DROPPED).tolist() == active_rows(user, item, least).tolist()
+        assert (part != DROPPED).tolist() == active_rows(user, item, min_reviews).tolist()
     if not strict:
         assert not (part == VAL).any()
 
 
-@given(graph=graphs(), least=st.integers(1, 2), seed=st.integers(0, 50))
+@given(graph=graphs(), min_reviews=st.integers(1, 2), seed=st.integers(0, 50))
 @quick
-def test_folds_test_every_row_at_most_once(graph, least, seed):
+def test_folds_test_every_row_at_most_once(graph, min_reviews, seed):
     user, item = graph
     tested = np.zeros(len(user), int)
     for fold in range(3):
         try:
-            part, _ = _assign(user, item, "folds", False, min_reviews=least, seed=seed, folds=3, fold=fold)
+            part, _ = _assign(
+                user, item, "folds", False, min_reviews=min_reviews, seed=seed, folds=3, fold=fold
+            )
         except DataError:
             continue
         tested += part == TEST
@@ -143,9 +149,9 @@ def test_strict_assignment_does_not_look_at_activity():
     user, item = cells // 30, cells % 30
     strictly, _ = assign_parts(user, item, method="random", strict=True, min_reviews=1, seed=3)
     harder, facts = assign_parts(user, item, method="random", strict=True, min_reviews=4, seed=3)
-    kept = harder != DROPPED
-    assert kept.sum() < len(kept) and facts["dropped"]["min_reviews"] > 0
-    assert (harder[kept & (strictly != DROPPED)] == strictly[kept & (strictly != DROPPED)]).all()
+    in_both = harder != DROPPED
+    assert in_both.sum() < len(in_both) and facts["dropped"]["min_reviews"] > 0
+    assert (harder[in_both & (strictly != DROPPED)] == strictly[in_both & (strictly != DROPPED)]).all()
 
 
 # --- the stage
@@ -194,7 +200,7 @@ def test_files_hold_labels_in_order_and_facts_count_them(tmp_path):
         SplitConfig(positive_rating=3.5), "strict", _reviews(rows, tmp_path / "r"), tmp_path / "s"
     )
     rating = {(u, i): r for u, i, r in rows}
-    seen = 0
+    rows_in_parts = 0
     for name, table in _parts(tmp_path / "s").items():
         pairs = list(zip(table["user_id"].to_pylist(), table["item_id"].to_pylist(), strict=True))
         assert pairs == sorted(pairs)
@@ -207,8 +213,8 @@ def test_files_hold_labels_in_order_and_facts_count_them(tmp_path):
             "items": len({i for _, i in pairs}),
             "positives": sum(labels),
         }
-        seen += len(pairs)
-    assert manifest.rows["reviews"] == len(rows) == seen + sum(manifest.facts["dropped"].values())
+        rows_in_parts += len(pairs)
+    assert manifest.rows["reviews"] == len(rows) == rows_in_parts + sum(manifest.facts["dropped"].values())
 
 
 def test_stage_is_reused_for_the_same_settings_only(tmp_path):

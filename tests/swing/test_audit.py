@@ -42,9 +42,9 @@ def test_the_numbers_by_hand(tmp_path, run):
         "full": 0,
         "histogram": [2, 1, 2],
     }
-    every, best = report["scores"]["all"], report["scores"]["best"]
-    assert [every[name] for name in ("count", "min", "mean", "max")] == [5, 0.5, 1.3, 2]
-    assert [every["quantiles"][q] for q in ("0.01", "0.25", "0.5", "0.75", "0.99")] == [0.5, 1, 1, 2, 2]
+    all_scores, best = report["scores"]["all"], report["scores"]["best"]
+    assert [all_scores[name] for name in ("count", "min", "mean", "max")] == [5, 0.5, 1.3, 2]
+    assert [all_scores["quantiles"][q] for q in ("0.01", "0.25", "0.5", "0.75", "0.99")] == [0.5, 1, 1, 2, 2]
     assert [best["count"], best["min"], best["quantiles"]["0.5"]] == [3, 1, 2]
     [cut] = report["thresholds"]
     assert cut == {
@@ -128,9 +128,9 @@ def plain(world, degrees, other, k, cut):
                 sum(w * degrees[i] for i, w in weight.items()) / edges if edges else None,
             )
         )
-    both = [(row, other[i]) for i, row in world.items() if row and other.get(i)]
-    both = [([j for j, _ in a], [j for j, _ in b]) for a, b in both]
-    depth = max((len(row) for pair in both for row in pair), default=0)
+    listed_in_both = [(row, other[i]) for i, row in world.items() if row and other.get(i)]
+    listed_in_both = [([j for j, _ in a], [j for j, _ in b]) for a, b in listed_in_both]
+    depth = max((len(row) for pair in listed_in_both for row in pair), default=0)
 
     def overlap(a, b, d):
         return len(set(a[:d]) & set(b[:d])) / min(d, max(len(a), len(b)))
@@ -151,12 +151,14 @@ def plain(world, degrees, other, k, cut):
         "arp": mean(arp),
         "by_edge": sum(d * d for d in degrees.values()) / edges if edges else None,
         "top": top,
-        "lists_in_both": len(both),
-        "overlap": mean([overlap(a, b, k) for a, b in both]),
-        "jaccard": mean([len(set(a[:k]) & set(b[:k])) / len(set(a[:k]) | set(b[:k])) for a, b in both]),
-        "rbo": mean([rbo_by_definition(a, b, 0.9) for a, b in both]),
-        "identical": mean([a[:k] == b[:k] for a, b in both]),
-        "by_rank": [mean([overlap(a, b, d) for a, b in both]) for d in range(1, depth + 1)],
+        "lists_in_both": len(listed_in_both),
+        "overlap": mean([overlap(a, b, k) for a, b in listed_in_both]),
+        "jaccard": mean(
+            [len(set(a[:k]) & set(b[:k])) / len(set(a[:k]) | set(b[:k])) for a, b in listed_in_both]
+        ),
+        "rbo": mean([rbo_by_definition(a, b, 0.9) for a, b in listed_in_both]),
+        "identical": mean([a[:k] == b[:k] for a, b in listed_in_both]),
+        "by_rank": [mean([overlap(a, b, d) for a, b in listed_in_both]) for d in range(1, depth + 1)],
     }  # fmt: skip
 
 
@@ -188,7 +190,7 @@ def same(a, b):
 def worlds(draw):
     """{id: list}, as the job would write it, and another world that shares some of the ids."""
     kind, name = draw(st.sampled_from([(pl.String, "i{:02d}"), (pl.Int16, None), (pl.UInt64, None)]))
-    found = []
+    drawn_worlds = []
     for _ in range(2):
         numbers = draw(st.sets(st.integers(0, 11), min_size=2, max_size=9)) | {0}
         ids = [name.format(n) if name else n for n in sorted(numbers)]
@@ -197,9 +199,9 @@ def worlds(draw):
             values = draw(st.dictionaries(st.sampled_from(ids), st.sampled_from([0.1, 0.25, 1.0, 7.0])))
             row = [(j, float(np.float32(s))) for j, s in values.items() if j != i]
             world[i] = sorted(row, key=lambda pair: (-pair[1], pair[0]))
-        found.append(world)
-    degrees = {i: draw(st.integers(bool(row), 9)) for i, row in found[0].items()}
-    return kind, *found, degrees
+        drawn_worlds.append(world)
+    degrees = {i: draw(st.integers(bool(row), 9)) for i, row in drawn_worlds[0].items()}
+    return kind, *drawn_worlds, degrees
 
 
 @settings(max_examples=60)
@@ -214,8 +216,8 @@ def test_random_outputs_agree_with_plain_python(drawn, k, threshold):
         second = write(Path(folder) / "other", other, None, kind, parts=1)
         report = audit(run, other=second, k=k, threshold=threshold)
         assert report["problems"] == []
-        wanted, found = plain(world, degrees, other, k, np.float32(threshold)), told(report)
-        assert {name for name in wanted if not same(wanted[name], found[name])} == set()
+        expected, actual = plain(world, degrees, other, k, np.float32(threshold)), told(report)
+        assert {name for name in expected if not same(expected[name], actual[name])} == set()
         rows = report["by_degree"]
         for row in rows:
             inside = [i for i in world if row["from"] <= degrees[i] <= row["to"]]
@@ -273,18 +275,18 @@ def test_without_degrees_the_rest_is_told(tmp_path, no_figures):
     report = audit(write(tmp_path / "run", WORLD))
     assert report["problems"] == [] and report["by_degree"] == []
     assert report["notes"] == [
-        "nothing is said by degree: degrees.arrow is missing; do the run again to have it"
+        "nothing is reported by degree: degrees.arrow is missing; do the run again to have it"
     ]
     assert report["popularity"]["gini"] == pytest.approx(0.48) and "arp" not in report["popularity"]
 
 
 def test_unknown_neighbours_stay_out_of_the_numbers(tmp_path, no_figures):
     dirty = WORLD | {"b": [("z", 9.0), ("a", 2.0), ("z", 1.0)], "d": [("y", 3.0)]}
-    clean, found = (
+    clean, damaged = (
         audit(write(tmp_path / name, world, DEGREES)) for name, world in (("c", WORLD), ("d", dirty))
     )
-    assert found["popularity"] == clean["popularity"]
-    assert found["lists"]["histogram"] == [1, 1, 2, 1]
+    assert damaged["popularity"] == clean["popularity"]
+    assert damaged["lists"]["histogram"] == [1, 1, 2, 1]
 
 
 def test_ids_of_another_width_are_the_same_ids(tmp_path, no_figures):
@@ -292,5 +294,5 @@ def test_ids_of_another_width_are_the_same_ids(tmp_path, no_figures):
     wide = small | {3: [(2**40, 1.0)], 2**40: []}
     write(tmp_path / "small", small, kind=pl.Int8)
     write(tmp_path / "wide", wide, kind=pl.Int64)
-    found = audit(tmp_path / "small", other=tmp_path / "wide")["agreement"]
-    assert found["ids"]["both"] == 3 and found["lists_in_both"] == 2 and found["overlap"] == 1
+    agreement = audit(tmp_path / "small", other=tmp_path / "wide")["agreement"]
+    assert agreement["ids"]["both"] == 3 and agreement["lists_in_both"] == 2 and agreement["overlap"] == 1

@@ -58,7 +58,7 @@ def test_broken_rows_and_counts_are_problems(tmp_path, no_figures):
     swapped = audit(write(tmp_path / "swapped", [rows[1], rows[0], *rows[2:]]))
     assert swapped["problems"] == ["ids out of order: 1, first at 'a'"]
     twice = audit(write(tmp_path / "twice", [rows[0], *rows]))
-    assert twice["problems"] == ["rows whose id has another row too: 2, first at 'a'"]
+    assert twice["problems"] == ["rows with an id that has another row too: 2, first at 'a'"]
     long = audit(write(tmp_path / "long", WORLD, parameters={"top_k": 1}))
     assert long["problems"] == ["lists longer than top_k 1: 2, first at 'a'"] and long["lists"]["full"] == 3
     normalised = audit(write(tmp_path / "normalised", WORLD, parameters={"normalize": True}))
@@ -67,8 +67,8 @@ def test_broken_rows_and_counts_are_problems(tmp_path, no_figures):
     ]
     for name, value in {"ids": 6, "covered": 2, "coverage": 0.61, "neighbors": 9}.items():
         wrong = audit(write(tmp_path / name, WORLD, **{name: value}))["problems"]
-        held = {"ids": 5, "covered": 3, "coverage": 0.6, "neighbors": 5}[name]
-        assert wrong == [f"manifest.json says {name} {value}, the parts hold {held}"]
+        actual = {"ids": 5, "covered": 3, "coverage": 0.6, "neighbors": 5}[name]
+        assert wrong == [f"manifest.json says {name} {value}, the parts hold {actual}"]
     run = write(tmp_path / "lost", WORLD, DEGREES, parts=5)
     (run / "part-00003.parquet").unlink()
     assert audit(run)["problems"] == [
@@ -129,11 +129,11 @@ def test_what_is_no_finished_output(tmp_path, run):
 
 def test_damaged_files_are_named(tmp_path, run):
     part = run / "part-00001.parquet"
-    whole = part.read_bytes()
-    part.write_bytes(whole[:-20])
+    intact = part.read_bytes()
+    part.write_bytes(intact[:-20])
     with pytest.raises(SwingError, match="part-00001.parquet: cannot be read"):
         audit(run)
-    part.write_bytes(whole)
+    part.write_bytes(intact)
     (run / "degrees.arrow").write_bytes(b"ARROW1 nothing of the kind")
     with pytest.raises(SwingError, match="degrees.arrow: cannot be read"):
         audit(run)
@@ -173,18 +173,18 @@ def test_a_part_of_another_form_is_named(run, columns, words):
 def test_only_an_audit_is_overwritten(tmp_path, run, no_figures):
     other = write(tmp_path / "other", OTHER)
     for inside in (run, run / "audit", other / "deep" / "audit"):
-        with pytest.raises(SwingError, match="is inside of what is audited; choose another folder"):
+        with pytest.raises(SwingError, match="is inside an audited folder; choose another folder"):
             audit(run, inside, other=other)
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    audit(run, mine)  # an empty folder will do
-    (mine / "scores.png").write_text("of the first audit")
-    assert audit(run, mine, k=3)["output"] == str(mine)
-    assert [path.name for path in mine.iterdir()] == ["audit.json"]
-    (mine / "thesis.txt").write_text("years of work")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    audit(run, folder)  # an empty folder will do
+    (folder / "scores.png").write_text("of the first audit")
+    assert audit(run, folder, k=3)["output"] == str(folder)
+    assert [path.name for path in folder.iterdir()] == ["audit.json"]
+    (folder / "thesis.txt").write_text("years of work")
     with pytest.raises(SwingError, match="mine: exists and is no earlier audit"):
-        audit(run, mine)
-    assert (mine / "thesis.txt").exists()
+        audit(run, folder)
+    assert (folder / "thesis.txt").exists()
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "scores.png").write_text("of a match")
     for foreign in (tmp_path / "photos", tmp_path / "photos" / "scores.png"):
@@ -198,21 +198,21 @@ def test_only_an_audit_is_overwritten(tmp_path, run, no_figures):
 def colours(path):
     """Share of the pixels that are of each of the figures' colours."""
     image = matplotlib.image.imread(path)[..., :3]
-    wanted = {"blue": (0, 0x72, 0xB2), "orange": (0xD5, 0x5E, 0), "white": (255, 255, 255)}
+    reference = {"blue": (0, 0x72, 0xB2), "orange": (0xD5, 0x5E, 0), "white": (255, 255, 255)}
     return {
-        name: np.isclose(image, np.array(c) / 255, atol=0.02).all(-1).mean() for name, c in wanted.items()
+        name: np.isclose(image, np.array(c) / 255, atol=0.02).all(-1).mean() for name, c in reference.items()
     }
 
 
 def test_figures_show_something(tmp_path, run):
     other = write(tmp_path / "other", OTHER)
     audit(run, other=other, threshold=0.7)
-    drawn = {path.name: colours(path) for path in (tmp_path / "run-audit").glob("*.png")}
-    assert sorted(drawn) == ["agreement.png", "coverage.png", "popularity.png", "scores.png"]
-    assert drawn["coverage.png"]["blue"] > 0.1  # bars
+    shares = {path.name: colours(path) for path in (tmp_path / "run-audit").glob("*.png")}
+    assert sorted(shares) == ["agreement.png", "coverage.png", "popularity.png", "scores.png"]
+    assert shares["coverage.png"]["blue"] > 0.1  # bars
     for name in ("coverage.png", "popularity.png", "agreement.png", "scores.png"):
-        assert drawn[name]["orange"] > 0.0005 and 0.3 < drawn[name]["white"] < 0.97
-    assert drawn["agreement.png"]["blue"] > 0.001
+        assert shares[name]["orange"] > 0.0005 and 0.3 < shares[name]["white"] < 0.97
+    assert shares["agreement.png"]["blue"] > 0.001
 
 
 def test_figures_without_neighbours(tmp_path):
@@ -271,11 +271,11 @@ def test_a_run_keeps_its_promises(tmp_path, no_figures, side, kind):
     }
     for name, options in runs.items():
         config = swing.preset(options.pop("preset", "dlrrec"), top_k=10, **options)
-        wanted = swing.run(table, tmp_path / name, config, side)
+        manifest = swing.run(table, tmp_path / name, config, side)
         report = audit(tmp_path / name, other=tmp_path / "swing")
         assert report["problems"] == [] and report["notes"] == []
-        assert report["lists"]["neighbors"] == wanted["neighbors"] > 0
-        assert sum(row["edges"] for row in report["by_degree"]) == wanted["limits"]["edges_left"]
+        assert report["lists"]["neighbors"] == manifest["neighbors"] > 0
+        assert sum(row["edges"] for row in report["by_degree"]) == manifest["limits"]["edges_left"]
         assert (report["agreement"]["overlap"] == 1) == (name == "swing")
 
 
@@ -288,8 +288,8 @@ def test_a_part_of_another_run_is_a_problem(tmp_path, no_figures):
     assert "part-00000.parquet is of another run" in audit(tmp_path / "one")["problems"]
     with part.open("ab") as file:  # as an unlucky copy might
         file.write(part.read_bytes())
-    found = audit(tmp_path / "one")["problems"]
-    assert any(problem.startswith("manifest.json says bytes ") for problem in found)
+    problems = audit(tmp_path / "one")["problems"]
+    assert any(problem.startswith("manifest.json says bytes ") for problem in problems)
 
 
 def test_no_torch_and_no_global_figures(run):
@@ -300,5 +300,5 @@ def test_no_torch_and_no_global_figures(run):
         "assert 'matplotlib.figure' in sys.modules\n"
         "assert not {'torch', 'matplotlib.pyplot'} & sys.modules.keys()\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr

@@ -29,12 +29,12 @@ def test_every_section_on_small_graphs(tmp_path, capsys):
     assert [run["manifest"]["input"]["rows"] for run in runs] == [20_000, 40_000]
     slope = np.log(runs[1]["seconds"] / runs[0]["seconds"]) / np.log(2)
     assert runs[1]["slope"] == pytest.approx(slope) and runs[0]["peak_mib"] > 50
-    one = report["threads"]
+    threads = report["threads"]
     table = pl.read_parquet(tmp_path / "powerlaw-0.02---integers.parquet")
     graph = swing.interactions.build(swing.read(table), swing.SwingConfig())
-    assert one["edges"] == len(graph.anchor_idx) and set(one["seconds"]) == {"1", "2"}
+    assert threads["edges"] == len(graph.anchor_idx) and set(threads["seconds"]) == {"1", "2"}
     assert sum(row["share"] for row in report["passes"]["passes"].values()) == pytest.approx(1)
-    assert report["passes"]["passes"]["pair"]["of"] == f"{one['updates']:,} pair updates"
+    assert report["passes"]["passes"]["pair"]["of"] == f"{threads['updates']:,} pair updates"
     printed = capsys.readouterr().out
     for title in ("recfarm s", "score and write s", "times 1 thread", "where the time goes", "on paper"):
         assert title in printed
@@ -58,8 +58,8 @@ def test_results_that_differ_are_told(tmp_path):
     measure.save(tmp_path / "b.npz", counts, np.array([0, 1, 0]), np.array([1.0, 2.0, 3.0], np.float32))
     measure.save(tmp_path / "c.npz", counts, codes, np.array([2.0, 1.0, 3.1], np.float32))
     measure.save(tmp_path / "d.npz", np.array([1, 2]), codes, scores)
-    same = measure.compare(tmp_path / "a.npz", tmp_path / "b.npz")
-    assert same == {"same_pairs": True, "largest_difference": 0.0}
+    comparison = measure.compare(tmp_path / "a.npz", tmp_path / "b.npz")
+    assert comparison == {"same_pairs": True, "largest_difference": 0.0}
     assert measure.compare(tmp_path / "a.npz", tmp_path / "c.npz")["largest_difference"] > 0.03
     assert not measure.compare(tmp_path / "a.npz", tmp_path / "d.npz")["same_pairs"]
 

@@ -30,14 +30,14 @@ def run(report: Path) -> str:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST", "RAY_"))}
     env[MARK] = str(report)
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command, cwd=CASES.parents[2], env=env, capture_output=True, text=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired as error:
         return f"no end after {SECONDS} s: {error.stdout!r} {error.stderr!r}"
     finally:
         clear(str(report))
-    return f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
 
 
 def clear(mark: str) -> None:

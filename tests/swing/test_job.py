@@ -29,11 +29,11 @@ def table():
 
 
 @pytest.fixture(scope="module")
-def wanted(table):
+def expected(table):
     return swing.similar(table)
 
 
-def test_every_form_of_input_gives_the_same(tmp_path, table, wanted):
+def test_every_form_of_input_gives_the_same(tmp_path, table, expected):
     folder = tmp_path / "hive"
     for number, piece in enumerate((table[:25], table[25:])):
         (folder / f"day={number}").mkdir(parents=True)
@@ -41,39 +41,39 @@ def test_every_form_of_input_gives_the_same(tmp_path, table, wanted):
     table.write_parquet(tmp_path / "whole.parquet")
     table.write_csv(tmp_path / "rows.csv")
     table.write_csv(tmp_path / "rows.tsv", separator="\t")
-    named = table.rename({"user_id": "who", "item_id": "what"})
+    renamed = table.rename({"user_id": "who", "item_id": "what"})
     for source in (folder, tmp_path / "whole.parquet", tmp_path / "rows.csv", tmp_path / "rows.tsv"):
-        assert swing.similar(source).equals(wanted), source
-    assert swing.similar(str(folder / "*" / "*.parquet")).equals(wanted)
-    assert swing.similar(table.lazy()).equals(wanted)
-    assert swing.similar(table.cast({"item_id": pl.Categorical})).equals(wanted)
-    assert swing.similar(named, user="who", item="what").equals(wanted)
+        assert swing.similar(source).equals(expected), source
+    assert swing.similar(str(folder / "*" / "*.parquet")).equals(expected)
+    assert swing.similar(table.lazy()).equals(expected)
+    assert swing.similar(table.cast({"item_id": pl.Categorical})).equals(expected)
+    assert swing.similar(renamed, user="who", item="what").equals(expected)
 
 
-def test_integer_ids_stay_integers_and_sort_as_numbers(table, wanted):
+def test_integer_ids_stay_integers_and_sort_as_numbers(table, expected):
     numbers = table.with_columns(
         pl.col("user_id").str.slice(1).cast(pl.Int64), pl.col("item_id").str.slice(1).cast(pl.Int16) + 8
     )
-    found = swing.similar(numbers)
-    assert found.schema == {"id": pl.Int16, "neighbors": pl.List(pl.Int16), "scores": pl.List(pl.Float32)}
-    assert found["id"].to_list() == sorted(found["id"].to_list())
-    assert found["neighbors"].to_list() == [[8 + int(j[1:]) for j in row] for row in wanted["neighbors"]]
+    lists = swing.similar(numbers)
+    assert lists.schema == {"id": pl.Int16, "neighbors": pl.List(pl.Int16), "scores": pl.List(pl.Float32)}
+    assert lists["id"].to_list() == sorted(lists["id"].to_list())
+    assert lists["neighbors"].to_list() == [[8 + int(j[1:]) for j in row] for row in expected["neighbors"]]
 
 
 def test_text_ids_keep_their_zeros(tmp_path):
     (tmp_path / "a.csv").write_text("user_id,item_id\n01,007\n01,7\n1,007\n1,7\n")
-    found = swing.similar(tmp_path / "a.csv")
-    assert dict(zip(found["id"], found["neighbors"].to_list(), strict=True)) == {"007": ["7"], "7": ["007"]}
+    lists = swing.similar(tmp_path / "a.csv")
+    assert dict(zip(lists["id"], lists["neighbors"].to_list(), strict=True)) == {"007": ["7"], "7": ["007"]}
 
 
-def test_null_ids_are_left_out_and_counted(table, wanted):
+def test_null_ids_are_left_out_and_counted(table, expected):
     dirty = pl.concat(
         [table, pl.DataFrame({"user_id": [None, "u1"], "item_id": ["i1", None], "rating": [1.0, 1.0]})]
     )
     read = swing.read(dirty)
     assert read.facts["null_rows"] == 2 and read.facts["rows"] == 42
     assert read.facts["duplicate_rows"] == 40 - len(set(PAIRS))
-    assert swing.similar(dirty).equals(wanted)
+    assert swing.similar(dirty).equals(expected)
 
 
 def rows(*pairs):
@@ -107,21 +107,21 @@ def test_a_damaged_file_is_named(tmp_path):
         swing.similar(tmp_path / "bad.parquet")
 
 
-def test_run_writes_parts_and_manifest(tmp_path, table, wanted, monkeypatch):
+def test_run_writes_parts_and_manifest(tmp_path, table, expected, monkeypatch):
     monkeypatch.setattr(parts, "PART_COST", 1)
     steps = []
-    report = swing.run(table, tmp_path / "out", progress=lambda done: steps.append(done))
-    found = sorted((tmp_path / "out").glob("part-*.parquet"))
-    assert [p.name for p in found] == [f"part-{n:05d}.parquet" for n in range(7)]
+    report = swing.run(table, tmp_path / "out", progress=lambda step: steps.append(step))
+    part_files = sorted((tmp_path / "out").glob("part-*.parquet"))
+    assert [p.name for p in part_files] == [f"part-{n:05d}.parquet" for n in range(7)]
     assert report["parts"] == report["ids"] == 7 and report["parts_resumed"] == 0
-    assert report["bytes"] == sum(p.stat().st_size for p in found)
-    assert pl.read_parquet(found).equals(wanted)
+    assert report["bytes"] == sum(p.stat().st_size for p in part_files)
+    assert pl.read_parquet(part_files).equals(expected)
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == report
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
     assert report["side"] == "items" and report["parameters"]["top_k"] == 100 and report["filters"] is None
-    assert report["coverage"] == pytest.approx(wanted["neighbors"].list.len().gt(0).mean(), abs=1e-6)
-    assert report["covered"] == wanted["neighbors"].list.len().gt(0).sum()
-    assert report["neighbors"] == wanted["neighbors"].list.len().sum()
+    assert report["coverage"] == pytest.approx(expected["neighbors"].list.len().gt(0).mean(), abs=1e-6)
+    assert report["covered"] == expected["neighbors"].list.len().gt(0).sum()
+    assert report["neighbors"] == expected["neighbors"].list.len().sum()
     assert report["input"]["rows"] == 40 and report["limits"]["edges_left"] <= len(set(PAIRS))
     assert set(report["seconds"]) == {"read", "build", "score_and_write"}
     assert report["versions"]["numpy"] == np.__version__ and report["peak_memory_mib"] > 50
@@ -141,15 +141,15 @@ def test_degrees_are_those_that_the_limits_left(tmp_path, table):
     assert degrees["degree"].max() == 3
 
 
-def test_filters_and_warnings_are_in_the_manifest(tmp_path, table, wanted):
+def test_filters_and_warnings_are_in_the_manifest(tmp_path, table, expected):
     rated = table.with_columns(pl.when(pl.int_range(pl.len()) < 5).then(1.0).otherwise(4.0).alias("rating"))
     filters = swing.Filters(min_rating=3.0)
     report = swing.run(rated.with_columns(weight=pl.lit(2)), tmp_path / "out", filters=filters)
     assert report["filters"]["min_rating"] == 3.0
     assert report["input"]["rows_below_min_rating"] == 5
     assert any("weight" in warning for warning in report["warnings"])
-    found = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
-    assert found.equals(swing.similar(rated, filters=filters)) and not found.equals(wanted)
+    written = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    assert written.equals(swing.similar(rated, filters=filters)) and not written.equals(expected)
     with pytest.raises(swing.SwingError, match="filters apply while a table is read"):
         swing.run(swing.read(rated), tmp_path / "other", filters=filters)
 
@@ -163,13 +163,13 @@ def test_every_reader_sees_plain_lists(tmp_path, table, kind):
     source = table.with_columns(ids.cast(kind))
     swing.run(source, tmp_path / "out", swing.preset(top_k=3))
     path = tmp_path / "out" / "part-00000.parquet"
-    found = swing.similar(source, swing.preset(top_k=3))
-    assert found.schema == {"id": kind, "neighbors": pl.List(kind), "scores": pl.List(pl.Float32)}
-    assert pl.read_parquet(path).equals(found)
+    lists = swing.similar(source, swing.preset(top_k=3))
+    assert lists.schema == {"id": kind, "neighbors": pl.List(kind), "scores": pl.List(pl.Float32)}
+    assert pl.read_parquet(path).equals(lists)
     schema = pq.read_schema(path)
-    plain = pa.string() if kind == pl.String else parts.arrow_ids(found["id"]).type
+    plain = pa.string() if kind == pl.String else parts.arrow_ids(lists["id"]).type
     assert schema.field("id").type == schema.field("neighbors").type.value_type == plain
-    assert pq.read_table(path).to_pylist() == found.to_dicts()
+    assert pq.read_table(path).to_pylist() == lists.to_dicts()
 
 
 def chunk(begin, lists):
@@ -189,13 +189,13 @@ def test_packed_strings_are_the_same_strings(tmp_path_factory, chunks):
     """Few neighbours of many ids, many of few, none at all."""
     ids = pl.Series([f"id {n:02d}" for n in range(60)])
     begins = np.cumsum([3, *map(len, chunks)])
-    found = [chunk(int(begin), lists) for begin, lists in zip(begins[:-1], chunks, strict=True)]
+    neighbors = [chunk(int(begin), lists) for begin, lists in zip(begins[:-1], chunks, strict=True)]
     path = tmp_path_factory.mktemp("packed") / "part.parquet"
-    parts.write(parts.table(parts.arrow_ids(ids), found, pack=True), path, "{}")
+    parts.write(parts.table(parts.arrow_ids(ids), neighbors, pack=True), path, "{}")
     rows = [row for lists in chunks for row in lists]
-    wanted = {"id": ids[3 : 3 + len(rows)], "neighbors": [[ids[code] for code in row] for row in rows]}
+    expected = {"id": ids[3 : 3 + len(rows)], "neighbors": [[ids[code] for code in row] for row in rows]}
     kinds = {"id": pl.String, "neighbors": pl.List(pl.String)}
-    assert pl.read_parquet(path, columns=["id", "neighbors"]).equals(pl.DataFrame(wanted, schema=kinds))
+    assert pl.read_parquet(path, columns=["id", "neighbors"]).equals(pl.DataFrame(expected, schema=kinds))
 
 
 @settings(max_examples=50)
@@ -208,15 +208,17 @@ def test_parts_hold_every_id_once(seed, cost):
     scorer = local.Scorer(interactions.build(swing.read(source), config), config)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parts, "PART_COST", cost)
-        found = parts.divide(scorer)
-    assert [part.number for part in found] == list(range(len(found)))
-    assert [part.begin for part in found] == [0, *(part.end for part in found[:-1])]
-    assert found[-1].end == len(scorer.steps) and all(part.begin < part.end for part in found)
-    assert sum(part.steps for part in found) == scorer.steps.sum()
-    assert sum(part.edges for part in found) == len(scorer.graph.anchor_idx)
-    assert len(found) == len(scorer.steps) if cost == 1 else len(found) == 1 if cost == 1 << 40 else True
-    for part in found:
-        lengths = [len(one.codes) for one in scorer.score(part.begin, part.end)]
+        job_parts = parts.divide(scorer)
+    assert [part.number for part in job_parts] == list(range(len(job_parts)))
+    assert [part.begin for part in job_parts] == [0, *(part.end for part in job_parts[:-1])]
+    assert job_parts[-1].end == len(scorer.steps) and all(part.begin < part.end for part in job_parts)
+    assert sum(part.steps for part in job_parts) == scorer.steps.sum()
+    assert sum(part.edges for part in job_parts) == len(scorer.graph.anchor_idx)
+    assert (
+        len(job_parts) == len(scorer.steps) if cost == 1 else len(job_parts) == 1 if cost == 1 << 40 else True
+    )
+    for part in job_parts:
+        lengths = [len(chunk.codes) for chunk in scorer.score(part.begin, part.end)]
         assert part.slots >= sum(lengths)
 
 
@@ -259,14 +261,14 @@ def command(*arguments, **environment):
     )
 
 
-def test_the_command(tmp_path, table, wanted):
-    assert len(wanted) == 7 and wanted["scores"].list.n_unique().max() >= 3
+def test_the_command(tmp_path, table, expected):
+    assert len(expected) == 7 and expected["scores"].list.n_unique().max() >= 3
     table.write_csv(tmp_path / "rows.csv")
-    done = command("items", "--input", tmp_path / "rows.csv", "--output", tmp_path / "out", "--threads", 2)
-    assert done.returncode == 0, done.stderr
-    assert "edges/s" in done.stderr
-    assert json.loads(done.stdout)["ids"] == 7
-    assert pl.read_parquet(tmp_path / "out" / "part-00000.parquet").equals(wanted)
+    result = command("items", "--input", tmp_path / "rows.csv", "--output", tmp_path / "out", "--threads", 2)
+    assert result.returncode == 0, result.stderr
+    assert "edges/s" in result.stderr
+    assert json.loads(result.stdout)["ids"] == 7
+    assert pl.read_parquet(tmp_path / "out" / "part-00000.parquet").equals(expected)
 
 
 def test_the_command_explains_itself_and_its_errors(tmp_path, capsys):
@@ -306,8 +308,8 @@ def test_flags_reach_the_scorer(tmp_path, table, capsys):
         normalize=True,
         count_anchor=True,
     )
-    found = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
-    assert found.equals(swing.similar(table, config, "users"))
+    written = pl.read_parquet(tmp_path / "out" / "part-00000.parquet")
+    assert written.equals(swing.similar(table, config, "users"))
 
 
 def test_the_kernel_runs_where_nothing_can_be_cached(tmp_path):
@@ -321,8 +323,8 @@ def test_the_kernel_runs_where_nothing_can_be_cached(tmp_path):
         "    assert type(function._cache) is c.NullCache\n"
         "assert 'torch' not in sys.modules and 'ray' not in sys.modules\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_random_files_agree_with_frames(tmp_path):

@@ -46,12 +46,12 @@ def test_pairs_become_sorted_distinct_rows(seed, users, items, count):
     cuts = np.sort(draw.integers(count + 1, size=2))
     chunks = list(zip(np.split(u, cuts), np.split(i, cuts), strict=True))
     ptr, idx = csr.from_pairs(chunks, user_rank, item_rank)
-    wanted = sorted(set(zip(user_rank[u].tolist(), item_rank[i].tolist(), strict=True)))
+    expected = sorted(set(zip(user_rank[u].tolist(), item_rank[i].tolist(), strict=True)))
     assert ptr.dtype == np.int64 and idx.dtype == np.int32 and len(ptr) == users + 1
-    assert [(row, c) for row, columns in enumerate(rows_of(ptr, idx)) for c in columns] == wanted
+    assert [(row, c) for row, columns in enumerate(rows_of(ptr, idx)) for c in columns] == expected
     back_ptr, back = csr.transpose(ptr, idx, items)
     turned = [(row, c) for c, rows in enumerate(rows_of(back_ptr, back)) for row in rows]
-    assert turned == sorted(wanted, key=lambda edge: edge[::-1])
+    assert turned == sorted(expected, key=lambda edge: edge[::-1])
 
 
 def test_keep_rows_and_prune():
@@ -65,21 +65,21 @@ def test_keep_rows_and_prune():
     assert csr.prune(*csr_of([[], []]), np.array([0, 0]), 2) is None
 
 
-def sample(columns, most, seed):
-    ptr, idx = csr.sample_rows(*csr_of([[7], list(range(columns))]), most, seed)
-    kept = np.zeros(columns, bool)
-    kept[idx[ptr[1] :]] = True
+def sample(columns, limit, seed):
+    ptr, idx = csr.sample_rows(*csr_of([[7], list(range(columns))]), limit, seed)
+    in_sample = np.zeros(columns, bool)
+    in_sample[idx[ptr[1] :]] = True
     assert idx[: ptr[1]].tolist() == [7]  # a row within the limit stays as it is
-    return kept
+    return in_sample
 
 
 def test_sampling_is_even_and_follows_the_seed():
     """Each of a row's 40 columns is kept in a quarter of the seeds; |z| < 5 for the least and the most."""
     seeds = 2000
     masks = [sample(40, 10, seed) for seed in range(seeds)]
-    kept = np.sum(masks, axis=0)
-    assert kept.sum() == 10 * seeds
-    assert np.abs(kept - seeds / 4).max() < 5 * math.sqrt(seeds * 0.25 * 0.75)
+    times_kept = np.sum(masks, axis=0)
+    assert times_kept.sum() == 10 * seeds
+    assert np.abs(times_kept - seeds / 4).max() < 5 * math.sqrt(seeds * 0.25 * 0.75)
     together = np.sum([mask[:-1] & mask[1:] for mask in masks], axis=0)  # neighbours are drawn independently
     chance = (10 / 40) * (9 / 39)
     assert np.abs(together - seeds * chance).max() < 5 * math.sqrt(seeds * chance)
@@ -87,15 +87,15 @@ def test_sampling_is_even_and_follows_the_seed():
 
 def test_the_sample_is_that_of_the_published_hash():
     """SplitMix64's own test values: the first outputs from the state 1234567."""
-    state, found = np.uint64(1234567), []
+    state, hashes = np.uint64(1234567), []
     for _ in range(3):
         value = (int(state) + 0x9E3779B97F4A7C15) % 2**64
         state = np.uint64(value)
         value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
         value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
-        found.append(value ^ value >> 31)
-    assert found == [6457827717110365317, 3203168211198807973, 9817491932198370423]
-    first = found[0]  # one round with seed 0 over row 0, column 1234567, then the second round
+        hashes.append(value ^ value >> 31)
+    assert hashes == [6457827717110365317, 3203168211198807973, 9817491932198370423]
+    first = hashes[0]  # one round with seed 0 over row 0, column 1234567, then the second round
     value = (first + 0x9E3779B97F4A7C15) % 2**64
     value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
     value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
@@ -133,14 +133,14 @@ def table(**columns):
 
 def test_a_rating_threshold(tmp_path):
     rated = table(rating=[5.0, 4.0, 5.0, 4.0, 3.5, 4.0, None, 4.0, 5.0, 5.0])
-    found = swing.read(rated, filters=swing.Filters(min_rating=4))
-    assert found.facts["rows_below_min_rating"] == 2 and found.facts["edges"] == 8
-    named = rated.rename({"rating": "stars"})
-    named.write_csv(tmp_path / "a.csv")
+    liked = swing.read(rated, filters=swing.Filters(min_rating=4))
+    assert liked.facts["rows_below_min_rating"] == 2 and liked.facts["edges"] == 8
+    renamed = rated.rename({"rating": "stars"})
+    renamed.write_csv(tmp_path / "a.csv")
     text = swing.read(tmp_path / "a.csv", filters=swing.Filters(min_rating=4, rating_column="stars"))
-    assert text.facts == found.facts and text.digest() == found.digest()
+    assert text.facts == liked.facts and text.digest() == liked.digest()
     with pytest.raises(swing.SwingError, match="no column 'rating'.*stars.*--rating-column"):
-        swing.read(named, filters=swing.Filters(min_rating=4))
+        swing.read(renamed, filters=swing.Filters(min_rating=4))
     with pytest.raises(swing.SwingError, match=r"no interactions left \(rows 10, rows_below_min_rating 10\)"):
         swing.read(rated, filters=swing.Filters(min_rating=6))
     (tmp_path / "b.csv").write_text("user_id,item_id,rating\na,x,4\na,y,Like\n")
@@ -169,12 +169,12 @@ def test_a_time_window_by_dates_in_every_form_of_column(form, tmp_path):
     elif form.startswith("text"):
         (table(timestamp=DAYS) if "dates" in form else source).write_csv(tmp_path / "a.csv")
         source = tmp_path / "a.csv"
-    found = swing.read(source, filters=swing.Filters(since="2024-01-03", until="2024-01-07"))
-    assert found.facts["rows_outside_time_window"] == 6 and found.facts["edges"] == 4
-    assert found.user_ids.to_list() == ["u1", "u2"]
+    inside = swing.read(source, filters=swing.Filters(since="2024-01-03", until="2024-01-07"))
+    assert inside.facts["rows_outside_time_window"] == 6 and inside.facts["edges"] == 4
+    assert inside.user_ids.to_list() == ["u1", "u2"]
     if form in ("seconds", "text seconds"):
         numbers = swing.read(source, filters=swing.Filters(since=SECONDS[2], until=SECONDS[6]))
-        assert numbers.facts == found.facts
+        assert numbers.facts == inside.facts
     late = swing.read(source, filters=swing.Filters(since="2024-01-03T00:00+00:00"))
     assert late.facts["edges"] == 8
 
@@ -207,16 +207,18 @@ def test_bounds_that_make_no_sense():
 
 @pytest.mark.parametrize("name", ["u", "i", "kept", "null_rows", "literal"])
 def test_a_column_may_have_any_name(name):
-    named = table(rating=[5] * 10).rename({"user_id": name})
-    assert swing.read(named, user=name, filters=swing.Filters(min_rating=3)).facts["edges"] == 10
+    renamed = table(rating=[5] * 10).rename({"user_id": name})
+    assert swing.read(renamed, user=name, filters=swing.Filters(min_rating=3)).facts["edges"] == 10
     other = table().rename({"item_id": name})
     assert swing.read(other, item=name).digest() == swing.read(table()).digest()
 
 
 def test_a_column_of_weights_is_ignored_aloud():
-    found = swing.read(table(weight=[2.0] * 10))
-    assert found.warnings == ["column 'weight' is ignored: an interaction counts once, whatever its weight"]
-    assert found.digest() == swing.read(table()).digest() and not swing.read(table()).warnings
+    weighted = swing.read(table(weight=[2.0] * 10))
+    assert weighted.warnings == [
+        "column 'weight' is ignored: an interaction counts once, whatever its weight"
+    ]
+    assert weighted.digest() == swing.read(table()).digest() and not swing.read(table()).warnings
 
 
 def test_a_hive_partition_can_be_a_column(tmp_path):
@@ -257,15 +259,15 @@ def test_rows_are_not_held(tmp_path):
         "found = swing.read(sys.argv[1])\n"
         "print(found.facts['rows'], peak() - before)\n"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", script, str(tmp_path)],
         cwd=ROOT,
         env=os.environ,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    rows, mebibytes = done.stdout.split()
+    assert result.returncode == 0, result.stderr
+    rows, mebibytes = result.stdout.split()
     assert int(rows) == 2_000_000 and float(mebibytes) < 285
 
 
@@ -307,8 +309,8 @@ def test_progress_while_reading(tmp_path, kind):
     if source is None:
         rows.write_parquet(path, row_group_size=9_000) if kind == "parquet" else rows.write_csv(path)
         source = path
-    seen = []
-    found = swing.read(source, progress=lambda done, total: seen.append((done, total)))
-    assert found.facts["rows"] == 30_000 == seen[-1][0]
-    assert [done for done, _ in seen] == sorted({done for done, _ in seen})
-    assert {total for _, total in seen} == {30_000 if kind in ("frame", "parquet") else None}
+    calls = []
+    interactions = swing.read(source, progress=lambda done, total: calls.append((done, total)))
+    assert interactions.facts["rows"] == 30_000 == calls[-1][0]
+    assert [done for done, _ in calls] == sorted({done for done, _ in calls})
+    assert {total for _, total in calls} == {30_000 if kind in ("frame", "parquet") else None}

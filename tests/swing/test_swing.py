@@ -49,15 +49,15 @@ def test_skewed_graphs_equal_the_formula_under_each_preset(name, side):
 @given(small_graphs)
 def test_the_reference_is_the_formula_in_exact_fractions(pairs):
     """A second reading of the definition, by sets and rational numbers, shares no code with the first."""
-    found = reference.scores(pairs, swing.SwingConfig(min_user_items=1, max_item_users=None))
+    scores = reference.scores(pairs, swing.SwingConfig(min_user_items=1, max_item_users=None))
     items_of = {u: {i for v, i in pairs if v == u} for u, _ in pairs}
     users_of = {i: {u for u, j in pairs if j == i} for _, i in pairs}
     for i, j in combinations(sorted(users_of), 2):
-        wanted = sum(
+        exact = sum(
             Fraction(1, 1 + len(items_of[u] & items_of[v]))
             for u, v in combinations(sorted(users_of[i] & users_of[j]), 2)
         )
-        assert found[i].get(j, 0.0) == pytest.approx(float(wanted), rel=1e-12)
+        assert scores[i].get(j, 0.0) == pytest.approx(float(exact), rel=1e-12)
 
 
 # Users a, b, c and d have {x, y, z}, {x, y}, {x, y, w} and {x, z}. Pairs of users and what they share:
@@ -84,11 +84,11 @@ HAND = ["ax", "ay", "az", "bx", "by", "cx", "cy", "cw", "dx", "dz"]
     ids=list(swing.PRESETS),
 )
 def test_hand_computed(config, xy, xz):
-    found = {row["id"]: row for row in swing.similar(frame(HAND), config).iter_rows(named=True)}
-    assert found["x"]["neighbors"] == ["y", "z"]
-    assert found["x"]["scores"] == pytest.approx([xy, xz], rel=1e-6)
-    assert found["y"]["neighbors"] == ["x"] and found["z"]["neighbors"] == ["x"]
-    assert found["w"]["neighbors"] == [] and found["w"]["scores"] == []
+    lists = {row["id"]: row for row in swing.similar(frame(HAND), config).iter_rows(named=True)}
+    assert lists["x"]["neighbors"] == ["y", "z"]
+    assert lists["x"]["scores"] == pytest.approx([xy, xz], rel=1e-6)
+    assert lists["y"]["neighbors"] == ["x"] and lists["z"]["neighbors"] == ["x"]
+    assert lists["w"]["neighbors"] == [] and lists["w"]["scores"] == []
     normal = swing.similar(frame(HAND), dataclasses.replace(config, normalize=True))
     assert normal.filter(pl.col("id") == "x")["scores"].to_list()[0] == pytest.approx(
         [1.0, xz / xy], rel=1e-6
@@ -127,14 +127,14 @@ def test_threads_chunks_and_ranges_give_the_same_bits(monkeypatch):
     ):
         graph = interactions.build(graph_of, config)
         anchors = len(graph.anchor_ids)
-        whole = gathered(local.Scorer(graph, config, 1).score(0, anchors))
+        expected = gathered(local.Scorer(graph, config, 1).score(0, anchors))
         monkeypatch.setattr(local, "CHUNK_COST", 5000)
-        many = local.Scorer(graph, config, 3)
-        assert len(local.split_evenly(many.steps, 0, anchors, 5000)) > 20
-        backwards = [list(many.score(a, min(a + 97, anchors))) for a in range(0, anchors, 97)][::-1]
-        for other in (many.score(0, anchors), [n for chunk in backwards[::-1] for n in chunk]):
-            for one, two in zip(whole, gathered(other), strict=True):
-                assert one.tobytes() == two.tobytes()
+        threaded = local.Scorer(graph, config, 3)
+        assert len(local.split_evenly(threaded.steps, 0, anchors, 5000)) > 20
+        backwards = [list(threaded.score(a, min(a + 97, anchors))) for a in range(0, anchors, 97)][::-1]
+        for chunks in (threaded.score(0, anchors), [n for chunk in backwards[::-1] for n in chunk]):
+            for a_values, b_values in zip(expected, gathered(chunks), strict=True):
+                assert a_values.tobytes() == b_values.tobytes()
         monkeypatch.undo()
 
 
@@ -143,15 +143,15 @@ def test_a_worn_out_clock_starts_again():
     config = swing.SwingConfig()
     graph = interactions.build(interactions.read(frame(random_pairs(5, 40, 30, 400))), config)
     fresh, worn = (local.Scorer(graph, config, 1) for _ in range(2))
-    wanted = gathered(fresh.score(0, len(graph.anchor_ids)))
+    expected = gathered(fresh.score(0, len(graph.anchor_ids)))
     scratch = kernel.make_scratch(len(graph.anchor_ids), int(worn.steps.max()), 40)
     scratch.clock[0] = kernel.SLOTS - 100
     scratch.last[:] = kernel.SLOTS - 101
     worn._local.scratch = scratch
-    found = gathered([worn._chunk((0, len(graph.anchor_ids)))])
+    actual = gathered([worn._chunk((0, len(graph.anchor_ids)))])
     assert scratch.clock[0] < kernel.SLOTS // 2
-    for one, two in zip(wanted, found, strict=True):
-        assert one.tobytes() == two.tobytes()
+    for a_values, b_values in zip(expected, actual, strict=True):
+        assert a_values.tobytes() == b_values.tobytes()
 
 
 @pytest.mark.parametrize("similarity", ["swing", "cosine"])
@@ -161,27 +161,27 @@ def test_one_compiled_kernel_for_arrays_of_any_owner(similarity):
     graph = interactions.build(interactions.read(frame(random_pairs(5, 40, 30, 400))), config)
     owned = {k: v.copy() for k, v in vars(graph).items() if isinstance(v, np.ndarray)}
     assert owned and all(array.flags.writeable for array in owned.values())
-    one, two = (
+    read_only, writable = (
         gathered(local.Scorer(g, config, 1).score(0, len(g.anchor_ids)))
         for g in (graph, dataclasses.replace(graph, **owned))
     )
-    assert all(a.tobytes() == b.tobytes() for a, b in zip(one, two, strict=True))
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(read_only, writable, strict=True))
     assert all(len(k.signatures) <= 1 for k in (kernel.score_range, kernel.overlap_range))
 
 
 def test_order_and_duplicates_of_the_input_do_not_matter():
     pairs = random_pairs(11, 80, 60, 1200, skew=1.5)
     config = swing.SwingConfig(max_item_users=12, sample_user_items=15, seed=4)
-    wanted = swing.similar(frame(pairs), config)
+    expected = swing.similar(frame(pairs), config)
     shuffled = pairs + pairs[::3]
     random.Random(1).shuffle(shuffled)
-    assert swing.similar(frame(shuffled), config).equals(wanted)
+    assert swing.similar(frame(shuffled), config).equals(expected)
 
 
 def test_scores_are_symmetric_under_sampling():
     pairs = random_pairs(2, 90, 20, 1000)
-    found = swing.similar(frame(pairs), swing.SwingConfig(max_item_users=10))
-    score = {(i, j): s for i, row, scores in found.iter_rows() for j, s in zip(row, scores, strict=True)}
+    lists = swing.similar(frame(pairs), swing.SwingConfig(max_item_users=10))
+    score = {(i, j): s for i, row, scores in lists.iter_rows() for j, s in zip(row, scores, strict=True)}
     assert score and all(score[j, i] == pytest.approx(s, rel=1e-6) for (i, j), s in score.items())
 
 
@@ -209,8 +209,8 @@ def test_limits_report_what_they_dropped():
         ({"min_user_items": 5, "max_user_items": 4}, "max_user_items .4. is less than min_user_items .5."),
         ({"top_kk": 3}, "unknown parameter 'top_kk'; did you mean 'top_k'"),
         ({"similarity": "cosin"}, "unknown similarity 'cosin'; did you mean 'cosine'"),
-        ({"similarity": "cosine", "alpha": 2.0}, "alpha .* without meaning for similarity 'cosine'"),
-        ({"similarity": "common", "count_anchor": False}, "count_anchor .* without meaning"),
+        ({"similarity": "cosine", "alpha": 2.0}, "alpha .* no meaning for similarity 'cosine'"),
+        ({"similarity": "common", "count_anchor": False}, "count_anchor .* no meaning"),
     ],
 )
 def test_parameters_out_of_range(changes, words):
@@ -238,9 +238,9 @@ def test_ties_that_normalising_makes_are_ordered_by_id():
     while np.float32(low / best) != np.float32(np.nextafter(low, np.float32(9)) / best):
         low = np.nextafter(low, np.float32(9))
     scratch = kernel.make_scratch(3, 3, 1)
-    for normalize, wanted in ((False, [0, 2, 1]), (True, [0, 1, 2])):
+    for normalize, expected in ((False, [0, 2, 1]), (True, [0, 1, 2])):
         scratch.code[:], scratch.score[:] = [1, 0, 2], [low, best, np.nextafter(low, np.float32(9))]
         codes, scores = np.empty(3, np.int32), np.empty(3, np.float32)
         assert kernel._top_k(3, 3, normalize, scratch, codes, scores) == 3
-        assert codes.tolist() == wanted
+        assert codes.tolist() == expected
         assert scores[0] == (1 if normalize else best) and (scores[1] == scores[2]) == normalize

@@ -45,16 +45,16 @@ def test_both_sides_follow_the_formula(tmp_path, pairs):
     config = SwingStageConfig(top_k=4, threads=2)
     manifest = neighbors(config, write_split(tmp_path / "split", pairs), tmp_path / "swing")
     for side in ("users", "items"):
-        wanted = reference.scores(pairs, preset("dlrrec"), side)
-        found = rows(tmp_path / "swing" / side)
-        assert [row["id"] for row in found] == sorted(wanted)
-        for row in found:
-            best = sorted(wanted[row["id"]].items(), key=lambda pair: (-round(pair[1], 6), pair[0]))[:4]
+        scores = reference.scores(pairs, preset("dlrrec"), side)
+        lists = rows(tmp_path / "swing" / side)
+        assert [row["id"] for row in lists] == sorted(scores)
+        for row in lists:
+            best = sorted(scores[row["id"]].items(), key=lambda pair: (-round(pair[1], 6), pair[0]))[:4]
             assert row["neighbors"] == [other for other, _ in best]
             assert row["scores"] == pytest.approx([score for _, score in best], rel=1e-6)
         facts = manifest.facts[side]
-        assert facts["ids"] == manifest.rows[side] == len(wanted)
-        assert facts["coverage"] == pytest.approx(sum(map(bool, wanted.values())) / len(wanted), abs=1e-6)
+        assert facts["ids"] == manifest.rows[side] == len(scores)
+        assert facts["coverage"] == pytest.approx(sum(map(bool, scores.values())) / len(scores), abs=1e-6)
         assert facts["edges"] <= len(pairs) and facts["seconds"] >= 0
     alone = next(row for row in rows(tmp_path / "swing" / "users") if row["id"] == "alone")
     assert alone["neighbors"] == [] and alone["scores"] == []
@@ -65,9 +65,9 @@ def test_both_sides_follow_the_formula(tmp_path, pairs):
 def test_another_similarity_can_be_asked_for(tmp_path, pairs, similarity):
     split = write_split(tmp_path / "split", pairs)
     neighbors(SwingStageConfig(similarity=similarity, top_k=3), split, tmp_path / "swing")
-    wanted = reference.scores(pairs, preset(similarity=similarity), "items")
+    scores = reference.scores(pairs, preset(similarity=similarity), "items")
     for row in rows(tmp_path / "swing" / "items"):
-        best = sorted(wanted[row["id"]].values(), reverse=True)[:3]
+        best = sorted(scores[row["id"]].values(), reverse=True)[:3]
         assert row["scores"] == pytest.approx(best, rel=1e-6) and len(best) == 3
 
 

@@ -1,8 +1,8 @@
 """`dlrrec bench embeddings`: FBGEMM's tables beside torch.nn.EmbeddingBag and a plain memory copy.
 
-Both sides see the same batches in turn within one run, so that the ratio of their times holds on a busy
-machine too, and the same copy of memory says which share of the machine's bandwidth they use. Before anything
-is timed, both must have computed the same as the formulas in float64.
+Both sides take turns on the same batches within one run, so the ratio of their times is valid on a busy
+machine too, and the same copy of memory gives the share of the machine's bandwidth that they use. Before
+anything is timed, both must have computed the same as the formulas in float64.
 """
 
 from __future__ import annotations
@@ -52,36 +52,37 @@ def run(
         cases = [_of_launcher(case, launched) for case in cases]
     for case in cases:
         check(case)
-    found: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
     for world, group in itertools.groupby(cases, key=lambda case: case.world_size):
         if launched or world == 1:
             for case in group:
-                say(f"case {len(found) + 1} of {len(cases)}")
-                found.append(_measure_here(case))
+                say(f"case {len(results) + 1} of {len(cases)}")
+                results.append(_measure_here(case))
         else:
             together = list(group)
-            last = len(found) + len(together)
-            say(f"cases {len(found) + 1} to {last} of {len(cases)}, in {world} processes")
-            found += _measure_in_processes(together)
-    return found
+            last = len(results) + len(together)
+            say(f"cases {len(results) + 1} to {last} of {len(cases)}, in {world} processes")
+            results += _measure_in_processes(together)
+    return results
 
 
 def check(case: EmbeddingCase) -> None:
-    """Raise DataError for a case that cannot run on this machine, naming the flag and the way out."""
+    """Raise DataError for a case that cannot run on this machine, naming the flag and what to do."""
     device = resolve_device(case.device).type
     check_offered(case, device)
-    needed = memory_needed(case)
+    bytes_needed = memory_needed(case)
     if device == "cuda":
         if case.kernel == "fused_uvm_caching" and case.reference == "none":
             return  # the tables are in host memory
-        there = torch.cuda.get_device_properties(0).total_memory
+        bytes_there = torch.cuda.get_device_properties(0).total_memory
     else:
-        there, needed = host_memory(), needed * case.world_size
-    if needed > 0.9 * there:
+        bytes_there, bytes_needed = host_memory(), bytes_needed * case.world_size
+    if bytes_needed > 0.9 * bytes_there:
         beside = "" if case.reference == "none" else ", or --reference none"
         raise DataError(
-            f"--tables {case.tables} --rows {case.rows} --dim {case.dim}: need {needed / 2**30:,.1f} GiB "
-            f"and there are {there / 2**30:,.1f} GiB ({device}); take fewer rows{beside}"
+            f"--tables {case.tables} --rows {case.rows} --dim {case.dim}: need "
+            f"{bytes_needed / 2**30:,.1f} GiB and there are {bytes_there / 2**30:,.1f} GiB ({device}); "
+            f"take fewer rows{beside}"
         )
 
 
@@ -96,7 +97,7 @@ def measure(case: EmbeddingCase, ranks: Ranks) -> dict[str, Any]:
         copy: `bytes`, `seconds` and `bandwidth` (bytes/s) of a memory copy, all ranks together.
         sides: "fbgemm" and "torch" -> "forward", "backward" (with the update) and "step" (both) -> `seconds`
             (median, p10, p90) and, of the two passes, by count, `bandwidth` and `share`: the median over the
-            rounds of its bandwidth relative to that of the copy made just before it.
+            rounds of its bandwidth relative to that of the copy just before it.
         ratio: phase -> torch's seconds over fbgemm's of the same round (median, p10, p90); above 1 where
             fbgemm is faster.
         check: see `verify`.
@@ -118,20 +119,20 @@ def measure(case: EmbeddingCase, ranks: Ranks) -> dict[str, Any]:
         kind = f"--kernel {case.kernel} --dtype {case.dtype} --output {case.output}"
         raise DataError(f"{kind}: FBGEMM has no such kernel on {ranks.device.type} ({error})") from error
 
-    mine = slice(ranks.rank * case.local_batch, (ranks.rank + 1) * case.local_batch)
+    own_bags = slice(ranks.rank * case.local_batch, (ranks.rank + 1) * case.local_batch)
     watch, copy, gradient = (
         Stopwatch(ranks.device),
         Copy(case.copy_mib, ranks.device),
-        requests.gradient[mine],
+        requests.gradient[own_bags],
     )
     phases = ("copy", "forward", "backward")  # the copy before each side's turn
     times: dict[str, dict[str, list[float]]] = {name: {p: [] for p in phases} for name in sides}
     for number in range(-case.warmup, case.rounds):
-        ids = requests.ids[number % case.requests][:, mine].contiguous()
+        ids = requests.ids[number % case.requests][:, own_bags].contiguous()
         for name in list(sides)[:: 1 if number % 2 else -1]:
-            side, ready = sides[name], sides[name].ready(ids)
+            side, inputs = sides[name], sides[name].ready(ids)
             _, copied = watch(copy)
-            sums, forward = watch(lambda side=side, ready=ready: side.forward(ready))
+            sums, forward = watch(lambda side=side, inputs=inputs: side.forward(inputs))
             gradients = side.apart(gradient, sums)
             _, backward = watch(lambda side=side, s=sums, g=gradients: side.backward(s, g))
             if name == "fbgemm":
@@ -177,28 +178,28 @@ def measure(case: EmbeddingCase, ranks: Ranks) -> dict[str, Any]:
 def _phase(
     seconds: dict[str, list[float]], phase: str, moved: dict[str, float], copied: int
 ) -> dict[str, dict[str, float]]:
-    """A side's seconds, bandwidth and share of the bandwidth of the copy made just before its turn."""
-    found = {"seconds": summary(seconds[phase])}
+    """A side's seconds, bandwidth and share of the bandwidth of the copy just before its turn."""
+    timing = {"seconds": summary(seconds[phase])}
     if moved:
-        found["bandwidth"] = {count: b / found["seconds"]["median"] for count, b in moved.items()}
+        timing["bandwidth"] = {count: b / timing["seconds"]["median"] for count, b in moved.items()}
         pairs = zip(seconds["copy"], seconds[phase], strict=True)
-        relative = summary([copy / own for copy, own in pairs])["median"]
-        found["share"] = {count: b / copied * relative for count, b in moved.items()}
-    return found
+        relative = summary([copy / side_seconds for copy, side_seconds in pairs])["median"]
+        timing["share"] = {count: b / copied * relative for count, b in moved.items()}
+    return timing
 
 
 def _gather(value: Any, ranks: Ranks) -> list[Any]:
-    every: list[Any] = [None] * ranks.world_size
-    dist.all_gather_object(every, value)
-    return every
+    values: list[Any] = [None] * ranks.world_size
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _slowest(times: dict[str, dict[str, list[float]]], ranks: Ranks) -> dict[str, dict[str, list[float]]]:
     """Of each side, phase and round the seconds of the slowest rank."""
-    every = _gather(times, ranks)
+    rank_times = _gather(times, ranks)
     return {
         name: {
-            phase: [max(seconds) for seconds in zip(*(rank[name][phase] for rank in every), strict=True)]
+            phase: [max(seconds) for seconds in zip(*(rank[name][phase] for rank in rank_times), strict=True)]
             for phase in phases
         }
         for name, phases in times.items()
@@ -228,14 +229,14 @@ def _measure_here(case: EmbeddingCase) -> dict[str, Any]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give the memory of what is no longer used back to a GPU: modules hold themselves in circles."""
+    """Free a GPU's unused memory: modules refer to themselves in cycles, so they must be collected."""
     if device.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def _measure_in_processes(cases: list[EmbeddingCase]) -> list[dict[str, Any]]:
-    """The cases, one after the other, in as many new processes of this machine as they ask for."""
+    """The cases, one after the other, in `world_size` new processes on this machine."""
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -246,14 +247,14 @@ def _measure_in_processes(cases: list[EmbeddingCase]) -> list[dict[str, Any]]:
         local_addr="127.0.0.1",
         max_restarts=0,
     )
-    found, error = elastic_launch(config, _entry)(cases)[0]
+    results, error = elastic_launch(config, _entry)(cases)[0]
     if error:
         raise DataError(error)
-    return found
+    return results
 
 
 def _entry(cases: list[EmbeddingCase]) -> tuple[list[dict[str, Any]], str | None]:
-    """In a started process: the results, or what was wrong with the input."""
+    """In a started process: (the results, None), or ([], the message of a DataError)."""
     try:
         return [_measure_here(case) for case in cases], None
     except DataError as error:

@@ -1,4 +1,4 @@
-"""The fast side: FBGEMM's tables by themselves, or sharded by TorchRec."""
+"""The fast side: FBGEMM's tables alone, or sharded by TorchRec."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _OPTIMIZERS = {
 
 
 def check_offered(case: EmbeddingCase, device: str) -> None:
-    """Raise DataError for what FBGEMM or TorchRec do not offer on "cpu" or "cuda", with the way out."""
+    """Raise DataError for what FBGEMM or TorchRec do not offer on "cpu" or "cuda", with an alternative."""
     if case.sharding == "none" and case.world_size > 1:
         raise DataError("--sharding none: is for one process; with --world-size take table_wise")
     if case.sharding != "none":
@@ -85,20 +85,20 @@ def _check_sharding(case: EmbeddingCase, device: str) -> None:
             )
         if case.optimizer == "rowwise_adagrad":
             raise DataError(
-                "--sharding column_wise: each part of a row would keep a sum of rowwise_adagrad of its own, "
-                "which is another update; take --optimizer sgd"
+                "--sharding column_wise: each part of a row would keep its own sum of rowwise_adagrad, "
+                "which is a different update; take --optimizer sgd"
             )
 
 
 def make_fused(case: EmbeddingCase, ranks: Ranks) -> FbgemmTables | ShardedTables:
-    """The side that the case asks for, with its first weights."""
+    """The side that the case names, with its initial weights."""
     if case.sharding == "none":
         return FbgemmTables(case, ranks.device)
     return ShardedTables(case, ranks)
 
 
 def _fused_options(case: EmbeddingCase) -> dict[str, Any]:
-    """What FBGEMM's constructor takes, and TorchRec hands on to it.
+    """Arguments of FBGEMM's constructor, which TorchRec passes on to it.
 
     Updates are rounded to the nearest number rather than at random, so that they can be checked.
     """
@@ -114,7 +114,7 @@ def _fused_options(case: EmbeddingCase) -> dict[str, Any]:
 
 
 class FbgemmTables:
-    """FBGEMM's module by itself: one kernel for all tables."""
+    """FBGEMM's module alone: one kernel for all tables."""
 
     def __init__(self, case: EmbeddingCase, device: torch.device) -> None:
         self._case = case
@@ -153,8 +153,8 @@ class FbgemmTables:
     def ready(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         return ids.reshape(-1), bag_offsets(ids)
 
-    def forward(self, ready: tuple[Tensor, Tensor]) -> list[Tensor]:
-        return [self._module(*ready)]
+    def forward(self, inputs: tuple[Tensor, Tensor]) -> list[Tensor]:
+        return [self._module(*inputs)]
 
     def joined(self, sums: list[Tensor]) -> Tensor:
         return sums[0]
@@ -210,7 +210,7 @@ class ShardedTables:
             self._step = stepper(case, list(self._model.parameters()), sparse=False)
 
     def _place(self, table: int) -> Any:
-        """Whole tables spread over the ranks in order; all others over all ranks alike."""
+        """TorchRec's sharding of the table: whole tables on the ranks in turn, the others over all ranks."""
         world, kernel = self._case.world_size, self._case.kernel
         if self._case.sharding == "table_wise":
             return table_wise(rank=table * world // self._case.tables, compute_kernel=kernel)
@@ -222,10 +222,10 @@ class ShardedTables:
         lengths = torch.full((ids[..., 0].numel(),), ids.shape[-1], dtype=torch.int32, device=ids.device)
         return KeyedJaggedTensor([f"f_{name}" for name in self._names], ids.reshape(-1), lengths=lengths)
 
-    def forward(self, ready: KeyedJaggedTensor) -> list[Tensor]:
-        found = self._model(ready)
-        self._order = found.keys()
-        return [found.values()]
+    def forward(self, inputs: KeyedJaggedTensor) -> list[Tensor]:
+        pooled = self._model(inputs)
+        self._order = pooled.keys()
+        return [pooled.values()]
 
     def joined(self, sums: list[Tensor]) -> Tensor:
         return torch.cat([sums[0][:, self._columns(f"f_{name}")] for name in self._names], dim=1)
@@ -245,18 +245,18 @@ class ShardedTables:
 
     def parts(self) -> list[Part]:
         _flush(self._case, self._model)
-        found = []
+        parts = []
         for name, tensor in self._model.state_dict().items():
             table = self._names.index(name.split(".")[-2])
             if isinstance(tensor, ShardedTensor):
-                found += [Part(table, *s.metadata.shard_offsets, s.tensor) for s in tensor.local_shards()]
+                parts += [Part(table, *s.metadata.shard_offsets, s.tensor) for s in tensor.local_shards()]
             else:
-                found.append(Part(table, 0, 0, tensor))
-        return found
+                parts.append(Part(table, 0, 0, tensor))
+        return parts
 
 
 def _flush(case: EmbeddingCase, module: torch.nn.Module) -> None:
-    """Write the rows that are newer in the GPU's cache back to the tables."""
+    """Write the changed rows of the GPU's cache back to the tables."""
     if case.kernel == "fused_uvm_caching":
         for part in module.modules():
             if isinstance(part, SplitTableBatchedEmbeddingBagsCodegen):

@@ -1,4 +1,4 @@
-"""Ids, weights and gradients of a benchmark, drawn from its seed alone, so that every rank has the same."""
+"""Ids, weights and gradients of a benchmark, drawn from its seed only, so every rank has the same."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IDS, _WEIGHTS, _GRADIENTS = range(3)
 
 @dataclasses.dataclass(frozen=True)
 class Requests:
-    """Batches made beforehand, and the gradient that each of them is sent back.
+    """Batches generated in advance, and the gradient of the sums of each.
 
     Attributes:
         ids: i64 [requests, T, B, L], of all ranks.
@@ -58,12 +58,12 @@ def zipf(case: EmbeddingCase, count: int, generator: torch.Generator, device: to
     ranks = torch.arange(1, case.rows + 1, dtype=torch.float64, device=device)
     cumulative = ranks.pow_(-case.exponent).cumsum_(0)
     draws = torch.rand(count, dtype=torch.float64, generator=generator, device=device) * cumulative[-1]
-    found = torch.searchsorted(cumulative, draws, right=True)
-    return spread(found.clamp_(max=case.rows - 1), case.rows)
+    ranks_drawn = torch.searchsorted(cumulative, draws, right=True)
+    return spread(ranks_drawn.clamp_(max=case.rows - 1), case.rows)
 
 
 def spread(rank: Tensor, rows: int) -> Tensor:
-    """A bijection of 0..rows-1 that takes neighbours far apart: steps near the golden section of `rows`."""
+    """A bijection of 0..rows-1 that puts neighbours far apart, by steps near the golden section of `rows`."""
     step = max(round(rows * 0.6180339887498949), 1)
     while math.gcd(step, rows) > 1:
         step += 1
@@ -71,7 +71,7 @@ def spread(rank: Tensor, rows: int) -> Tensor:
 
 
 def weight_blocks(case: EmbeddingCase, table: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-    """(first row, values [block, D] in the case's data type) of a table's first weights, uniform in ±1."""
+    """(first row, values [block, D] in the case's data type) of a table's initial weights, uniform in ±1."""
     for number, top in enumerate(range(0, case.rows, BLOCK_ROWS)):
         size = min(BLOCK_ROWS, case.rows - top)
         generator = _generator(case, device, _WEIGHTS, table, number)

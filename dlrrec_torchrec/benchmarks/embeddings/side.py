@@ -1,4 +1,4 @@
-"""What the sides of the comparison share: their form, their first weights, and updates that are not fused."""
+"""The common interface of the compared sides, their initial weights, and updates that are not fused."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dlrrec_torchrec.benchmarks.embeddings.random_ids import weight_blocks
 from dlrrec_torchrec.sharding.table_optimizers import RowAdam
 
 LR = 0.05
-EPS = 1e-12  # so small that it does not matter where in Adam's formula torch and FBGEMM add it
+EPS = 1e-12  # so small that torch and FBGEMM may add it at different places of Adam's formula
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Rows from `top` and columns from `left` of a table, as this process holds them; a view."""
+    """Rows from `top` and columns from `left` of a table, in this process; a view."""
 
     table: int
     top: int
@@ -31,9 +31,9 @@ class Side(Protocol):
     """Tables that look up bags and update their rows; b bags of each of T tables on this rank."""
 
     def ready(self, ids: Tensor) -> Any:
-        """This rank's ids, i64 [T, b, L], in the form that the side takes. Not timed."""
+        """This rank's ids, i64 [T, b, L], in the form that the side needs. Not timed."""
 
-    def forward(self, ready: Any) -> list[Tensor]:
+    def forward(self, inputs: Any) -> list[Tensor]:
         """The bags' sums, in the side's own form."""
 
     def joined(self, sums: list[Tensor]) -> Tensor:
@@ -50,14 +50,14 @@ class Side(Protocol):
 
 
 def fill(case: EmbeddingCase, parts: Iterable[Part]) -> None:
-    """Give the weights their first values (`draws.weight_blocks`)."""
+    """Set the weights to their initial values (`random_ids.weight_blocks`)."""
     for part in parts:
         for rows, values in first_values(case, part):
             part.values[rows].copy_(values)
 
 
 def first_values(case: EmbeddingCase, part: Part) -> Iterator[tuple[slice, Tensor]]:
-    """(rows of the part, their first values), block by block."""
+    """(rows of the part, their initial values), block by block."""
     height, width = part.values.shape
     for top, values in weight_blocks(case, part.table, part.values.device):
         first, last = max(top, part.top), min(top + len(values), part.top + height)
@@ -100,7 +100,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
 
 
 def stepper(case: EmbeddingCase, tables: list[Tensor], sparse: bool) -> Callable[[], None]:
-    """A function that updates tables by their gradients with the case's optimizer, and takes these away."""
+    """A function that updates tables by their gradients with the case's optimizer, and clears these."""
     if case.optimizer == "sgd":
         optimizer = torch.optim.SGD(tables, lr=LR)
     elif case.optimizer == "rowwise_adagrad":

@@ -14,8 +14,8 @@ from dlrrec_torchrec.benchmarks.embeddings.side import Part, bag_offsets, fill, 
 class TorchBags:
     """nn.EmbeddingBag with sparse or dense gradients and torch's optimizer.
 
-    With several ranks each has all tables and looks up its own bags; the ranks exchange gradients, as a plain
-    data-parallel training does: dense ones by all-reduce, sparse ones (ids and values) by all-gather.
+    With several ranks each has all tables and looks up its own bags; the ranks exchange gradients, as in
+    plain data-parallel training: dense ones by all-reduce, sparse ones (ids and values) by all-gather.
     """
 
     def __init__(self, case: EmbeddingCase, device: torch.device) -> None:
@@ -36,9 +36,9 @@ class TorchBags:
     def ready(self, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
         return [(table.reshape(-1), bag_offsets(table)) for table in ids]
 
-    def forward(self, ready: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    def forward(self, inputs: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
         output = DTYPES[self._case.output_dtype]
-        return [bag(ids, offsets).to(output) for bag, (ids, offsets) in zip(self._bags, ready, strict=True)]
+        return [bag(ids, offsets).to(output) for bag, (ids, offsets) in zip(self._bags, inputs, strict=True)]
 
     def joined(self, sums: list[Tensor]) -> Tensor:
         return torch.cat(sums, dim=1)
@@ -77,7 +77,7 @@ class TorchBags:
 
 
 def _of_all_ranks(rows: Tensor, world: int) -> Tensor:
-    """The rows of all ranks, who have as many each, one after the other."""
-    every = [torch.empty_like(rows) for _ in range(world)]
-    dist.all_gather(every, rows.contiguous())
-    return torch.cat(every)
+    """The rows of all ranks, the same number on each, in rank order."""
+    gathered = [torch.empty_like(rows) for _ in range(world)]
+    dist.all_gather(gathered, rows.contiguous())
+    return torch.cat(gathered)

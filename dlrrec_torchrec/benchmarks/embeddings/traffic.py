@@ -1,4 +1,4 @@
-"""How many bytes a step of embedding tables moves, at least and at most."""
+"""The fewest and the most bytes that a step of embedding tables moves."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def traffic(case: EmbeddingCase, unique: float, output_bytes: int) -> dict[str, 
                                                                rows and their state read and written
 
     Counts:
-        unique: R = the distinct rows of the step, G = T·B. Every byte moves once, as if caches held all that
-            is used again: the least there is to do, so a share of the bandwidth of it is never flattered.
+        unique: R = the distinct rows of the step, G = T·B. Every byte moves once, as if caches kept
+            everything that is used again: the minimum, so a share of the bandwidth by it is never too high.
         lookups: R = G = N. Every lookup goes to memory. Where ids repeat, caches can push its share above 1.
         fbgemm: as FBGEMM's own benchmarks count, N·D·w + T·B·D·o forward and twice that backward; for
             comparison with published figures.
 
     What the kernels move for themselves (sorting ids, sparse gradients, sums exchanged by ranks) is not
-    counted: it is what they are measured for. Totals over all ranks.
+    counted: the measurement shows its cost. Totals over all ranks.
 
     Args:
         unique: distinct rows of a step, over all tables (the mean where steps differ).
@@ -60,10 +60,12 @@ def traffic(case: EmbeddingCase, unique: float, output_bytes: int) -> dict[str, 
 
 
 def memory_needed(case: EmbeddingCase) -> int:
-    """Bytes that the tables of one process need at least, with optimizer state, gradients and reference."""
+    """The least bytes that the tables of one process need, with optimizer state, gradients and reference."""
     weights = case.tables * case.rows * case.dim * WEIGHT_BYTES[case.dtype]
-    whole = weights + case.tables * case.rows * state_bytes(case.optimizer, case.dim)
+    all_bytes = weights + case.tables * case.rows * state_bytes(case.optimizer, case.dim)
     shared = case.world_size if case.sharding not in ("none", "data_parallel") else 1
-    own = whole // shared + (weights if case.kernel == "dense" else 0)
-    beside = 0 if case.reference == "none" else whole + (weights if case.reference == "dense" else 0)
-    return own + beside
+    fbgemm_bytes = all_bytes // shared + (weights if case.kernel == "dense" else 0)
+    reference_bytes = (
+        0 if case.reference == "none" else all_bytes + (weights if case.reference == "dense" else 0)
+    )
+    return fbgemm_bytes + reference_bytes

@@ -15,7 +15,7 @@ from dlrrec_torchrec.benchmarks.embeddings.side import EPS, LR, Part, Side, firs
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.store.errors import DataError
 
-STEPS = 2  # the second sees the optimizer's state of the first
+STEPS = 2  # the second starts from the first's optimizer state
 # Relative errors (Frobenius norms) of sums and of updates. FBGEMM adds in fp32 and rounds once; torch adds
 # the gradients of a row in the tables' own type.
 TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
@@ -36,18 +36,18 @@ class Expected:
 def verify(
     case: EmbeddingCase, ranks: Ranks, sides: Mapping[str, Side], requests: Requests
 ) -> dict[str, dict[str, float]]:
-    """Take every side, still with its first weights, through STEPS steps, and compare.
+    """Run STEPS steps of every side from its initial weights, and compare.
 
     Returns:
         {side: {"sums", "updates": relative errors, the largest over the ranks; "tolerance"}}.
 
     Raises:
         DataError: on all ranks, for a side whose sums or updates are beyond its tolerance, or that changed
-            rows which nobody looked up.
+            rows that were not looked up.
     """
-    mine = slice(ranks.rank * case.local_batch, (ranks.rank + 1) * case.local_batch)
+    own_bags = slice(ranks.rank * case.local_batch, (ranks.rank + 1) * case.local_batch)
     batches = [requests.ids[step % case.requests] for step in range(STEPS)]
-    sums = {name: _run(side, batches, requests.gradient, mine) for name, side in sides.items()}
+    sums = {name: _run(side, batches, requests.gradient, own_bags) for name, side in sides.items()}
     parts = {name: side.parts() for name, side in sides.items()}
     squares = {name: torch.zeros(2, 2, dtype=torch.float64) for name in sides}  # sums, updates: error, size
     stray = dict.fromkeys(sides, 0)
@@ -56,32 +56,32 @@ def verify(
         ids = torch.stack([batch[table] for batch in batches])
         expected = expect(case, table, ids, requests.gradient[:, columns])
         for name in sides:
-            wanted = expected.sums[:, mine]
-            squares[name][0] += _squares(sums[name][:, :, columns].double() - wanted, wanted)
+            expected_sums = expected.sums[:, own_bags]
+            squares[name][0] += _squares(sums[name][:, :, columns].double() - expected_sums, expected_sums)
             for part in parts[name]:
                 if part.table == table:
                     squares[name][1] += _updates(part, expected)
                     stray[name] += _stray_rows(case, part, expected.rows)
-    found = {}
+    errors_by_side = {}
     for name in sides:
         errors = [float((error / size.clamp(min=1e-300)).sqrt()) for error, size in squares[name]]
-        every: list = [None] * ranks.world_size
-        dist.all_gather_object(every, (*errors, stray[name]))
-        sums_error, update_error, strays = (max(values) for values in zip(*every, strict=True))
+        rank_errors: list = [None] * ranks.world_size
+        dist.all_gather_object(rank_errors, (*errors, stray[name]))
+        sums_error, update_error, strays = (max(values) for values in zip(*rank_errors, strict=True))
         allowed = TORCH_TOLERANCE if name == "torch" else TOLERANCE
         tolerance = max(allowed[case.dtype], allowed[case.output_dtype])
         if not max(sums_error, update_error) <= tolerance or strays:
             raise DataError(
-                f"{name} does not compute what it should, so its times would say nothing: relative error of "
+                f"{name} computes wrong results, so its times would be meaningless: relative error of "
                 f"the sums {sums_error:.2g}, of the updates {update_error:.2g} (allowed: {tolerance:g}), "
-                f"{strays} rows changed that nobody looked up, in {case}"
+                f"{strays} rows changed that were not looked up, in {case}"
             )
-        found[name] = {"sums": sums_error, "updates": update_error, "tolerance": tolerance}
-    return found
+        errors_by_side[name] = {"sums": sums_error, "updates": update_error, "tolerance": tolerance}
+    return errors_by_side
 
 
 def expect(case: EmbeddingCase, table: int, ids: Tensor, gradient: Tensor) -> Expected:
-    """What a table must do, by the formulas, on its touched rows alone.
+    """The expected results of a table, by the formulas, for its touched rows only.
 
     Args:
         ids: i64 [STEPS, B, L] of all ranks.
@@ -90,8 +90,10 @@ def expect(case: EmbeddingCase, table: int, ids: Tensor, gradient: Tensor) -> Ex
     rows = ids.unique()
     before = torch.empty(len(rows), case.dim, dtype=torch.float64, device=ids.device)
     for top, values in weight_blocks(case, table, ids.device):
-        here = slice(*torch.searchsorted(rows, torch.tensor([top, top + len(values)], device=ids.device)))
-        before[here] = values[rows[here] - top].double()
+        block_rows = slice(
+            *torch.searchsorted(rows, torch.tensor([top, top + len(values)], device=ids.device))
+        )
+        before[block_rows] = values[rows[block_rows] - top].double()
     weights, sums = before.clone(), []
     first, second = torch.zeros_like(weights), torch.zeros_like(weights)
     for step, places in enumerate(torch.searchsorted(rows, ids), start=1):
@@ -114,24 +116,24 @@ def expect(case: EmbeddingCase, table: int, ids: Tensor, gradient: Tensor) -> Ex
     return Expected(torch.stack(sums), rows, before, weights)
 
 
-def _run(side: Side, batches: list[Tensor], gradient: Tensor, mine: slice) -> Tensor:
+def _run(side: Side, batches: list[Tensor], gradient: Tensor, own_bags: slice) -> Tensor:
     """The side's sums of every step, [STEPS, b, T·D]; its rows are updated."""
-    found = []
+    step_sums = []
     for ids in batches:
-        sums = side.forward(side.ready(ids[:, mine]))
-        found.append(side.joined(sums).detach().clone())
-        side.backward(sums, side.apart(gradient[mine], sums))
-    return torch.stack(found)
+        sums = side.forward(side.ready(ids[:, own_bags]))
+        step_sums.append(side.joined(sums).detach().clone())
+        side.backward(sums, side.apart(gradient[own_bags], sums))
+    return torch.stack(step_sums)
 
 
 def _updates(part: Part, expected: Expected) -> Tensor:
-    """Squared norms of the error and of the updates of the touched rows that the part holds."""
+    """Squared norms of the error and of the updates of the touched rows in the part."""
     height, width = part.values.shape
-    here = (expected.rows >= part.top) & (expected.rows < part.top + height)
+    in_part = (expected.rows >= part.top) & (expected.rows < part.top + height)
     columns = slice(part.left, part.left + width)
-    got = part.values[expected.rows[here] - part.top].double()
-    before, after = (values[here, columns] for values in (expected.before, expected.after))
-    return _squares(got - after, after - before)
+    updated = part.values[expected.rows[in_part] - part.top].double()
+    before, after = (values[in_part, columns] for values in (expected.before, expected.after))
+    return _squares(updated - after, after - before)
 
 
 def _squares(error: Tensor, size: Tensor) -> Tensor:
@@ -139,11 +141,11 @@ def _squares(error: Tensor, size: Tensor) -> Tensor:
 
 
 def _stray_rows(case: EmbeddingCase, part: Part, touched: Tensor) -> int:
-    """Rows of the part that nobody looked up and that are not what they were."""
-    found = 0
+    """How many rows of the part changed although they were not looked up."""
+    strays = 0
     for rows, values in first_values(case, part):
         changed = (part.values[rows] != values).any(1)
-        here = touched - part.top - rows.start
-        changed[here[(here >= 0) & (here < len(changed))]] = False
-        found += int(changed.sum())
-    return found
+        positions = touched - part.top - rows.start
+        changed[positions[(positions >= 0) & (positions < len(changed))]] = False
+        strays += int(changed.sum())
+    return strays

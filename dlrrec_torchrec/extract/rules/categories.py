@@ -1,4 +1,4 @@
-"""Category types from words: mentions of types and dishes, weighed by how telling they are."""
+"""Category types from words: mentions of types and dishes, weighted by how strong a sign they are."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class TypeMatcher:
         terms: dict[tuple[str, ...], dict[int, float]] = {}
 
         def add(term: str, kinds: Iterable[str], weight: float) -> None:
-            held = terms.setdefault(_words(term), {})
+            weights = terms.setdefault(_words(term), {})
             for kind in kinds:
                 if kind in code:
-                    held[code[kind]] = max(weight, held.get(code[kind], 0.0))
+                    weights[code[kind]] = max(weight, weights.get(code[kind], 0.0))
 
         for kind, dishes in lexicon.DISHES.items():
             for dish in dishes.split(","):
@@ -40,32 +40,32 @@ class TypeMatcher:
         self._terms = terms
         self._lengths: dict[str, list[int]] = {}  # first word -> lengths of its terms, longest first
         for term in terms:
-            held = self._lengths.setdefault(term[0], [])
-            if len(term) not in held:
-                held.append(len(term))
-                held.sort(reverse=True)
+            lengths = self._lengths.setdefault(term[0], [])
+            if len(term) not in lengths:
+                lengths.append(len(term))
+                lengths.sort(reverse=True)
 
     def evidence(self, texts: list[str | None]) -> np.ndarray:
-        """How surely each text speaks of each type, f32 [D, types]: distinct terms add up, to at most 1."""
-        found = np.zeros((len(texts), len(self.types)), np.float32)
+        """How clearly each text mentions each type, f32 [D, types]: distinct terms add up, to at most 1."""
+        evidence = np.zeros((len(texts), len(self.types)), np.float32)
         for row, text in enumerate(texts):
             for term in self._distinct(text or ""):
                 for kind, weight in self._terms[term].items():
-                    found[row, kind] += weight
-        return np.minimum(found, 1.0, out=found)
+                    evidence[row, kind] += weight
+        return np.minimum(evidence, 1.0, out=evidence)
 
     def _distinct(self, text: str) -> set[tuple[str, ...]]:
-        words, found, at = _words(text), set(), 0
+        words, terms, at = _words(text), set(), 0
         while at < len(words):
             for length in self._lengths.get(words[at], ()):
                 term = words[at : at + length]
                 if term in self._terms:
-                    found.add(term)
+                    terms.add(term)
                     at += length
                     break
             else:
                 at += 1
-        return found
+        return terms
 
 
 def rank_types(mentions: np.ndarray, documents: int, prevalence: np.ndarray) -> np.ndarray:
@@ -90,17 +90,17 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(_singular(w) for w in _WORD.findall(text.lower()))
 
 
-def _singular(word: str, known: dict[str, str] = {}) -> str:  # noqa: B006 (a memo, on purpose)
-    """A rough singular, the same for term and text: both forms only have to meet."""
-    got = known.get(word)
-    if got is None:
-        got = re.sub(r"['\u2019]s?\Z", "", word)
-        if len(got) > 4 and got.endswith("ies"):
-            got = got[:-3] + "y"
-        elif len(got) > 4 and re.search(r"(?:ches|shes|sses|xes|oes)\Z", got):
-            got = got[:-2]
-        elif len(got) > 3 and got.endswith("s") and not got.endswith(("ss", "us", "is")):
-            got = got[:-1]
-        if len(known) < 1_000_000:
-            known[word] = got
-    return got
+def _singular(word: str, memo: dict[str, str] = {}) -> str:  # noqa: B006 (a memo, on purpose)
+    """A rough singular, the same for terms and texts; it need not be a real word."""
+    singular = memo.get(word)
+    if singular is None:
+        singular = re.sub(r"['\u2019]s?\Z", "", word)
+        if len(singular) > 4 and singular.endswith("ies"):
+            singular = singular[:-3] + "y"
+        elif len(singular) > 4 and re.search(r"(?:ches|shes|sses|xes|oes)\Z", singular):
+            singular = singular[:-2]
+        elif len(singular) > 3 and singular.endswith("s") and not singular.endswith(("ss", "us", "is")):
+            singular = singular[:-1]
+        if len(memo) < 1_000_000:
+            memo[word] = singular
+    return singular

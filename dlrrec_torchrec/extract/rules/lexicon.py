@@ -4,9 +4,8 @@ A type's own name always counts in full. `NAMES` adds spellings and names that c
 what makes the type likely (DISH_WEIGHT each), `PHRASES` longer terms whose parts would mislead ("french
 fries" is not French food). Terms are matched as whole words, plural or not, longest first.
 
-`PREVALENCE` is the share of reviews, of any restaurant, in which words of a type are to be expected. The
-numbers are fixed on purpose: shares counted on the reviews at hand would carry each review into its own
-features.
+`PREVALENCE` is the share of reviews, of any restaurant, in which words of a type are expected. The numbers
+are fixed on purpose: shares counted on the given reviews would leak each review into its own features.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Price tags from what reviews say of price, with negation ("not cheap") and degree ("a bit pricey")."""
+"""Price tags from what reviews say about prices, with negation ("not cheap") and degree ("a bit pricey")."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import re
 import numpy as np
 
 CHEAP, FAIR, OVER = range(3)  # columns of the evidence
-CLEAR = 0.2  # balance of the remarks from which a tag is no longer "fair"
+CLEAR = 0.2  # balance of the remarks beyond which a tag is not "fair"
 
 _NOUN = r"(?:pric\w+|costs?|rates?|charges|bill|tariffs?)"
 _GAP = r"(?:\s+[\w'%]+){0,3}?\s+"  # up to three words between
 _POCKET = r"(?:pockets?|wallets?|budget|purse)"
-_SAYINGS = [  # (column, pattern): what is said before negation is looked at
+_PHRASES = [  # (column, pattern): the meaning before negation is considered
     (OVER, r"over[\s-]?pric\w+|over[\s-]?charg\w+|over[\s-]?rated pric\w+"),
     (OVER, r"(?:expensive|pricey|pricy|costly|exorbitant\w*|extortionate|steep(?:ly)?|lavish prices?)"),
     (
@@ -52,7 +52,7 @@ _SAYINGS = [  # (column, pattern): what is said before negation is looked at
         r"(?:value|bang|vfm) (?:for|of) (?:\w+\s+)?(?:money|buck|price)|value[\s-]for[\s-]money|paisa vasool",
     ),
 ]
-PATTERNS = [(column, re.compile(rf"\b(?:{pattern})\b")) for column, pattern in _SAYINGS]
+PATTERNS = [(column, re.compile(rf"\b(?:{pattern})\b")) for column, pattern in _PHRASES]
 _TRIGGER = re.compile(
     r"pric|cost|expens|cheap|budget|afford|worth|money|pocket|wallet|reason|reson|econom|bill|value|steep|exorb"
     r"|rip|loot|charg|rate|buck|paisa|vfm|fleec|tariff|student|robb"
@@ -72,8 +72,8 @@ _NEGATED = {OVER: FAIR, CHEAP: OVER, FAIR: OVER}  # "not expensive" is fair; "no
 
 
 def price_evidence(texts: list[str | None]) -> np.ndarray:
-    """What each text says of the price, f32 [D, 3]: weights of cheap, fair, overpriced; zeros: nothing."""
-    found = np.zeros((len(texts), 3), np.float32)
+    """What each text says about the price, f32 [D, 3]: weights of cheap, fair, overpriced; zeros: nothing."""
+    evidence = np.zeros((len(texts), 3), np.float32)
     for row, text in enumerate(texts):
         text = (text or "").lower().replace("\u2019", "'")
         if _TRIGGER.search(text):
@@ -81,8 +81,8 @@ def price_evidence(texts: list[str | None]) -> np.ndarray:
                 if clause and _TRIGGER.search(clause):
                     column, weight = _judge(clause)
                     if weight:
-                        found[row, column] += weight
-    return found
+                        evidence[row, column] += weight
+    return evidence
 
 
 def price_tag(evidence: np.ndarray) -> str:
@@ -97,14 +97,14 @@ def price_tag(evidence: np.ndarray) -> str:
 
 
 def _judge(clause: str) -> tuple[int, float]:
-    """Column and weight of the first thing that the clause says of price; weight 0: nothing."""
+    """Column and weight of the first remark on price in the clause; weight 0: there is none."""
     hits = [(m.start(), -m.end(), column) for column, pattern in PATTERNS if (m := pattern.search(clause))]
     if not hits:
         return 0, 0.0
     start, _, column = min(hits)
-    before = clause[:start]
-    if _NEGATION.search(before):
+    preceding = clause[:start]
+    if _NEGATION.search(preceding):
         return _NEGATED[column], 0.5
-    if _WEAK.search(before):
+    if _WEAK.search(preceding):
         return column, 0.5
-    return column, 1.5 if _STRONG.search(before) else 1.0
+    return column, 1.5 if _STRONG.search(preceding) else 1.0

@@ -1,4 +1,4 @@
-"""Extractive summaries: sentences near the centre of what is said, and unlike each other."""
+"""Extractive summaries: sentences near the centre of the reviews, and different from each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def mmr(vectors: np.ndarray, relevance: np.ndarray, k: int, trade_off: float = R
     """Up to k rows by maximal marginal relevance (Carbonell and Goldstein, 1998), best first.
 
     Each pick maximises trade_off * relevance - (1 - trade_off) * (largest cosine to a row picked before); of
-    equals, the first row.
+    equal ones, the first row.
 
     Args:
         vectors: f32 [N, D] unit rows.
@@ -35,19 +35,19 @@ def summary_pieces(pieces: np.ndarray, vectors: np.ndarray, weights: np.ndarray,
     """The distinct pieces, i64 [<= k], that sum up `pieces`, best first.
 
     Args:
-        pieces: i64 [M] positions in `vectors`, repeated as often as they are said.
+        pieces: i64 [M] positions in `vectors`, repeated as often as they occur.
         vectors: f16 [P, D] unit rows of all pieces.
-        weights: f32 [P] in (0, 1]: how much a piece can say at all; its relevance is multiplied by it.
+        weights: f32 [P] in (0, 1]: how informative a piece can be; its relevance is multiplied by it.
         k: most sentences.
     """
     distinct, first, counts = np.unique(pieces, return_index=True, return_counts=True)
-    order = np.argsort(first)  # in the order in which they are said
+    order = np.argsort(first)  # in the order of the texts
     distinct, counts = distinct[order], counts[order]
     rows = vectors[distinct].astype(np.float32)
     centre = counts.astype(np.float32) @ rows
     centre /= max(float(np.linalg.norm(centre)), 1e-12)
     relevance = rows @ centre * weights[distinct]
     if len(distinct) > CANDIDATES:
-        kept = np.sort(np.argsort(-relevance, kind="stable")[:CANDIDATES])
-        distinct, rows, relevance = distinct[kept], rows[kept], relevance[kept]
+        central = np.sort(np.argsort(-relevance, kind="stable")[:CANDIDATES])
+        distinct, rows, relevance = distinct[central], rows[central], relevance[central]
     return distinct[mmr(rows, relevance, k)]

@@ -23,7 +23,7 @@ from dlrrec_torchrec.ingest.source_files import (
 )
 from dlrrec_torchrec.store.errors import DataError
 
-_WRONG_FORM = "Is --source right? For a form of your own use --source table with --columns."
+_WRONG_FORM = "Is --source right? For other forms use --source table with --columns."
 _JSON = ("*.json", "*.jsonl", "*.json.gz", "*.jsonl.gz")
 _YELP_REVIEWS = ("*review.json", "*review.json.gz", "*review.jsonl")
 _YELP_BUSINESSES = ("*business.json", "*business.json.gz", "*business.jsonl")
@@ -34,8 +34,8 @@ def google(reviews: str, items: str, test: str) -> Source:
     """Google restaurants (Yan et al., SIGIR 2023): one object with the lists train, val, test, or one list.
 
     Records are `{"business_id", "user_id", "rating", "review_text", "pics", "history_reviews"}`; `pics`
-    become images; the history is left aside, since it repeats reviews. The published lists go into the column
-    `split` (val counts as train). A file is one JSON value, so all of it is held in memory while it is read.
+    become images; the history is ignored, since it repeats reviews. The published lists go into the column
+    `split` (val counts as train). A file is one JSON value, so all of it is in memory while it is read.
     In a folder, `filter_all_t.json` is read, or else `image_review_all.json`.
     """
     if items:
@@ -51,17 +51,17 @@ def google(reviews: str, items: str, test: str) -> Source:
             lists = {"": body} if isinstance(body, list) else {}
             if isinstance(body, dict):
                 lists = {key: body[key] for key in ("train", "val", "test") if key in body}
-            if not lists or not all(isinstance(found, list) for found in lists.values()):
+            if not lists or not all(isinstance(rows, list) for rows in lists.values()):
                 raise DataError(
-                    f"{path}: not of the Google form: wanted one JSON object with the lists train, val "
+                    f"{path}: not of the Google form: expected one JSON object with the lists train, val "
                     "and test, or one list of reviews"
                 )
             del body
             check = KeyCheck(str(path), [("user_id",), ("business_id",), ("rating",)], advice=_WRONG_FORM)
-            for key, found in lists.items():
+            for key, rows in lists.items():
                 part = split or ({"train": "train", "val": "train", "test": "test"}[key] if key else None)
                 name = f"{path.name}:{key}" if key else path.name
-                yield Stream(name, _google_records(found, check), "record", part)
+                yield Stream(name, _google_records(rows, check), "record", part)
             check.finish()
 
     return Source(files, streams)
@@ -98,7 +98,7 @@ def _google_records(rows: list[Any], check: KeyCheck) -> Iterator[Record]:
 def amazon(reviews: str, items: str, test: str) -> Source:
     """Amazon reviews of 2014, 2018 (McAuley et al.) and 2023 (Hou et al.), one object a line, also gzipped.
 
-    The year is told by the keys: `reviewerID/asin/overall/reviewText/unixReviewTime` (2014, and 2018 with
+    The year follows from the keys: `reviewerID/asin/overall/reviewText/unixReviewTime` (2014, and 2018 with
     `image`) or `user_id/parent_asin/rating/text/images/timestamp` (2023, in milliseconds). Lines that are
     Python dictionaries, as the metadata of 2014, are read as well. In a folder, `meta_*` is the metadata.
     """
@@ -114,11 +114,11 @@ def amazon(reviews: str, items: str, test: str) -> Source:
         files["items"] = find_files(items, "--items", (tuple(f"meta_{p}" for p in _JSON), _JSON))
     if test:
         files["test"] = find_files(test, "--test", (_JSON,))
-    users, things = ("reviewerID", "user_id"), ("asin", "parent_asin")
+    user_keys, item_keys = ("reviewerID", "user_id"), ("asin", "parent_asin")
 
     def review_streams(progress: Progress) -> Iterator[Stream]:
         for path, split in with_split(files):
-            required = (users, things, ("overall", "rating"))
+            required = (user_keys, item_keys, ("overall", "rating"))
             records = json_records(
                 path, progress, _amazon_review, required, advice=_WRONG_FORM, literals=True
             )
@@ -126,7 +126,9 @@ def amazon(reviews: str, items: str, test: str) -> Source:
 
     def item_streams(progress: Progress) -> Iterator[Stream]:
         for path in files["items"]:
-            records = json_records(path, progress, _amazon_item, (things,), advice=_WRONG_FORM, literals=True)
+            records = json_records(
+                path, progress, _amazon_item, (item_keys,), advice=_WRONG_FORM, literals=True
+            )
             yield Stream(path.name, records)
 
     return Source(files, review_streams, item_streams if "items" in files else None)
@@ -161,7 +163,7 @@ def yelp(reviews: str, items: str, test: str) -> Source:
     """The Yelp Open Dataset: `yelp_academic_dataset_review.json` and, beside it, `..._business.json`.
 
     A business' categories are a comma-separated string, its price is RestaurantsPriceRange2 (1 to 4), and its
-    pictures and captions come from `photos.json` where that lies beside it (pictures in `photos/`).
+    pictures and captions come from `photos.json` if that is beside it (pictures in `photos/`).
     """
     files = {"reviews": find_files(reviews, "--reviews", (_YELP_REVIEWS,), (items, test))}
     if test:
@@ -234,5 +236,5 @@ def _yelp_pictures(path: Path, progress: Progress, pictures: dict[str, tuple[lis
 
 def _beside(path: Path, patterns: tuple[str, ...]) -> list[Path]:
     """The first file of one of these names in the folder of `path`, if any."""
-    found = (f for pattern in patterns for f in sorted(path.parent.glob(pattern)))
-    return [f for f in [next(found, None)] if f]
+    candidates = (f for pattern in patterns for f in sorted(path.parent.glob(pattern)))
+    return [f for f in [next(candidates, None)] if f]

@@ -28,7 +28,7 @@ _GENRES = (
 
 
 def movielens(reviews: str, items: str, test: str) -> Source:
-    """Ratings `user, item, rating, timestamp`, whose text is the film's title and genres.
+    """Ratings `user, item, rating, timestamp`; the text is the film's title and genres.
 
     The films are those of `items`, or of `u.item` or `movies.dat` beside the ratings; without them the
     ratings have no text. Ids are numbered from 1: a row with another id is bad.
@@ -40,8 +40,8 @@ def movielens(reviews: str, items: str, test: str) -> Source:
         files["items"] = find_files(items, "--items", _MOVIES)
     else:
         beside = (files["reviews"][0].parent / name for group in _MOVIES for name in group)
-        if found := next((path for path in beside if path.is_file()), None):
-            files["items"] = [found]
+        if films := next((path for path in beside if path.is_file()), None):
+            files["items"] = [films]
 
     def item_streams(progress: Progress) -> Iterator[Stream]:
         for path in files["items"]:
@@ -59,7 +59,7 @@ def movielens(reviews: str, items: str, test: str) -> Source:
 
 
 def _rows(path: Path, progress: Progress, marks: tuple[str, ...], width: int) -> Iterator[Record]:
-    """Lines of Latin-1 cut at the mark that the first line has; `fields` holds the cells by position."""
+    """Lines of Latin-1 split at the mark of the first line; `fields`: the cells by position."""
     mark = None
     for number, line in enumerate(read_lines(path, progress), 1):
         text = line.decode("latin-1").rstrip("\r\n")

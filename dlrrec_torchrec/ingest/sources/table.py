@@ -42,15 +42,15 @@ _BATCH = 1 << 14
 def table(
     reviews: str, items: str, test: str, columns: dict[str, str], item_columns: dict[str, str]
 ) -> Source:
-    """Tables with named columns; the form is told by the file's suffix (also `.gz`).
+    """Tables with named columns; the form follows from the file's suffix (also `.gz`).
 
-    Args:
-        columns: the review table's name -> the file's column, for `user`, `item`, `rating` and, where the
-            file has them, `text`, `time`, `images`, `captions`, `split` ("train" or "test").
-        item_columns: likewise for `item` and `title`, `text`, `categories`, `price`, `images`, `captions`.
+        Args:
+            columns: the review table's name -> the file's column, for `user`, `item`, `rating` and, where the
+                file has them, `text`, `time`, `images`, `captions`, `split` ("train" or "test").
+    item_columns: the same for `item` and `title`, `text`, `categories`, `price`, `images`, `captions`.
 
-    Raises:
-        DataError: a name is unknown, a needed one is not given, or a file is missing.
+        Raises:
+            DataError: a name is unknown, a needed one is not given, or a file is missing.
     """
     _check_names(columns, REVIEW_COLUMNS, ("user", "item", "rating"), "--columns")
     files = {"reviews": find_files(reviews, "--reviews", _PATTERNS, (items, test))}
@@ -60,7 +60,7 @@ def table(
         _check_names(item_columns, ITEM_COLUMNS, ("item",), "--item-columns")
         files["items"] = find_files(items, "--items", _PATTERNS)
     elif item_columns:
-        raise DataError("--item-columns names columns of no file: add --items")
+        raise DataError("--item-columns needs a file of items: add --items")
 
     def review_streams(progress: Progress) -> Iterator[Stream]:
         for path, split in with_split(files):
@@ -73,7 +73,9 @@ def table(
     return Source(files, review_streams, item_streams if items else None)
 
 
-def _check_names(columns: dict[str, str], known: tuple[str, ...], needed: tuple[str, ...], flag: str) -> None:
+def _check_names(
+    columns: dict[str, str], known: tuple[str, ...], required: tuple[str, ...], flag: str
+) -> None:
     for name, column in columns.items():
         if name not in known:
             close = difflib.get_close_matches(name, known, 1)
@@ -81,17 +83,17 @@ def _check_names(columns: dict[str, str], known: tuple[str, ...], needed: tuple[
             raise DataError(f"{flag}: unknown name '{name}' ({hint})")
         if not isinstance(column, str) or not column:
             raise DataError(f"{flag}: '{name}' must name a column, not {column!r}")
-    for name in needed:
+    for name in required:
         if name not in columns:
-            example = " ".join(f"{n}=..." for n in needed)
-            raise DataError(f"{flag}: say which column is '{name}' (wanted at least {example})")
+            example = " ".join(f"{n}=..." for n in required)
+            raise DataError(f"{flag}: say which column is '{name}' (needed: at least {example})")
 
 
 def _stream(
     path: Path,
     progress: Progress,
     columns: dict[str, str],
-    needed: tuple[str, ...],
+    required: tuple[str, ...],
     flag: str,
     split: str | None,
 ) -> Stream:
@@ -105,10 +107,12 @@ def _stream(
         def fields(row: dict[str, Any]) -> dict[str, Any]:
             return {name: row.get(column) for name, column in columns.items()}
 
-        required = [(columns[name],) for name in needed]
-        named = list(columns.values())
+        required_keys = [(columns[name],) for name in required]
+        column_names = list(columns.values())
         return Stream(
-            path.name, json_records(path, progress, fields, required, named, advice=advice), split=split
+            path.name,
+            json_records(path, progress, fields, required_keys, column_names, advice=advice),
+            split=split,
         )
     if kind is None:
         raise DataError(
@@ -124,7 +128,8 @@ def _csv_records(
     """Rows of delimited text with a header, each numbered by the line it starts on.
 
     Read by the standard library: unlike columnar readers it keeps line numbers over quoted line breaks and
-    goes on after a malformed row. Undecodable bytes become surrogates, which the check of the values refuses.
+    continues after a malformed row. Undecodable bytes become surrogates, which the check of the values
+    refuses.
     """
     csv.field_size_limit(_FIELD_LIMIT)
     ended = False
@@ -150,7 +155,7 @@ def _csv_records(
         places = {name: header.index(column) for name, column in columns.items()}
         start = reader.line_num + 1
         for row in reader:
-            if ended:  # the reader asked for more lines within this row
+            if ended:  # the reader needed more lines within this row
                 raise csv.Error("it does not end before the file does")
             number, start = start, reader.line_num + 1
             if not any(cell.strip() for cell in row):
@@ -172,16 +177,16 @@ def _parquet_records(
     number = 0
     try:
         with pq.ParquetFile(path) as file:
-            wanted = list(dict.fromkeys(columns.values()))
-            for column in wanted:
+            names = list(dict.fromkeys(columns.values()))
+            for column in names:
                 if column not in file.schema_arrow.names:
                     raise missing_column(path, [column], file.schema_arrow.names, advice)
             task = progress.add_task(f"reading {path.name}", total=file.metadata.num_rows)
-            for batch in file.iter_batches(_BATCH, columns=wanted):
-                cells = {name: _plain(batch.column(name)) for name in wanted}
+            for batch in file.iter_batches(_BATCH, columns=names):
+                cells = {name: _plain(batch.column(name)) for name in names}
                 for values in zip(*cells.values(), strict=True):
                     number += 1
-                    raw = dict(zip(wanted, values, strict=True))
+                    raw = dict(zip(names, values, strict=True))
                     yield Record(number, raw, {name: raw[column] for name, column in columns.items()})
                 progress.update(task, completed=number)
     except (pa.ArrowException, OSError) as error:
@@ -189,7 +194,7 @@ def _parquet_records(
 
 
 def _plain(column: pa.Array) -> list[Any]:
-    """Python values; times as seconds, since nanoseconds do not fit Python's own."""
+    """Python values; times as seconds, since Python's datetime has no nanoseconds."""
     if pa.types.is_timestamp(column.type):
         column = column.cast(pa.timestamp("s", column.type.tz), safe=False).cast(pa.int64())
     return column.to_pylist()

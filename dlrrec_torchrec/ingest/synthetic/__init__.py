@@ -1,1 +1,1 @@
-"""A made-up world of restaurants whose true probabilities are known. `write.write_world` makes one."""
+"""An invented world of restaurants with known true probabilities, from `write.write_world`."""

@@ -1,4 +1,4 @@
-"""Photos of the synthetic world: small drawn pictures, one file a subject and style, and true captions."""
+"""Photos of the synthetic world: small drawn pictures, one file for each subject and style, and captions."""
 
 from __future__ import annotations
 
@@ -55,12 +55,14 @@ def take_photos(
     count = (rng.random(len(item)) < SHARE_WITH_PHOTOS) * rng.integers(1, 4, len(item))
     photos: list[list[tuple[int, int]]] = []
     for i, liked, n in zip(item.tolist(), label.tolist(), count.tolist(), strict=True):
-        taken = []
-        for what, which, how in rng.random((n, 3)).tolist():
-            place = what < SHARE_OF_PLACES
-            subject = len(DISH_NAMES) + int(family[i]) if place else menus[i][int(which * len(menus[i]))]
-            taken.append((subject, int(np.searchsorted(np.cumsum(STYLE_SHARES[liked])[:-1], how, "right"))))
-        photos.append(list(dict.fromkeys(taken)))
+        review_photos = []
+        for scene_draw, dish_draw, style_draw in rng.random((n, 3)).tolist():
+            place = scene_draw < SHARE_OF_PLACES
+            subject = len(DISH_NAMES) + int(family[i]) if place else menus[i][int(dish_draw * len(menus[i]))]
+            review_photos.append(
+                (subject, int(np.searchsorted(np.cumsum(STYLE_SHARES[liked])[:-1], style_draw, "right")))
+            )
+        photos.append(list(dict.fromkeys(review_photos)))
     return photos
 
 
@@ -75,12 +77,12 @@ def file_name(subject: int, style: int) -> str:
 
 
 def write_pictures(photos: list[list[tuple[int, int]]], folder: Path) -> int:
-    """Draw every picture that `photos` shows below `folder`, once each; returns how many."""
-    shown = sorted({photo for taken in photos for photo in taken})
+    """Draw every picture of `photos` below `folder`, once each; returns how many."""
+    distinct = sorted({photo for review_photos in photos for photo in review_photos})
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for subject, style in shown:
+    for subject, style in distinct:
         draw(subject, style).save(folder / file_name(subject, style))
-    return len(shown)
+    return len(distinct)
 
 
 def draw(subject: int, style: int) -> Image.Image:

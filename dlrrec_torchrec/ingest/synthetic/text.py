@@ -1,8 +1,8 @@
 """Menus, titles and review texts of the synthetic world.
 
-A review's sentences speak of dishes and service in words of its rating, of prices in words of the
-restaurant's level, and of the types that the user likes or avoids; others say nothing of these. One
-rating and level in four is heard one step off, so no sentence is sure evidence.
+A review's sentences describe dishes and service in words of its rating, prices in words of the restaurant's
+level, and the types that the user likes or avoids; others are noise. In a quarter of the sentences the rating
+or level is one step off, so no sentence is certain evidence.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ DISH_VESSELS = [vessel for _, vessel, _ in _DISHES]
 
 
 def _type_dishes() -> list[list[int]]:
-    """The dishes of each type: those that bear its name, else all of its family."""
+    """The dishes of each type: those with its name, else all of its family."""
     dishes = []
     for name in TYPE_NAMES:
         family = next(f for f, types in FAMILY_TYPES.items() if name in types)
-        ours = [d for d, (_, _, of) in enumerate(_DISHES) if of == family]
-        named = [d for d in ours if name.lower().rstrip("s") in DISH_NAMES[d]]
-        dishes.append(named or ours)
+        family_dishes = [d for d, (_, _, of) in enumerate(_DISHES) if of == family]
+        named_dishes = [d for d in family_dishes if name.lower().rstrip("s") in DISH_NAMES[d]]
+        dishes.append(named_dishes or family_dishes)
     return dishes
 
 
@@ -76,7 +76,7 @@ def make_menus(rng: np.random.Generator, types: list[np.ndarray]) -> list[list[i
 
 
 def make_titles(rng: np.random.Generator, types: list[np.ndarray]) -> list[str]:
-    """An invented name for each item; half of them say the main type."""
+    """An invented name for each item; half of them include the main type."""
     titles = []
     for codes, (first, second, says) in zip(types, rng.random((len(types), 3)), strict=True):
         words = [_pick(TITLE_FIRST, first), _pick(TITLE_SECOND, second)]
@@ -105,7 +105,7 @@ def compose(
     """The text of each of R reviews (user, item, rating: i64 [R]), None for those without words.
 
     taste [U, T] and sensitivity [U] are the users'; types, menus (lists of I), price_level [I] and price [I]
-    the items'. Users who mind prices speak of them more often.
+    the items'. Users who are sensitive to prices mention them more often.
     """
     reviews, longest = len(user), len(LENGTHS)
     order = np.argsort(taste, axis=1)
@@ -195,7 +195,7 @@ def sentence(
 
 
 def _lowered(text: str, opener: str) -> str:
-    """`text` to go on after an opener: its first letter small unless it is a name or "I"."""
+    """`text` after an opener: its first letter in lower case unless it is a name or "I"."""
     word = text.split(" ", 1)[0]
     keep = not opener or word == "I" or any(name.split(" ", 1)[0] == word for name in TYPE_NAMES)
     return text if keep else text[0].lower() + text[1:]

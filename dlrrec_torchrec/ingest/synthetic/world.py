@@ -2,7 +2,8 @@
 
 log-odds of a positive review = bias + affinity(user, item) + quality(item) + leniency(user) - price term,
 where the affinity is a bilinear form of the user's liking of types and the item's types, and the price term
-is the user's sensitivity times the item's price level. Both vary by user *and* item, beyond any means.
+is the user's sensitivity times the item's price level. Both depend on user *and* item, not only on their
+means.
 """
 
 from __future__ import annotations
@@ -136,17 +137,19 @@ def visits(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distinct (user, item) pairs with exactly these degrees, users choosing families by `visit` [U, F].
 
-    Each visit of a user draws a family; visits and places are matched at random within each family, and what
-    is left over (a family asked for more or less often than it has places) across families.
+    Each visit of a user draws a family; visits and places are matched at random within each family, and the
+    rest (of a family drawn more or less often than it has places) across families.
     """
     user = np.repeat(np.arange(len(user_degree)), user_degree)
     item = rng.permutation(np.repeat(np.arange(len(item_degree)), item_degree))
     user = rng.permutation(user)
-    asked = (visit.cumsum(1)[user] < rng.random(len(user))[:, None]).sum(1).clip(max=visit.shape[1] - 1)
+    chosen_family = (
+        (visit.cumsum(1)[user] < rng.random(len(user))[:, None]).sum(1).clip(max=visit.shape[1] - 1)
+    )
     offered = family[item]
     paired_users, paired_items, spare_users, spare_items = [], [], [], []
     for f in range(visit.shape[1]):
-        guests, places = user[asked == f], item[offered == f]
+        guests, places = user[chosen_family == f], item[offered == f]
         n = min(len(guests), len(places))
         paired_users.append(guests[:n])
         paired_items.append(places[:n])
@@ -169,31 +172,31 @@ def _without_repeats(rng: np.random.Generator, user: np.ndarray, item: np.ndarra
     for row in repeated:
         while True:
             other = int(rng.integers(len(users)))
-            ours, theirs = (users[row], items[other]), (users[other], items[row])
-            if other not in open_rows and ours not in seen and theirs not in seen:
+            new_pair, other_new_pair = (users[row], items[other]), (users[other], items[row])
+            if other not in open_rows and new_pair not in seen and other_new_pair not in seen:
                 break
         seen.remove((users[other], items[other]))
-        seen |= {ours, theirs}
+        seen |= {new_pair, other_new_pair}
         open_rows.remove(row)
         items[row], items[other] = items[other], items[row]
     return np.asarray(items)
 
 
 def expected_auc(probability: np.ndarray, score: np.ndarray | None = None) -> float:
-    """The AUC that `score` (default: the probability itself, the best there is) reaches in expectation.
+    """The AUC that `score` (default: the probability itself, the best possible score) reaches in expectation.
 
     sum over pairs i != j of p_i (1 - p_j) ([s_i > s_j] + [s_i = s_j] / 2), divided by the same sum without
-    the bracket: expected rightly ordered pairs over expected pairs of a positive and a negative, in
-    O(N log N). For 0 and 1 as probabilities it is the ordinary AUC.
+    the bracket: expected correctly ordered pairs over expected pairs of a positive and a negative, in
+    O(N log N). With probabilities of 0 and 1 it is the ordinary AUC.
     """
     score = probability if score is None else score
     p = np.asarray(probability, np.float64)
     group = np.unique(score, return_inverse=True)[1]
     positive, negative = np.bincount(group, p), np.bincount(group, 1 - p)
     below = np.cumsum(negative) - negative
-    alone = (p * (1 - p)).sum()  # pairs of a row with itself
-    right = (positive * (below + negative / 2)).sum() - alone / 2
-    return float(right / (positive.sum() * negative.sum() - alone))
+    self_pairs = (p * (1 - p)).sum()  # pairs of a row with itself
+    right = (positive * (below + negative / 2)).sum() - self_pairs / 2
+    return float(right / (positive.sum() * negative.sum() - self_pairs))
 
 
 def _type_families() -> np.ndarray:
@@ -208,7 +211,7 @@ def _tastes(
     """Cluster [U], liking of types [U, T] and probability of choosing a family [U, F] of every user.
 
     Each taste cluster loves four families and has its own liking of each type; a user deviates from its
-    cluster by family. Every family is loved by equally many clusters, so none is good or bad for all.
+    cluster by family. Every family is loved by the same number of clusters, so none is good or bad for all.
     """
     families = len(FAMILIES)
     loved = np.zeros((TASTE_CLUSTERS, families))
@@ -219,13 +222,13 @@ def _tastes(
     cluster = rng.integers(TASTE_CLUSTERS, size=users)
     by_family = loved[cluster] + FAMILY_SD * rng.standard_normal((users, families))
     visit = np.exp(VISIT * by_family)
-    visit = (1 - EXPLORE) * visit / visit.sum(1, keepdims=True) + EXPLORE / families  # now and then, anything
+    visit = (1 - EXPLORE) * visit / visit.sum(1, keepdims=True) + EXPLORE / families
     return cluster, by_family[:, type_family] + by_type[cluster], visit
 
 
 def _balanced_families(rng: np.random.Generator, popularity: np.ndarray) -> np.ndarray:
-    """The main family of each item, i64 [I], each family with its fair share of popular items, so that guests
-    find as many places of the families they like as they ask for."""
+    """The main family of each item, i64 [I], each family with an equal share of popular items, so that there
+    are enough places of the families that guests like."""
     rounds = -(-len(popularity) // len(FAMILIES))
     return np.concatenate([rng.permutation(len(FAMILIES)) for _ in range(rounds)])[popularity]
 
@@ -234,22 +237,24 @@ def _item_types(rng: np.random.Generator, family: np.ndarray, type_family: np.nd
     """Distinct type codes of every item, main type first, three in four of the item's own family."""
     items = len(family)
     count = 1 + rng.binomial(4, 0.4, items) + rng.poisson(0.1, items)
-    own = rng.random((items, CATEGORY_SLOTS)) < 0.75
-    own[:, 0] = True
+    own_family = rng.random((items, CATEGORY_SLOTS)) < 0.75
+    own_family[:, 0] = True
     weight = [1 / (1.0 + np.arange((type_family == f).sum())) ** 0.5 for f in range(len(FAMILIES))]
     codes = [np.flatnonzero(type_family == f) for f in range(len(FAMILIES))]
     types = []
     for i in range(items):
-        drawn = [
+        drawn_codes = [
             int(rng.choice(codes[f], p=weight[f] / weight[f].sum()))
-            for f in np.where(own[i, : count[i]], family[i], rng.integers(len(FAMILIES), size=count[i]))
+            for f in np.where(
+                own_family[i, : count[i]], family[i], rng.integers(len(FAMILIES), size=count[i])
+            )
         ]
-        types.append(np.asarray(list(dict.fromkeys(drawn))))
+        types.append(np.asarray(list(dict.fromkeys(drawn_codes))))
     return types
 
 
 def _ratings(rng: np.random.Generator, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """Ratings 1 to 5: 4 or 5 where positive, the higher the surer the pair."""
+    """Ratings 1 to 5: 4 or 5 where positive; higher for a higher log-odds."""
     surprise = logit - logit.mean() + rng.logistic(size=len(logit))
     liked = np.where(surprise > -0.4, 5, 4)
     disliked = np.where(surprise > -1.2, 3, np.where(surprise > -2.8, 2, 1))

@@ -1,4 +1,4 @@
-"""A synthetic restaurant world with known truth: reviews, restaurants, photos and the best AUC there is."""
+"""A synthetic restaurant world with known truth: reviews, restaurants, photos and the best possible AUC."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TRUTH = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("probabi
 
 
 def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
-    """Make the world of a size ("tiny", "small" or "paper") and a seed; the same arguments, the same world.
+    """Make the world of a size ("tiny", "small" or "paper") and a seed; equal arguments give equal worlds.
 
     Writes the photos to `folder`/pictures and each review's true probability of a positive label to
     `folder`/truth.parquet (user_id, item_id, probability f32; rows as the reviews).
@@ -25,15 +25,15 @@ def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.
     Returns:
         reviews: schema.REVIEWS in the order of time; image paths are relative to `folder`.
         items: schema.ITEMS.
-        facts: counts, shares and three AUCs: `reachable_auc`, what the true probabilities reach in
-            expectation and no model can pass; `sampled_auc`, what they reach on the labels as drawn;
-            `means_auc`, what the true user mean plus the true item mean reach in expectation.
+        facts: counts, shares and three AUCs: `reachable_auc`, that of the true probabilities in expectation,
+            which no model can exceed; `sampled_auc`, theirs on the drawn labels; `means_auc`, that of the
+            true user mean plus the true item mean in expectation.
 
     Raises DataError for an unknown size or a negative seed.
     """
     folder = Path(folder)
     world = make_world(size, seed)
-    # Streams of their own, so that words and pictures can change without changing who rates what.
+    # Separate streams, so that words and pictures can change without changing who rates what.
     menu_rng, word_rng, photo_rng, item_rng = np.random.default_rng([seed, 1]).spawn(4)
     menus = text.make_menus(menu_rng, world.types)
     price = text.make_prices(item_rng, world.price_level)
@@ -50,7 +50,7 @@ def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.
         price=price,
     )
     photos = pictures.take_photos(photo_rng, world.item, world.rating >= 4, menus, world.family)
-    drawn = pictures.write_pictures(photos, folder)
+    picture_count = pictures.write_pictures(photos, folder)
 
     user_names = np.asarray([f"u{n:05d}" for n in range(len(world.taste))], dtype=object)
     item_names = np.asarray([f"r{n:05d}" for n in range(len(world.types))], dtype=object)
@@ -61,8 +61,12 @@ def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.
             "rating": world.rating.astype(np.float32),
             "text": texts,
             "timestamp": world.timestamp,
-            "images": [[pictures.file_name(*photo) for photo in taken] or None for taken in photos],
-            "captions": [[pictures.caption(*photo) for photo in taken] or None for taken in photos],
+            "images": [
+                [pictures.file_name(*photo) for photo in review_photos] or None for review_photos in photos
+            ],
+            "captions": [
+                [pictures.caption(*photo) for photo in review_photos] or None for review_photos in photos
+            ],
             "split": pa.nulls(len(texts), pa.string()),
         },
         schema=REVIEWS,
@@ -81,10 +85,10 @@ def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.
     )
     truth = pa.table(pairs | {"probability": world.probability.astype(np.float32)}, schema=TRUTH)
     pq.write_table(truth, folder / "truth.parquet", compression="zstd")
-    return reviews, items, _facts(world, texts, photos, drawn)
+    return reviews, items, _facts(world, texts, photos, picture_count)
 
 
-def _facts(world: World, texts: list[str | None], photos: list, drawn: int) -> dict[str, Any]:
+def _facts(world: World, texts: list[str | None], photos: list, picture_count: int) -> dict[str, Any]:
     label = world.rating >= 4
     expected = expected_auc(world.probability)
     return {
@@ -93,8 +97,8 @@ def _facts(world: World, texts: list[str | None], photos: list, drawn: int) -> d
         "items": len(world.types),
         "positive_share": float(label.mean()),
         "text_share": float(np.mean([words is not None for words in texts])),
-        "photo_share": float(np.mean([bool(taken) for taken in photos])),
-        "pictures": drawn,
+        "photo_share": float(np.mean([bool(review_photos) for review_photos in photos])),
+        "pictures": picture_count,
         "reachable_auc": expected,
         "sampled_auc": expected_auc(label.astype(float), world.probability),
         "means_auc": expected_auc(world.probability, world.means),
