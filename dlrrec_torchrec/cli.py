@@ -29,9 +29,11 @@ from dlrrec_torchrec.config import (
     table_settings,
     variant,
 )
+from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.stages import STAGES, describe, for_seed, run, run_stage, train_variant
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.paths import run_paths
+from dlrrec_torchrec.store.progress import progress_shown
 
 # sub-command -> (sections whose fields are its flags, one line, how it is used)
 COMMANDS: dict[str, tuple[dict[str, type], str, str]] = {
@@ -70,6 +72,7 @@ COMMANDS: dict[str, tuple[dict[str, type], str, str]] = {
     "evaluate": ({}, "score the test rows and the baselines", "dlrrec evaluate --run-dir runs/mine"),
     "report": ({}, "draw figures, tables and one HTML page", "dlrrec report --run-dir runs/mine"),
 }
+SHOW_PROGRESS = ("ingest", "extract", "prepare", "train", "evaluate")
 # `run` takes the settings that differ most often as flags; everything else by --set
 SHORTCUTS = {
     "source": ("ingest", IngestConfig),
@@ -90,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: input that cannot be used)."""
     arguments = build_parser().parse_args(argv)
     try:
-        return arguments.action(arguments) or 0
+        with progress_shown(getattr(arguments, "progress", True)):
+            return arguments.action(arguments) or 0
     except DataError as error:
         print(f"dlrrec: {error}", file=sys.stderr)
         return 2
@@ -118,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--until", choices=STAGES, default="report", help="last stage to run (default: report)")
     one.add_argument("--force", action="store_true", help="begin anew; only the cache of vectors is kept")
     one.add_argument("-n", type=int, default=10, help="recommendations shown at the end (default: 10)")
+    _no_progress(one)
     one.set_defaults(action=_run)
 
     for name, (sections, line, example) in COMMANDS.items():
@@ -130,6 +135,8 @@ def build_parser() -> argparse.ArgumentParser:
             _flag(command, "", RunConfig, "protocol")
         if name == "train":
             command.add_argument("--variant", help="one variant of the configuration (default: all)")
+        if name in SHOW_PROGRESS:
+            _no_progress(command)
         command.set_defaults(action=_stage, stage=name)
 
     recommend = _command(
@@ -212,6 +219,15 @@ def _command(commands: Any, name: str, line: str, example: str) -> argparse.Argu
         help="change any setting of the configuration",
     )
     return command
+
+
+def _no_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="no progress bars (without a terminal on stderr there are none anyway)",
+    )
 
 
 def _flag(parser: argparse.ArgumentParser, section: str, kind: type, name: str) -> None:
@@ -312,7 +328,7 @@ def _stage(arguments: argparse.Namespace) -> int:
             manifests = [train_variant(seeded, arguments.variant, paths)]
         else:
             manifests = run_stage(arguments.stage, seeded, paths)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first_rank():
             for manifest in manifests:
                 print(describe(arguments.stage, manifest))
         if arguments.stage == "ingest":

@@ -18,8 +18,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.loader import make_loader
@@ -37,7 +35,8 @@ from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.manifest import Manifest, file_digest, json_safe, stage_output
+from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
+from dlrrec_torchrec.store.progress import track
 
 PREDICTIONS = pa.schema(
     [
@@ -112,10 +111,10 @@ def evaluate(
             result["notes"] += [f"{name}: {made.note}"] if made.note else []
         result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
         result["notes"] += _class_notes(rows)
-        text = json.dumps(json_safe(result), indent=2)
+        text = json.dumps(jsonable(result), indent=2)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         manifest.rows = {"test": len(rows)}
-        manifest.facts = json_safe(
+        manifest.facts = jsonable(
             {"protocol": protocol, "reachable_auc": result["reachable_auc"]}
             | {f"auc/{name}": m["auc"] for name, m in (result["models"] | result["baselines"]).items()}
         )
@@ -147,11 +146,8 @@ def score_rows(
         lookups=build_lookups(settings),
     )
     logits, users, items = [], [], []
-    console = Console(stderr=True)
     with torch.no_grad():
-        for batch in track(
-            loader, title, len(loader), console=console, transient=True, disable=not console.is_terminal
-        ):
+        for batch in track(loader, title, len(loader), transient=True):
             users.append(batch.user.numpy())
             items.append(batch.item.numpy())
             batch = batch.to(place)
