@@ -30,6 +30,7 @@ from dlrrec_torchrec.config import (
     variant,
 )
 from dlrrec_torchrec.distributed.launcher import is_first_rank
+from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.stages import STAGES, describe, for_seed, run, run_stage, train_variant
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.paths import run_paths
@@ -93,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: input that cannot be used)."""
     arguments = build_parser().parse_args(argv)
     try:
-        with progress_shown(getattr(arguments, "progress", True)):
+        with quiet(), progress_shown(getattr(arguments, "progress", True)):
             return arguments.action(arguments) or 0
     except DataError as error:
         print(f"dlrrec: {error}", file=sys.stderr)
@@ -350,7 +351,6 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.distributed.quiet import quiet
     from dlrrec_torchrec.distributed.ranks import Ranks, resolve_device
     from dlrrec_torchrec.sharding.advice import make_plan
     from dlrrec_torchrec.sharding.describe import to_json, to_text
@@ -375,10 +375,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise DataError("--hbm, --ddr: name the --device too")
     else:
         device = rank_device(Ranks(0, world, local, resolve_device("auto")))
-    with quiet():
-        made = shards if shards and (shards / "manifest.json").exists() else None
-        options = {"world_size": world, "local_world_size": local, "shards": made, "model": of_run}
-        plan = make_plan(run_request(config, device, **options))
+    made = shards if shards and (shards / "manifest.json").exists() else None
+    options = {"world_size": world, "local_world_size": local, "shards": made, "model": of_run}
+    plan = make_plan(run_request(config, device, **options))
     print(json.dumps(to_json(plan), indent=1) if arguments.json else to_text(plan))
     return 0
 

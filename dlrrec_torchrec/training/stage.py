@@ -185,6 +185,8 @@ class _Run:
                     self._save(best=best, own={}, whole_epoch=True)
                     shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
                     self.bar.update(self.task, description=shown)
+                    if first and self.bar.disable:  # a log of a job
+                        print(shown, file=sys.stderr)
                 self.observer.close()
 
     def _observe(self, history: History) -> None:
