@@ -29,10 +29,13 @@ from dlrrec_torchrec.config import (
     table_settings,
     variant,
 )
+from dlrrec_torchrec.distributed.launcher import is_first_rank
+from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.stages import STAGES, describe, for_seed, run, run_stage, train_variant
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
 from dlrrec_torchrec.store.paths import run_paths
+from dlrrec_torchrec.store.progress import progress_shown
 
 # sub-command -> (sections whose fields are its flags, one line, how it is used)
 COMMANDS: dict[str, tuple[dict[str, type], str, str]] = {
@@ -71,6 +74,7 @@ COMMANDS: dict[str, tuple[dict[str, type], str, str]] = {
     "evaluate": ({}, "score the test rows and the baselines", "dlrrec evaluate --run-dir runs/mine"),
     "report": ({}, "draw figures, tables and one HTML page", "dlrrec report --run-dir runs/mine"),
 }
+SHOW_PROGRESS = ("ingest", "extract", "prepare", "train", "evaluate")
 # `run` takes the settings that differ most often as flags; everything else by --set
 SHORTCUTS = {
     "source": ("ingest", IngestConfig),
@@ -91,7 +95,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: input that cannot be used)."""
     arguments = build_parser().parse_args(argv)
     try:
-        return arguments.action(arguments) or 0
+        with quiet(), progress_shown(getattr(arguments, "progress", True)):
+            return arguments.action(arguments) or 0
     except DataError as error:
         print(f"dlrrec: {error}", file=sys.stderr)
         return 2
@@ -119,6 +124,7 @@ def build_parser() -> argparse.ArgumentParser:
     one.add_argument("--until", choices=STAGES, default="report", help="last stage to run (default: report)")
     one.add_argument("--force", action="store_true", help="begin anew; only the cache of vectors is kept")
     one.add_argument("-n", type=int, default=10, help="recommendations shown at the end (default: 10)")
+    _no_progress(one)
     one.set_defaults(action=_run)
 
     for name, (sections, line, example) in COMMANDS.items():
@@ -131,6 +137,8 @@ def build_parser() -> argparse.ArgumentParser:
             _flag(command, "", RunConfig, "protocol")
         if name == "train":
             command.add_argument("--variant", help="one variant of the configuration (default: all)")
+        if name in SHOW_PROGRESS:
+            _no_progress(command)
         command.set_defaults(action=_stage, stage=name)
 
     recommend = _command(
@@ -213,6 +221,15 @@ def _command(commands: Any, name: str, line: str, example: str) -> argparse.Argu
         help="change any setting of the configuration",
     )
     return command
+
+
+def _no_progress(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--no-progress",
+        dest="progress",
+        action="store_false",
+        help="no progress bars (without a terminal on stderr there are none anyway)",
+    )
 
 
 def _flag(parser: argparse.ArgumentParser, section: str, kind: type, name: str) -> None:
@@ -317,7 +334,7 @@ def _stage(arguments: argparse.Namespace) -> int:
             manifests = [train_variant(seeded, arguments.variant, paths)]
         else:
             manifests = run_stage(arguments.stage, seeded, paths)
-        if int(os.environ.get("RANK", "0")) == 0:
+        if is_first_rank():
             for manifest in manifests:
                 print(describe(arguments.stage, manifest))
         if arguments.stage == "ingest":
@@ -344,7 +361,6 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.distributed.quiet import quiet
     from dlrrec_torchrec.distributed.ranks import Ranks, resolve_device
     from dlrrec_torchrec.sharding.advice import make_plan
     from dlrrec_torchrec.sharding.describe import to_json, to_text
@@ -369,10 +385,9 @@ def _plan(arguments: argparse.Namespace) -> int:
         raise DataError("--hbm, --ddr: name the --device too")
     else:
         device = rank_device(Ranks(0, world, local, resolve_device("auto")))
-    with quiet():
-        made = shards if shards and (shards / "manifest.json").exists() else None
-        options = {"world_size": world, "local_world_size": local, "shards": made, "model": of_run}
-        plan = make_plan(run_request(config, device, **options))
+    made = shards if shards and (shards / "manifest.json").exists() else None
+    options = {"world_size": world, "local_world_size": local, "shards": made, "model": of_run}
+    plan = make_plan(run_request(config, device, **options))
     print(json.dumps(to_json(plan), indent=1) if arguments.json else to_text(plan))
     return 0
 

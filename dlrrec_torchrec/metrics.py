@@ -1,6 +1,6 @@
-"""Metrics of binary predictions, with numpy only. Every formula is in its function's docstring.
+"""Metrics of binary predictions, with NumPy and SciPy. Every formula is in its function's docstring.
 
-A metric that is undefined for the given rows (no rows, one class only) is NaN, never an error; `json_safe`
+A metric that is undefined for the given rows (no rows, one class only) is NaN, never an error; `jsonable`
 turns NaN into null where a result is written to a file.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from scipy.stats import rankdata
 
 _CLIP = 1e-7  # keeps the log of a probability that has been rounded to 0 or 1 finite
 
@@ -86,9 +87,7 @@ def roc_auc(label: np.ndarray, score: np.ndarray) -> float:
     negatives = len(label) - positives
     if not positives or not negatives or np.isnan(score).any():
         return math.nan
-    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2
-    rank_sum = float(mean_rank[place][label > 0].sum())
+    rank_sum = float(rankdata(score)[label > 0].sum())
     return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
 
 
@@ -129,14 +128,12 @@ def user_auc(label: np.ndarray, score: np.ndarray, user: np.ndarray) -> tuple[fl
     share = float(mixed.mean())
     if not mixed.any() or np.isnan(score).any():
         return math.nan, share
-    # Ranks within a user: dense codes of (user, score) in ascending order give each tie group one number.
-    _, score_code = np.unique(score, return_inverse=True)
+    # Ranks within a user: ranks of (user, score), user first, less the rows of the users that sort earlier.
+    score_code = rankdata(score, "dense")
     pairs = code.astype(np.int64) * (int(score_code.max()) + 1) + score_code
-    group, place, counts = np.unique(pairs, return_inverse=True, return_counts=True)
-    group_user = group // (int(score_code.max()) + 1)
-    rows_before = np.concatenate([[0], np.cumsum(rows)[:-1]])  # rows of the users that sort earlier
-    mean_rank = np.cumsum(counts) - (counts - 1) / 2 - rows_before[group_user]
-    rank_sum = np.bincount(code, weights=mean_rank[place] * (label > 0))
+    before = np.concatenate([[0], np.cumsum(rows)[:-1]])
+    rank = rankdata(pairs) - before[code]
+    rank_sum = np.bincount(code, weights=rank * (label > 0))
     auc = (rank_sum[mixed] - positives[mixed] * (positives[mixed] + 1) / 2) / (
         positives[mixed] * negatives[mixed]
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, TrainCase, parse_sweeps, product
+from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import write_text_atomic
 
@@ -125,7 +125,7 @@ def _train(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.benchmarks.machine import describe_machine
     from dlrrec_torchrec.benchmarks.step.measure import format_training, run
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_rank()
     if first:
         _make_folder(out)
     report = {"benchmark": "train", "machine": describe_machine()}
@@ -154,7 +154,7 @@ def _embeddings(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.benchmarks.format import draw, format_table
     from dlrrec_torchrec.benchmarks.machine import describe_machine
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = is_first_rank()
     out = Path(arguments.out)
     if first:
         _make_folder(out)

@@ -142,7 +142,11 @@ class TableConfig:
         ("fp32", "fp16", "bf16"),
     )
     sharding: list = option(
-        [], "sharding types the planner may choose from (default: all but data_parallel)", SHARDING_TYPES
+        [],
+        "sharding types the planner may choose from (default: all except grid_shard and data_parallel, on "
+        "CPUs those by tables and columns; data_parallel where the optimizer is not fused; row_wise of "
+        "managed ids)",
+        SHARDING_TYPES,
     )
     kernels: list = option([], "compute kernels the planner may choose from (default: fused)", KERNELS)
     cache: float = option(0.2, "fused_uvm_caching, key_value: share of the rows cached on the device")

@@ -21,12 +21,16 @@ _END: Any = object()
 
 def host_group(purpose: str) -> dist.ProcessGroup:
     """A gloo group of all ranks, made once for each purpose. To be called on all ranks in the same order."""
-    return _host_group(dist.group.WORLD, purpose)
+    groups = _groups_of(dist.group.WORLD)
+    if purpose not in groups:
+        groups[purpose] = dist.new_group(backend="gloo")
+    return groups[purpose]
 
 
-@functools.lru_cache(maxsize=2)  # one for batches and one for checkpoints, of the present default group
-def _host_group(world: dist.ProcessGroup, purpose: str) -> dist.ProcessGroup:
-    return dist.new_group(backend="gloo")
+@functools.lru_cache(maxsize=1)
+def _groups_of(world: dist.ProcessGroup) -> dict[str, dist.ProcessGroup]:
+    """The groups made so far, by purpose; kept until there is another default group."""
+    return {}
 
 
 def any_rank(flag: bool) -> bool:

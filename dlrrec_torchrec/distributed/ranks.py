@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from dlrrec_torchrec.distributed.launcher import is_launched, rank_on_node
 from dlrrec_torchrec.store.errors import DataError
 
 
@@ -23,6 +24,11 @@ class Ranks:
     world_size: int
     local_world_size: int
     device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0, which writes and speaks for all."""
+        return self.rank == 0
 
     def share(self, value: Any) -> Any:
         """Rank 0's `value` (any object that pickles), on every rank."""
@@ -48,9 +54,8 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
 
     A group that is there already is used and left alone. Raises DataError for cuda where there is none.
     """
-    launched = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    local_rank = int(os.environ.get("LOCAL_RANK", 0)) if launched else 0
-    place = resolve_device(device, local_rank)
+    launched = is_launched()
+    place = resolve_device(device, rank_on_node())
     owner = not dist.is_initialized()
     if owner:
         backend = "gloo" if place.type == "cpu" else "nccl"

@@ -17,8 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import track
 
 from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
@@ -34,7 +32,8 @@ from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.manifest import Manifest, file_digest, json_safe, stage_output
+from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
+from dlrrec_torchrec.store.progress import track
 
 PREDICTIONS = pa.schema(
     [
@@ -109,10 +108,10 @@ def evaluate(
             result["notes"] += [f"{name}: {made.note}"] if made.note else []
         result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
         result["notes"] += _class_notes(rows)
-        text = json.dumps(json_safe(result), indent=2)
+        text = json.dumps(jsonable(result), indent=2)
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         manifest.rows = {"test": len(rows)}
-        manifest.facts = json_safe(
+        manifest.facts = jsonable(
             {"protocol": protocol, "reachable_auc": result["reachable_auc"]}
             | {f"auc/{name}": m["auc"] for name, m in (result["models"] | result["baselines"]).items()}
         )
@@ -136,9 +135,7 @@ def score_rows(
     users, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
 
     def watched() -> Iterator[Batch]:
-        console = Console(stderr=True)
-        shown = {"console": console, "transient": True, "disable": not console.is_terminal}
-        for batch in track(loader, title, len(loader), **shown):
+        for batch in track(loader, title, len(loader), transient=True):
             users.append(batch.user.numpy())
             items.append(batch.item.numpy())
             yield batch

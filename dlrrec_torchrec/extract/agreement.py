@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import rankdata
 
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, ITEM_CONTENT, ITEMS, PRICE_TAGS, category_types
@@ -106,11 +107,8 @@ def micro_scores(ranked: list[list[str]], true_types: list[set[str]], k: int) ->
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
-    """Pearson correlation of mid-ranks."""
-    ranks = []
-    for values in (a, b):
-        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(counts) - (counts - 1) / 2)[inverse])
+    """Pearson correlation of ranks, ties sharing their mean rank; None where either is constant."""
+    ranks = rankdata(a), rankdata(b)
     if min(np.ptp(r) for r in ranks) == 0:
         return None
     return round(float(np.corrcoef(*ranks)[0, 1]), 4)

@@ -18,10 +18,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from dlrrec_torchrec.extract.encoder import Encoder
+from dlrrec_torchrec.store.progress import Bar
 from dlrrec_torchrec.store.schema import VECTOR_DIM
 
 _KEY_BYTES = 16
@@ -133,12 +133,11 @@ def _write_segment(folder: Path, keys: pa.Array, vectors: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
-def _progress() -> Progress:
-    return Progress(
+def _progress() -> Bar:
+    return Bar(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
     )

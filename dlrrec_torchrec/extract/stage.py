@@ -8,8 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import track
 
 from dlrrec_torchrec.config import ExtractConfig
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
@@ -24,6 +22,7 @@ from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
+from dlrrec_torchrec.store.progress import track
 
 
 def extract(
@@ -199,8 +198,7 @@ def _described(
     """The columns id, fold, summary and text_vector, and all that the provider said."""
 
     def asked() -> Iterator[EntityReviews]:
-        console = Console(stderr=True)
-        for code, fold, documents in track(entities, f"describing {side}s", console=console):
+        for code, fold, documents in track(entities, f"describing {side}s", len(entities)):
             yield EntityReviews(ids[code], side, fold, documents, corpus)
 
     contents = list(provider.describe(asked()))

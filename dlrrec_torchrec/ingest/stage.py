@@ -6,9 +6,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from dlrrec_torchrec.config import IngestConfig
 from dlrrec_torchrec.ingest.facts import ItemFacts, ReviewFacts
 from dlrrec_torchrec.ingest.source_files import Source
@@ -20,6 +17,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.folders import check_output, remove_own
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
+from dlrrec_torchrec.store.progress import Bar
 from dlrrec_torchrec.store.schema import ITEMS, REVIEWS
 
 __all__ = ["ingest"]
@@ -60,7 +58,7 @@ def ingest(config: IngestConfig, reviews_dir: str | Path, items_dir: str | Path)
         if source is None:
             _write_world(config.size, config.seed, folder, items_dir, manifest, items_manifest)
             return manifest
-        with Progress(console=Console(stderr=True), transient=True) as progress:
+        with Bar(transient=True) as progress:
             if source.items:
                 with stage_output(items_manifest, items_dir) as items_folder:
                     check, facts = ItemCheck(), ItemFacts()

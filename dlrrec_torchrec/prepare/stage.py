@@ -13,8 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-from rich.console import Console
-from rich.progress import Progress
 
 from dlrrec_torchrec.config import PrepareConfig
 from dlrrec_torchrec.features.dense import dense_width
@@ -31,6 +29,7 @@ from dlrrec_torchrec.prepare.shard_writer import (
 from dlrrec_torchrec.prepare.sides import Side
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
+from dlrrec_torchrec.store.progress import Bar
 from dlrrec_torchrec.store.schema import MODALITIES, SPLITS, shard_schema
 
 __all__ = ["prepare"]
@@ -168,7 +167,7 @@ def _write(
         name: (schema, len(rows.label), rows_per_shard, partial(make, name)) for name, rows in splits.items()
     }
     jobs |= {f"entities/{n}": (s, size, ENTITIES_PER_PART, rows) for n, (s, size, rows) in entities.items()}
-    with Progress(console=Console(stderr=True)) as progress:
+    with Bar() as progress:
         task = progress.add_task("prepare", total=sum(size for _, size, _, _ in jobs.values()))
         for name, (kind, size, rows_per_part, rows) in jobs.items():
             progress.update(task, description=f"prepare {name}")

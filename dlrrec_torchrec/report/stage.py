@@ -17,7 +17,7 @@ from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.folders import check_output
-from dlrrec_torchrec.store.manifest import Manifest, json_safe, stage_output
+from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.paths import RunPaths
 
 FIGURES = {
@@ -87,7 +87,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
         for note in evaluation["notes"]:
             notes.setdefault(note, []).append(number)
     several = len(evaluations) > 1
-    return json_safe(
+    return jsonable(
         {
             "protocol": protocols.pop(),
             "seeds": len(evaluations),

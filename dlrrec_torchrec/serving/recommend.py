@@ -23,7 +23,7 @@ from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
 from dlrrec_torchrec.store.folders import stage_of
-from dlrrec_torchrec.store.manifest import json_safe
+from dlrrec_torchrec.store.manifest import jsonable
 from dlrrec_torchrec.store.schema import PAD_CATEGORY
 
 _MANY_IDS = 50_000  # above this, only ids that begin alike are compared with a mistyped one
@@ -53,7 +53,7 @@ class Recommendations:
     message: str
 
     def to_json(self) -> str:
-        return json.dumps(json_safe(dataclasses.asdict(self)), indent=2, ensure_ascii=False)
+        return json.dumps(jsonable(self), indent=2, ensure_ascii=False)
 
     def to_text(self, width: int = 110) -> str:
         """The message and a table of the items, for a terminal."""

@@ -53,7 +53,7 @@ def plan_tables(
         DataError: settings that do not fit, or tables that do not (with what would), on all ranks.
     """
     plan, problem = None, None
-    if ranks.rank == 0:
+    if ranks.first:
         try:
             tables = tables_in(module, settings or {})
             for table in tables:

@@ -119,22 +119,18 @@ def file_digest(paths: Iterable[str | os.PathLike]) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """Dataclasses, paths and mappings as plain JSON values."""
+    """Dataclasses, paths, mappings, arrays and numpy's scalars as plain JSON values.
+
+    Numbers that JSON cannot hold (NaN, infinity) become None.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [jsonable(v) for v in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def json_safe(value: Any) -> Any:
-    """`value` with every number that JSON cannot hold (NaN, infinity) as None, numpy scalars as Python's."""
-    if isinstance(value, Mapping):
-        return {str(k): json_safe(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
-        return [json_safe(v) for v in value]
+        return [jsonable(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -135,7 +135,7 @@ class Checkpoints:
                 optimizer.set_optimizer_step(state["step"])
                 for rank in range(self._ranks.rank, state["ranks"], self._ranks.world_size):
                     own.append(torch.load(path / _own_file(rank), weights_only=True))
-                if problems and self._ranks.rank == 0:
+                if problems and self._ranks.first:
                     print(f"{'; '.join(problems)}; going on from {path}", file=sys.stderr)
                 return state, own
             problems.append(f"{path}: {problem}")
@@ -159,7 +159,7 @@ class Checkpoints:
         rank = self._ranks.rank
 
         def begin() -> None:
-            if rank == 0:
+            if self._ranks.first:
                 shutil.rmtree(new, ignore_errors=True)
                 new.mkdir(parents=True)
 
@@ -196,7 +196,7 @@ class Checkpoints:
 
     def _verified(self, path: Path) -> tuple[dict[str, Any], str]:
         """(state, what is wrong), the same on all ranks; each reads a share of the files."""
-        state, sums, problem = self._ranks.share(inspect(path) if self._ranks.rank == 0 else None)
+        state, sums, problem = self._ranks.share(inspect(path) if self._ranks.first else None)
         if not problem:
             names = sorted(sums)[self._ranks.rank :: self._ranks.world_size]
             found = [""] * self._ranks.world_size
@@ -232,7 +232,7 @@ def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) ->
         DataError: `out_dir` holds something else than a training; on all ranks.
     """
     error = None
-    if ranks.rank == 0:
+    if ranks.first:
         state = latest_state(out_dir / "checkpoints")
         finished = (out_dir / MANIFEST).exists()
         try:

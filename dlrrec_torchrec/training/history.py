@@ -13,7 +13,7 @@ import numpy as np
 from torch.utils.tensorboard import SummaryWriter
 
 from dlrrec_torchrec.store.folders import write_text_atomic
-from dlrrec_torchrec.store.manifest import json_safe
+from dlrrec_torchrec.store.manifest import jsonable
 
 
 class History:
@@ -74,4 +74,4 @@ class History:
 
 def _append(path: Path, record: Mapping[str, Any]) -> None:
     with open(path, "a", encoding="utf-8") as stream:
-        stream.write(json.dumps(json_safe(dict(record))) + "\n")
+        stream.write(json.dumps(jsonable(dict(record))) + "\n")

@@ -26,7 +26,7 @@ from dlrrec_torchrec.models.spec import build_lookups, in_tables
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_output, write_text_atomic
-from dlrrec_torchrec.store.manifest import Manifest, json_safe, jsonable, timed
+from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
 from dlrrec_torchrec.training.assemble import Assembly, assemble, rows_per_rank, schedule
 from dlrrec_torchrec.training.checkpoint import Checkpoints, clear_unless_resumed
 from dlrrec_torchrec.training.history import History
@@ -93,7 +93,7 @@ def train(
         assembly = assemble(model, contrastive, train, facts, ranks, corpus=corpus, shards_dir=shards_dir)
 
         clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
-        if ranks.rank == 0:
+        if ranks.first:
             save_plan(assembly.plan, out_dir)
             if in_tables(model):
                 print(NOT_LEFT_OUT, file=sys.stderr)
@@ -109,12 +109,12 @@ def train(
                 settings=train,
                 protocol=protocol,
                 stop_requested=stop_requested,
-                probe=open_probe(shards_dir, assembly.plain) if ranks.rank == 0 else None,
+                probe=open_probe(shards_dir, assembly.plain) if ranks.first else None,
             ).to_the_end()
             # Too late for this training, but what comes after it need not begin.
             stopped = any_rank(stop_requested())
         manifest.rows = {"train": rows.rows, selection.split: held_out.rows}
-        manifest.facts = json_safe(
+        manifest.facts = jsonable(
             {
                 "epochs": selection.epoch,
                 "best_epoch": selection.best_epoch,
@@ -126,7 +126,7 @@ def train(
                 "leave_one_out": not in_tables(model),
             }
         )
-    if ranks.rank == 0:
+    if ranks.first:
         manifest.write(out_dir)
     if stopped:
         raise Stopped
@@ -151,7 +151,7 @@ class _Run:
 
     def to_the_end(self) -> None:
         """From the last checkpoint, or the start, to the last epoch. Raises Stopped on a request to stop."""
-        settings, selection, first = self.settings, self.selection, self.ranks.rank == 0
+        settings, selection, first = self.settings, self.selection, self.ranks.first
         self.total = settings.epochs * len(self.rows)
         self.trainer = Trainer(
             self.assembly.model,
@@ -188,6 +188,8 @@ class _Run:
                     self._save(best=best, own={}, whole_epoch=True)
                     shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
                     self.bar.update(self.task, description=shown)
+                    if first and self.bar.disable:  # a log of a job
+                        print(shown, file=sys.stderr)
                 self.observer.close()
 
     def _observe(self, history: History) -> None:
@@ -200,7 +202,7 @@ class _Run:
             traced=self.settings.profile,
             folder=self.out_dir,
             total=self.total,
-            active=self.ranks.rank == 0,
+            active=self.ranks.first,
             say=functools.partial(self.bar.console.print, soft_wrap=True, markup=False, highlight=False),
         )
         self.assembly.pipeline.before_update = self.observer.before_update
@@ -229,13 +231,13 @@ class _Run:
 
     def _save(self, best: bool, own: dict[str, Any], whole_epoch: bool) -> None:
         state = {"run": self.fingerprint, "step": self.trainer.step, "epoch": self.selection.epoch}
-        state |= {"whole_epoch": whole_epoch, "selection": json_safe(self.selection.state())}
+        state |= {"whole_epoch": whole_epoch, "selection": jsonable(self.selection.state())}
         self.checkpoints.save(self.assembly.model, self.assembly.optimizer, state, own, best)
 
     def _save_and_stop(self) -> NoReturn:
         self._save(best=False, own=self.trainer.state(), whole_epoch=False)
         self.checkpoints.wait()
-        if self.ranks.rank == 0:
+        if self.ranks.first:
             print(f"{self.out_dir}: stopped; saved step {self.trainer.step} of {self.total}", file=sys.stderr)
         raise Stopped
 
@@ -252,4 +254,4 @@ def _check(settings: TrainConfig) -> None:
 def _write_best(out_dir: Path, protocol: str, selection: Selection) -> None:
     best: dict[str, Any] = {"epoch": selection.best_epoch, "metrics": selection.best}
     best |= {"protocol": protocol, "split": selection.split, "rule": selection.rule}
-    write_text_atomic(out_dir / "best.json", json.dumps(json_safe(best), indent=2) + "\n")
+    write_text_atomic(out_dir / "best.json", json.dumps(jsonable(best), indent=2) + "\n")

@@ -5,20 +5,16 @@ from __future__ import annotations
 import os
 import sys
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+
+from dlrrec_torchrec.distributed.launcher import is_first_rank
+from dlrrec_torchrec.store.progress import Bar
 
 
-def progress_bar(shown: bool) -> Progress:
+def progress_bar(shown: bool) -> Bar:
     """Steps done, of all, and the time that is left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not shown,
-    )
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    return Bar(*columns, shown=shown)
 
 
 def warn_of_restarts() -> None:
@@ -27,7 +23,7 @@ def warn_of_restarts() -> None:
     There a new rank may find the address of one that is dead: https://github.com/pytorch/pytorch/issues/135712.
     """
     shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and os.environ["RANK"] == "0":
+    if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)) and is_first_rank():
         print(
             "dlrrec: torchrun restarts ranks reliably only with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its "
             "environment",

@@ -203,7 +203,7 @@ class Trainer:
         self.step = step
         if states is None:
             return
-        shared = (states[0]["losses"], states[0]["seconds"]) if self._ranks.rank == 0 else None
+        shared = (states[0]["losses"], states[0]["seconds"]) if self._ranks.first else None
         losses, self._seconds = self._ranks.share(shared)
         device = self._ranks.device
         self._losses = [losses.to(device)]
@@ -237,7 +237,7 @@ class Trainer:
         rows = gather_rows(rows)
         user = None if user is None else gather_rows(user).cpu().numpy()
         metrics = None
-        if self._ranks.rank == 0:
+        if self._ranks.first:
             label, logits = rows.double().cpu().numpy().T
             real = label >= 0  # not padding
             user = None if user is None else user[real]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec import metrics
-from dlrrec_torchrec.store.manifest import json_safe
+from dlrrec_torchrec.store.manifest import jsonable
 
 
 @st.composite
@@ -142,7 +142,7 @@ def test_what_is_undefined_is_nan_and_becomes_null(label, probability, undefined
     assert {k for k, v in computed.items() if math.isnan(v)} - {"user_auc_users"} == undefined
     for name, value in defined.items():
         assert computed[name] == pytest.approx(value)
-    read = json.loads(json.dumps(json_safe(computed), allow_nan=False))
+    read = json.loads(json.dumps(jsonable(computed), allow_nan=False))
     assert all(read[name] is None for name in undefined)
 
 
@@ -150,9 +150,9 @@ def test_probabilities_rounded_to_zero_and_one_keep_the_loss_finite():
     assert metrics.cross_entropy([1, 0], [0.0, 1.0]) == pytest.approx(-math.log(1e-7))
 
 
-def test_json_safe_reaches_into_containers_and_numpy():
+def test_jsonable_reaches_into_containers_and_numpy():
     value = {"a": [np.float32("nan"), math.inf, np.int64(3)], 1: (0.5, None, "x", True), "b": np.array([1.0])}
-    assert json_safe(value) == {"a": [None, None, 3], "1": [0.5, None, "x", True], "b": [1.0]}
+    assert jsonable(value) == {"a": [None, None, 3], "1": [0.5, None, "x", True], "b": [1.0]}
 
 
 def test_lengths_must_agree():

@@ -71,6 +71,15 @@ def test_a_job_takes_its_defaults_from_the_configuration(scheduler):
     assert get_config("cli", "run", "scheduler", dirs=[str(ROOT)]) == "local_cwd"
 
 
+def test_a_dry_run_needs_no_docker():
+    command = [str(Path(sys.executable).with_name("torchx")), "run", "--dryrun", "-s", "kubernetes"]
+    command += ["launch/components.py:train", "-j", "2x8", "--", "--run-dir", "runs/two"]
+    environment = os.environ | {"DOCKER_HOST": "unix:///nowhere"}
+    shown = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "--run-dir runs/two" in shown.stdout and "Traceback" not in shown.stderr
+
+
 @pytest.mark.parametrize("ignore", [".dockerignore", ".torchxignore"])
 def test_copies_hold_the_programs_and_nothing_large(ignore, tmp_path):
     left_out = [".git/config", ".venv/bin/python", "runs/demo/model", "dlrrec_torchrec/__pycache__/x.pyc"]

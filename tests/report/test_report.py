@@ -20,7 +20,7 @@ from dlrrec_torchrec.report.stage import format_table, report, summarize
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
-from dlrrec_torchrec.store.manifest import Manifest, json_safe
+from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.paths import run_paths
 
 MODELS = {"dlrrec": 1.0, "bce": 0.4}
@@ -52,7 +52,7 @@ def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
             table = pa.table([user, user, label, label, probability, probability], schema=PREDICTIONS)
             pq.write_table(table, run.evaluation / folder / f"{name.replace(' ', '-')}.parquet")
             body[kind][name] = binary_metrics(label, probability, user)
-    body = json_safe(body)
+    body = jsonable(body)
     (run.evaluation / "metrics.json").write_text(json.dumps(body))
     Manifest("evaluate", {"seed": seed}, {}, rows={"test": n}, seconds=1.5, peak_memory_mib=200).write(
         run.evaluation

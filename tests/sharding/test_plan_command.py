@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torchrec.distributed.planner.types import Storage
 
 from dlrrec_torchrec.cli import main
-from dlrrec_torchrec.config import ModelConfig, TableConfig, load_config
+from dlrrec_torchrec.config import SHARDING_TYPES, ModelConfig, TableConfig, load_config
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.sharding.advice import Impossible, make_plan
@@ -20,7 +21,7 @@ from dlrrec_torchrec.sharding.describe import to_text
 from dlrrec_torchrec.sharding.devices import DEVICES, cuda_device, named_device
 from dlrrec_torchrec.sharding.planner import solve
 from dlrrec_torchrec.sharding.request import run_request
-from dlrrec_torchrec.sharding.tables import Table, tables_in
+from dlrrec_torchrec.sharding.tables import Table, constraints, tables_in
 from dlrrec_torchrec.store.errors import DataError
 from tests.helpers.plans import BATCH, DIM, GIB, ROWS, only, request, without_known_warnings  # noqa: F401
 from tests.helpers.shards import write_shards
@@ -257,3 +258,16 @@ def test_the_plan_in_a_few_lines_and_in_full():
     assert "not measured" in full[-1] and "fused" in brief[2] and "data_parallel" in brief[3]
     ranks = [line.split()[0] for line in full[full.index("") + 2 : -2]]
     assert ranks == ["0", "1-3"]  # the table is on rank 0, the others are alike
+
+
+def test_the_help_names_what_is_not_chosen_by_default():
+    text = {f.name: f for f in dataclasses.fields(TableConfig)}["sharding"].metadata["help"]
+    gpu, cpu = (
+        constraints(Table("t", 64, 8), DEVICES[name], "sgd").sharding_types for name in ("h200", "cpu")
+    )
+    exceptions = set(SHARDING_TYPES) - set(gpu)
+    assert f"all except {' and '.join(sorted(exceptions, reverse=True))}, on CPUs those by tables and" in text
+    assert {name.removesuffix("_wise") for name in cpu} == {"table", "column", "table_column"}
+    assert constraints(Table("t", 64, 8), DEVICES["cpu"], "adam").sharding_types == ["data_parallel"]
+    managed = Table("t", 64, 8, ids="managed")
+    assert constraints(managed, DEVICES["h200"], "sgd").sharding_types == ["row_wise"]

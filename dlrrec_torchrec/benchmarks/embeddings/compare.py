@@ -27,6 +27,7 @@ from dlrrec_torchrec.benchmarks.embeddings.torch_side import TorchBags
 from dlrrec_torchrec.benchmarks.embeddings.traffic import memory_needed, traffic
 from dlrrec_torchrec.benchmarks.embeddings.verify import verify
 from dlrrec_torchrec.benchmarks.timing import Copy, Stopwatch, summary
+from dlrrec_torchrec.distributed.launcher import rank_on_node
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group, resolve_device
 from dlrrec_torchrec.sharding.devices import host_memory
@@ -225,7 +226,7 @@ def _measure_here(case: EmbeddingCase) -> dict[str, Any]:
             return measure(case, ranks)
     finally:
         torch.set_num_threads(before)
-        free_memory(resolve_device(case.device, int(os.environ.get("LOCAL_RANK", 0))))
+        free_memory(resolve_device(case.device, rank_on_node()))
 
 
 def free_memory(device: torch.device) -> None:

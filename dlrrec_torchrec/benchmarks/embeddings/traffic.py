@@ -5,7 +5,6 @@ from __future__ import annotations
 from dlrrec_torchrec.benchmarks.cases import WEIGHT_BYTES, EmbeddingCase
 
 INDEX_BYTES = 8
-COUNTS = ("unique", "lookups", "fbgemm")
 
 
 def state_bytes(optimizer: str, dim: int) -> int:

@@ -204,7 +204,7 @@ def _rows(case: TrainCase, ranks: Ranks, say: Callable[[str], Any]) -> Iterator[
             )
             options = sizes | {"modalities": case.modalities, "positives": case.positives, "seed": case.seed}
             say(f"{case.rows:,} random rows in {folder}")
-            if ranks.rank == 0:
+            if ranks.first:
                 write_random_shards(folder, case.rows, **options)
             torch.distributed.barrier()
         loader = make_loader(

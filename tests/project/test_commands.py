@@ -1,0 +1,41 @@
+"""Commands as a user types them: what they say on stderr, and which take --no-progress."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from dlrrec_torchrec.cli import SHOW_PROGRESS, build_parser
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("command", ["evaluate", "recommend", "plan", "report"])
+def test_nothing_but_results_is_said(command, tiny_run, tmp_path):
+    """No warnings of torch, TorchRec or FBGEMM, and no bar where stderr is no terminal."""
+    root, config, _ = tiny_run
+    run = tmp_path / "run"
+    shutil.copytree(root, run)
+    shutil.rmtree(run / "evaluation" if command == "evaluate" else run / "report")
+    words = [command, "--run-dir", str(run)]
+    if command == "recommend":
+        words += ["--user", pq.read_table(run / "split" / "train")["user_id"][0].as_py()]
+    done = subprocess.run(
+        [sys.executable, "-m", "dlrrec_torchrec", *words],
+        cwd=ROOT,
+        env=os.environ | {"FORCE_COLOR": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
+
+
+@pytest.mark.parametrize("command", ["run", *SHOW_PROGRESS])
+def test_no_progress_is_a_flag_of_every_command_that_shows_some(command):
+    assert build_parser().parse_args([command]).progress
+    assert not build_parser().parse_args([command, "--no-progress"]).progress
