@@ -104,7 +104,7 @@ class PrepareConfig:
     dense: list = option(
         ["item_count", "user_mean", "item_mean", "price", "user_count"], "dense features, in order"
     )
-    smoothing: float = option(0.0, "pseudo-reviews of the global mean added to each mean rating")
+    smoothing: float = option(0.0, "pseudo-reviews of the middle of rating_range added to each mean rating")
     rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
     modalities: list = option(
         ["user_text", "item_text", "item_image"],

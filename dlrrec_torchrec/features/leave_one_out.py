@@ -6,6 +6,9 @@ finite float16 is a multiple of 2**-24; ratings are rounded to 2**-20), and floa
 numbers without rounding while sums stay below 2**53 steps. What remains is then the same bits whatever was
 taken away, and exactly zero where nothing remains.
 
+For the same reason nothing else that a row's own label has gone into may enter its features, however weakly:
+the mean rating of all other rows differs from row to row in its last digits alone, which spell the label.
+
 `left_out` says what a training row leaves out: None is its own review; an array of group numbers [N] is all
 reviews of the row's group (those of the entity in the row's fold).
 """
@@ -47,17 +50,20 @@ def rating_statistics(
     num_entities: int,
     left_out: np.ndarray | None,
     smoothing: float = 0.0,
+    prior: float = 0.0,
 ) -> RatingStatistics:
     """Counts and mean ratings of one side (users or items), whole and without what each row leaves out.
 
     A mean is (S + m g) / (n + m) with S and n the entity's sum and number of ratings, m the smoothing and g
-    the mean rating of all training rows. What a row leaves out is missing from S and n and from g.
+    the prior. What a row leaves out is missing from S and n; so rows with equal S and n have the same bits,
+    whatever their own ratings, which holds only if no rating has gone into g.
 
     Args:
         rating: float [N], ratings of the training rows.
         entity: int [N], codes of their entities, below `num_entities`.
         left_out: int [N] or None, see the module.
-        smoothing: m, pseudo-reviews of the global mean.
+        smoothing: m, pseudo-reviews of the prior.
+        prior: g, a constant of the settings, not of the ratings.
 
     Raises DataError where ratings are too large to be summed exactly.
     """
@@ -73,17 +79,16 @@ def rating_statistics(
     else:
         own_total, own_count = np.bincount(left_out, rating)[left_out], np.bincount(left_out)[left_out]
 
-    def smoothed(total, count, all_total, all_count):
+    def smoothed(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            prior = smoothing * (all_total / all_count) if smoothing else 0.0
-            return ((total + prior) / (count + smoothing)).astype(np.float32)
+            return ((total + smoothing * prior) / (count + smoothing)).astype(np.float32)
 
     row_total, row_count = total[entity] - own_total, count[entity] - own_count
     return RatingStatistics(
         count=count,
-        mean=smoothed(total, count, rating.sum(), len(rating)),
+        mean=smoothed(total, count),
         row_count=row_count,
-        row_mean=smoothed(row_total, row_count, rating.sum() - own_total, len(rating) - own_count),
+        row_mean=smoothed(row_total, row_count),
     )
 
 

@@ -40,6 +40,7 @@ def assemble(
     text: str,
     by_fold: bool,
     smoothing: float,
+    prior: float,
     positives: int,
 ) -> tuple[Side, Side, CategoryVocabulary]:
     """Users, items and the category vocabulary.
@@ -49,7 +50,7 @@ def assemble(
         scratch: folder for memory maps, to live as long as the sides.
         text: "mean" pools the reviews' vectors, "summary" takes the summaries' vectors.
         by_fold: leave out a row's whole fold of its entity instead of its own review.
-        smoothing: pseudo-reviews of the global mean in a mean rating.
+        smoothing: pseudo-reviews of the rating `prior` in a mean rating.
         positives: neighbours kept for each entity.
     """
     reviews = index_reviews(content_dir / "reviews", train, user_ids, item_ids)
@@ -97,7 +98,7 @@ def assemble(
             )
         made[name] = Side(
             entity,
-            rating_statistics(train.rating, entity, len(ids), left_out, smoothing),
+            rating_statistics(train.rating, entity, len(ids), left_out, smoothing, prior),
             vectors,
             read_positives(swing_dir / name, ids, positives),
             labels,

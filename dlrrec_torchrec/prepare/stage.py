@@ -60,12 +60,15 @@ def prepare(
     if (items_dir / "manifest.json").exists():
         sources["items"] = items_dir
     fingerprints = {name: Manifest.read(folder).fingerprint for name, folder in sources.items()}
-    manifest = Manifest("prepare", jsonable(config), fingerprints)
+    rating_range = (float(config.rating_range[0]), float(config.rating_range[1]))
+    prior = (
+        sum(rating_range) / 2
+    )  # a constant: the middle of the range, as also an entity without reviews has
+    manifest = Manifest("prepare", jsonable(config) | {"prior": prior}, fingerprints)
     if done := manifest.current(out_dir):
         return done
     with stage_output(manifest, out_dir) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
         user_ids, item_ids = inputs.training_ids(split_dir / "train")
-        rating_range = (float(config.rating_range[0]), float(config.rating_range[1]))
         splits = {s: inputs.read_split(split_dir / s, user_ids, item_ids, rating_range) for s in SPLITS}
         train = splits["train"]
         users, items, vocabulary = assemble(
@@ -78,6 +81,7 @@ def prepare(
             text=config.text,
             by_fold=config.leave_out == "fold",
             smoothing=config.smoothing,
+            prior=prior,
             positives=config.positives,
         )
         titles = inputs.read_titles(items_dir, item_ids)

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from dlrrec_torchrec.config import PrepareConfig
 from dlrrec_torchrec.features import leave_one_out
 from dlrrec_torchrec.features.dense import dense_matrix
-from dlrrec_torchrec.features.leave_one_out import rating_statistics
 from dlrrec_torchrec.prepare import inputs
 from dlrrec_torchrec.prepare import shard_writer as shards
 from dlrrec_torchrec.prepare.stage import prepare
@@ -249,34 +248,6 @@ def test_slots_hold_the_first_eleven_distinct_known_names(lists):
     for given_names, found in zip(lists, slots.tolist(), strict=True):
         wanted = [names.index(n) for n in dict.fromkeys(given_names or []) if n in names][:11]
         assert found == wanted + [PAD_CATEGORY] * (11 - len(wanted))
-
-
-# Exactness
-
-
-@given(st.data())
-def test_means_do_not_move_by_a_bit_whatever_is_taken_away(data):
-    size = st.floats(-100, 100, width=32)
-    ratings = np.array(data.draw(st.lists(size, min_size=2, max_size=30)), np.float32)
-    changed = ratings.copy()
-    k = data.draw(st.integers(0, len(ratings) - 1))
-    changed[k] = data.draw(size)
-    entity = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(ratings), max_size=len(ratings))))
-    smoothing = data.draw(st.sampled_from([0.0, 2.5]))
-    a, b = (rating_statistics(r, entity, 3, None, smoothing).row_mean[k] for r in (ratings, changed))
-    assert a.tobytes() == b.tobytes()
-    others = ratings[(entity == entity[k]) & (np.arange(len(ratings)) != k)].astype(np.float64)
-    if len(others) and not smoothing:
-        assert a == pytest.approx(others.mean(), rel=1e-6, abs=1e-5)
-    assert len(others) or smoothing or np.isnan(a)
-
-
-def test_sums_that_could_round_are_refused():
-    with pytest.raises(DataError, match="too large to sum exactly"):
-        rating_statistics(np.array([1e10, 1.0]), np.array([0, 0]), 1, None)
-    reviews = np.full((2**14, 1), 65504, np.float16).repeat(384, axis=1)
-    with pytest.raises(DataError, match="too large to sum exactly"):
-        leave_one_out.PooledVectors(reviews, np.zeros(2**14, np.int64), 1, None)
 
 
 # Errors

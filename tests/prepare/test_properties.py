@@ -194,11 +194,8 @@ def by_loops(
                 (outside_fold if leave_out == "fold" else [r for r in own if r is not row]),
                 outside_fold,
             )
-        hidden = [r for r in own if not any(r is s for s in seen)]
-        everyone = [r.rating for r in world.train if not any(r is h for h in hidden)]
         weight = len(seen) + smoothing
-        prior = smoothing * sum(everyone) / len(everyone) if smoothing else 0.0
-        mean = (math.fsum(r.rating for r in seen) + prior) / weight if weight else math.nan
+        mean = (math.fsum(r.rating for r in seen) + smoothing * 3) / weight if weight else math.nan
         facts[side] = (len(seen), 0.0 if math.isnan(mean) else (mean - 1) / 4 * 2 - 1)
         words, picture = world.metadata.get(name, (None, None)) if side == "item" else (None, None)
         vector = content(read, category_types())["text_vector"]

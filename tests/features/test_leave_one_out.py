@@ -1,0 +1,59 @@
+"""What a row is left with: exact to the last bit, and no comparison of rows tells what was taken away."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.tree import DecisionTreeClassifier
+
+from dlrrec_torchrec.features.leave_one_out import PooledVectors, fold_groups, rating_statistics
+from dlrrec_torchrec.metrics import roc_auc
+from dlrrec_torchrec.store.errors import DataError
+
+
+@given(st.data())
+def test_means_do_not_move_by_a_bit_whatever_is_taken_away(data):
+    size = st.floats(-100, 100, width=32)
+    ratings = np.array(data.draw(st.lists(size, min_size=2, max_size=30)), np.float32)
+    changed = ratings.copy()
+    k = data.draw(st.integers(0, len(ratings) - 1))
+    changed[k] = data.draw(size)
+    entity = np.array(data.draw(st.lists(st.integers(0, 2), min_size=len(ratings), max_size=len(ratings))))
+    smoothing = data.draw(st.sampled_from([0.0, 2.5]))
+    a, b = (rating_statistics(r, entity, 3, None, smoothing, 3.0).row_mean[k] for r in (ratings, changed))
+    assert a.tobytes() == b.tobytes()
+    others = ratings[(entity == entity[k]) & (np.arange(len(ratings)) != k)].astype(np.float64)
+    if len(others) and not smoothing:
+        assert a == pytest.approx(others.mean(), rel=1e-6, abs=1e-5)
+    assert len(others) or smoothing or np.isnan(a)
+
+
+@pytest.mark.parametrize("by_fold", [False, True])
+@pytest.mark.parametrize("smoothing", [0.0, 0.7, 3.0])
+def test_comparing_rows_tells_nothing_of_their_labels(by_fold, smoothing):
+    """Rows that are left with the same number and sum of ratings have the same bits, whatever their own."""
+    rng = np.random.default_rng(0)
+    rating, entity = rng.integers(1, 6, 4000).astype(np.float32), rng.integers(0, 1200, 4000)
+    left_out = fold_groups(entity, rng.integers(0, 3, 4000)) if by_fold else None
+    made = rating_statistics(rating, entity, 1200, left_out, smoothing, 3.0)
+    own = rating if left_out is None else np.bincount(left_out, rating)[left_out]
+    remaining = np.bincount(entity, rating)[entity] - own
+    _, group = np.unique(np.c_[made.row_count, remaining], axis=0, return_inverse=True)
+    bits = made.row_mean.view(np.int32)
+    assert len(np.unique(np.c_[group, bits], axis=0)) == len(np.unique(group))
+    if not by_fold:  # a tree that may split between any two floats: on half of the rows, judged by the others
+        assert len(np.unique(np.c_[group, rating], axis=0)) > 3 * len(np.unique(group))
+        within = (bits - np.array([bits[group == g].min() for g in range(group.max() + 1)])[group])[:, None]
+        half, label = rng.random(4000) < 0.5, rating > 3
+        tree = DecisionTreeClassifier(max_depth=6, random_state=0).fit(within[half], label[half])
+        assert abs(roc_auc(label[~half], tree.predict_proba(within[~half])[:, 1]) - 0.5) < 0.02
+
+
+def test_sums_that_could_round_are_refused():
+    with pytest.raises(DataError, match="too large to sum exactly"):
+        rating_statistics(np.array([1e10, 1.0]), np.array([0, 0]), 1, None)
+    reviews = np.full((2**14, 1), 65504, np.float16).repeat(384, axis=1)
+    with pytest.raises(DataError, match="too large to sum exactly"):
+        PooledVectors(reviews, np.zeros(2**14, np.int64), 1, None)
