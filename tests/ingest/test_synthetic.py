@@ -133,11 +133,11 @@ def test_visits_keep_exact_degrees_without_repeats(seed, users, items, density):
 
 def test_same_seed_same_world_whatever_the_hash_seed(tmp_path):
     program = (
-        "import sys; from pathlib import Path; from dlrrec_torchrec import schema;"
+        "import sys; from pathlib import Path; from dlrrec_torchrec.store import manifest;"
         "from dlrrec_torchrec.ingest.synthetic.write import write_world;"
         "f = Path(sys.argv[1]); f.mkdir(); r, i, facts = write_world('tiny', 7, f);"
-        "files = schema.file_digest(f.rglob('*.*'));"
-        "print(schema.digest([r.to_pylist(), i.to_pylist(), facts, files]))"
+        "files = manifest.file_digest(f.rglob('*.*'));"
+        "print(manifest.digest([r.to_pylist(), i.to_pylist(), facts, files]))"
     )
     prints = [
         subprocess.run(
