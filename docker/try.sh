@@ -6,8 +6,9 @@
 #
 # Debootstrap makes the base image that the Dockerfile names, buildah builds the Dockerfile on it, by chroot, and runs
 # the image as an engine would: its entry point with the demo, then its health check, as its user. Nothing is left at
-# the end. A machine that reaches packages in its own way says so in options, such as --volume, --env PIP_CERT=FILE or
-# --build-arg PIP_EXTRA_INDEX_URL=. Needs root and about 20 GB where $TMPDIR is.
+# the end. A machine that reaches packages in its own way says so in options, such as
+#     --volume "$PWD/pip.conf:/etc/pip.conf:ro" --build-arg PIP_EXTRA_INDEX_URL=
+# Needs root; allow 20 GB where $TMPDIR is.
 set -eu
 cd "$(dirname "$0")/.."
 for program in buildah debootstrap; do
