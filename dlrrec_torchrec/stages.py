@@ -287,8 +287,8 @@ def run_stage(
     """
     stage, manifests = STAGES[name], []
     for work in work_of(stage, config, every, number, variants):
-        _check_inputs(stage, work)
         _check_outputs(stage, [work.paths], [work.variant])
+        _check_inputs(stage, work)
         manifests.append(stage.action(work))
         say(describe(f"{name} {work.variant}".rstrip(), manifests[-1]))
     return manifests
@@ -334,6 +334,17 @@ def describe(stage: str, manifest: Manifest) -> str:
         return f"{stage:<14} up to date"
     rows = ", ".join(f"{count:,} {name}" for name, count in manifest.rows.items())
     return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
+
+
+def manifest_folders(every: Sequence[RunPaths], variants: Iterable[str]) -> dict[str, list[Path]]:
+    """Where the stages before the report leave their manifests: stage, or stage and variant -> folders."""
+    folders = {}
+    for stage in itertools.takewhile(lambda stage: stage.name != "report", STAGES.values()):
+        for name in variants if stage.each == "variant" else [""]:
+            runs = every[:1] if stage.each == "run" else every
+            label = f"{stage.name}: {name}" if name else stage.name
+            folders[label] = [paths.folders(stage.outputs[0], [name])[0] for paths in runs]
+    return folders
 
 
 def _check_inputs(stage: Stage, work: Work) -> None:
