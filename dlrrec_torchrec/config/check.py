@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import os
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -115,15 +116,25 @@ def _field_problems(value: Any, hint: Any, known: dataclasses.Field, setting: st
         problems.append((at, text))
 
     try:
-        field_value(value, hint, known, setting, report)
+        held = field_value(value, hint, known, setting, report)
     except ValueError as error:
         return [(setting, str(error))]
+    if not _holds_as_it_is(value, held):  # a file's 1e3 was read as a number, a caller's "1e3" is still text
+        return [(setting, f"{value!r} is not of type {type(held).__name__}, as {held!r} is")]
     if text := range_problem(value, known):
         report(setting, text)
     for name, table in value.items() if isinstance(value, dict) else ():
         if isinstance(table, TableConfig):
             _fields(table, f"{setting}.{name}.", report)
     return problems
+
+
+def _holds_as_it_is(value: Any, held: Any) -> bool:
+    """Whether a value already is what reading it from a file would make of it."""
+    if isinstance(value, list) and isinstance(held, list):
+        return all(map(_holds_as_it_is, value, held))
+    whole = isinstance(value, int) and isinstance(held, float)
+    return whole or isinstance(value, type(held)) or isinstance(value, os.PathLike)
 
 
 def range_problem(value: Any, known: dataclasses.Field) -> str | None:

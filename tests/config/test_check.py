@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from dlrrec_torchrec import cli
-from dlrrec_torchrec.config import ModelConfig, RunConfig, SplitConfig, TrainConfig, load_config
+from dlrrec_torchrec.config import (
+    ModelConfig,
+    PrepareConfig,
+    RunConfig,
+    SplitConfig,
+    TrainConfig,
+    load_config,
+)
 from dlrrec_torchrec.config.check import check_settings, config_problems, range_words
 from dlrrec_torchrec.config.names import flag_name, sections
 from dlrrec_torchrec.stages import STAGES, run, settings_problems
@@ -201,6 +208,10 @@ def test_functions_of_the_stages_refuse_the_same():
         check_settings(SplitConfig(folds=1, min_reviews=0))
     with pytest.raises(DataError, match=r"model.text_tower .*'big' is not of type int"):
         check_settings(ModelConfig(text_tower=[32, "big"]), TrainConfig())
+    for wrong in (TrainConfig(lr="1e-3"), TrainConfig(batch_size=64.0), PrepareConfig(rating_range=["1", 5])):
+        with pytest.raises(DataError, match="is not of type (float|int|list), as .* is"):
+            check_settings(wrong)
+    check_settings(TrainConfig(lr=1), PrepareConfig(rating_range=[0, 10]))
     with pytest.raises(DataError, match=r"protocol \(--protocol\): 'loose' is not one of strict, paper"):
         check_settings(SplitConfig(), protocol="loose")
 
