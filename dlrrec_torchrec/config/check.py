@@ -263,11 +263,13 @@ def _some_table(category: bool, user: bool, item: bool, tables: dict[str, TableC
 def _tables(tables: dict[str, TableConfig], dim: int) -> str | None:
     for name, table in tables.items():
         if table.ids != "code" and name not in ("user", "item"):
-            return f"{name}: ids={table.ids} is for the tables user and item"
+            return f"model.tables.{name}.ids={table.ids} is for the tables user and item"
         if table.ids == "hash" and table.rows is None:
-            return f"{name}: ids=hash: say onto how many rows, by model.tables.{name}.rows"
+            return f"model.tables.{name}.ids=hash: say onto how many rows, by model.tables.{name}.rows"
         if name in ("category", "user", "item") and table.dim not in (None, dim):
-            return f"{name}: dim={table.dim}, while the tables have model.embedding_dim ({dim}) columns"
+            return (
+                f"model.tables.{name}.dim={table.dim}, while tables have model.embedding_dim ({dim}) columns"
+            )
     return None
 
 
