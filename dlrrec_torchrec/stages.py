@@ -286,8 +286,9 @@ def run_stage(
     the stage did not write; before anything is done.
     """
     stage, manifests = STAGES[name], []
-    for work in work_of(stage, config, every, number, variants):
-        _check_outputs(stage, [work.paths], [work.variant])
+    pieces = list(work_of(stage, config, every, number, variants))
+    _check_outputs(stage, [every[number]], [work.variant for work in pieces])
+    for work in pieces:
         _check_inputs(stage, work)
         manifests.append(stage.action(work))
         say(describe(f"{name} {work.variant}".rstrip(), manifests[-1]))
