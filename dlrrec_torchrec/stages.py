@@ -242,9 +242,9 @@ STAGES: dict[str, Stage] = {
 LAST = list(STAGES)[-1]
 
 
-def settings_problems(config: RunConfig, stages: Iterable[str] = tuple(STAGES)) -> list[str]:
+def settings_problems(config: RunConfig, stages: Iterable[str] | None = None) -> list[str]:
     """What is wrong with the settings that these stages use (default: with all settings), a line each."""
-    chosen = [STAGES[name] for name in stages]
+    chosen = [STAGES[name] for name in (STAGES if stages is None else stages)]
     problems = config_problems(config, [section for stage in chosen for section in stage.sections])
     for stage in chosen if not problems else ():
         try:

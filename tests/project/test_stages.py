@@ -176,19 +176,6 @@ def test_the_table_is_in_order():
     assert set(sections()) == {name for stage in STAGES.values() for name in stage.sections}
 
 
-def test_force_forgets_all_but_the_cache(tiny_run, tmp_path, monkeypatch):
-    finished, config, _ = tiny_run
-    root = tmp_path / "again"
-    shutil.copytree(finished, root)
-    stages = {
-        name: dataclasses.replace(s, action=lambda work: Manifest("x", {}, {})) for name, s in STAGES.items()
-    }
-    monkeypatch.setattr("dlrrec_torchrec.stages.STAGES", stages)
-    monkeypatch.setattr("dlrrec_torchrec.stages._check_inputs", lambda stage, work: None)
-    run(config, root, force=True, say=lambda line: None)
-    assert sorted(path.name for path in root.iterdir()) == ["cache", "config.yaml"]
-
-
 def test_a_new_stage_is_one_entry(tmp_path, monkeypatch):
     """It is a command with its settings, it runs in its place, and it can be the last one."""
     ran = []
