@@ -16,6 +16,7 @@ from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from dlrrec_torchrec.config import SplitConfig
+from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
@@ -34,7 +35,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
     Raises DataError for a value out of range, a column that the method needs and the reviews lack, a repeated
     user-item pair, and a part that is empty.
     """
-    _check(config, protocol)
+    check_settings(config, protocol=protocol)
     inputs = {"reviews": Manifest.read(reviews_dir).fingerprint}
     manifest = Manifest("split", jsonable(config) | {"protocol": protocol}, inputs)
     if previous := manifest.current(out_dir):
@@ -254,7 +255,7 @@ def _published(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
     if published.null_count() == rows.height:
         raise DataError(
             f"{reviews_dir}: column 'split' is null everywhere: this source publishes no split; give its "
-            "test file at ingest (--test), or use another --method"
+            "test file by `dlrrec ingest --test`, or take another split.method"
         )
     strange = rows.filter(~published.is_in(["train", "test"]).fill_null(False))
     if strange.height:
@@ -265,24 +266,6 @@ def _published(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
     return (published == "test").to_numpy()
 
 
-def _check(config: SplitConfig, protocol: str) -> None:
-    problems = {
-        f"--protocol: {protocol!r} is not one of strict, paper": protocol not in ("strict", "paper"),
-        f"--method: {config.method!r} is not one of random, last, folds, published": config.method
-        not in ("random", "last", "folds", "published"),
-        f"--test-share: {config.test_share} must be between 0 and 1": not 0 < config.test_share < 1,
-        f"--val-share: {config.val_share} must be at least 0 and below 1": not 0 <= config.val_share < 1,
-        f"--min-reviews: {config.min_reviews} must be at least 1": config.min_reviews < 1,
-        f"--folds: {config.folds} must be at least 2": config.folds < 2,
-        f"--fold: {config.fold} must be at least 0 and below --folds ({config.folds})": not 0
-        <= config.fold
-        < config.folds,
-    }
-    for message, wrong in problems.items():
-        if wrong:
-            raise DataError(message)
-
-
 def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
     return DataError(
         f"--min-reviews {min_reviews}: nothing is left of {where}'s {rows} reviews after users and items "
@@ -291,11 +274,14 @@ def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
 
 
 def _check_parts(part: np.ndarray, dropped: dict[str, int], wants_val: bool) -> None:
-    for code, name, required in ((TEST, "test", True), (VAL, "val", wants_val)):
+    for code, name, flag, required in (
+        (TEST, "test", "--test-share", True),
+        (VAL, "val", "--val-share", wants_val),
+    ):
         if required and not (part == code).any():
             lost = sum(n for reason, n in dropped.items() if reason.startswith(name))
             raise DataError(
-                f"--{name}-share, --min-reviews: no {name} row is left ({lost} of them have a user or item "
-                f"that training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews or "
-                f"raise --{name}-share" + (" (0: no validation part)" if code == VAL else "")
+                f"{flag}, --min-reviews: no {name} row is left ({lost} of them have a user or item that "
+                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews or raise "
+                f"{flag}" + (" (0: no validation part)" if code == VAL else "")
             )

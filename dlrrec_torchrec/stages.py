@@ -1,93 +1,305 @@
-"""The main job: every stage in order, each skipped while its manifest matches its inputs and settings."""
+"""The table of stages, and the main job: every stage in order, each skipped while its manifest matches.
+
+A new stage is one entry of STAGES: the commands, `dlrrec run`, --until, --force, the report and the tests
+read the rest from it. Nothing that a stage works with is imported before the stage is run.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
 
-from dlrrec_torchrec.config import RunConfig, variant
+from dlrrec_torchrec.config import RunConfig, for_seed, variant
+from dlrrec_torchrec.config.check import config_problems
+from dlrrec_torchrec.config.read import raise_problems
+from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_output, remove_own, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 
-STAGES = ("ingest", "split", "extract", "swing", "prepare", "train", "evaluate", "report")
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What a stage works on at a time."""
+
+    config: RunConfig  # as the seed and the variant change it
+    paths: RunPaths  # of the seed; of the first one for a stage that works once for all
+    every: Sequence[RunPaths]  # of all seeds
+    variant: str = ""
 
 
-def for_seed(config: RunConfig, number: int) -> RunConfig:
-    """The settings of the `number`-th repetition: another split and other weights, the rest alike."""
-    return dataclasses.replace(
-        config,
-        split=dataclasses.replace(config.split, seed=config.split.seed + number),
-        train=dataclasses.replace(config.train, seed=config.train.seed + number),
-        variants={
-            name: {
-                section: {
-                    k: v + number if (section, k) == ("train", "seed") else v for k, v in changes.items()
-                }
-                for section, changes in (sections or {}).items()
-            }
-            for name, sections in config.variants.items()
-        },
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage: files in, files out."""
+
+    name: str
+    line: str  # of its help
+    example: str  # of its help
+    action: Callable[[Work], Manifest]
+    inputs: tuple[str, ...]  # attributes of RunPaths: what it needs
+    outputs: tuple[str, ...]  # the folders it writes, the one with its manifest first
+    also_reads: tuple[str, ...] = ()  # where they are there
+    sections: tuple[str, ...] = ()  # of the settings: its flags, and what is checked before it begins
+    settings: tuple[str, ...] = ()  # of the run itself that are its flags too
+    each: str = (
+        "seed"  # it works once for each "seed", for each "variant" of each seed, or once for the "run"
     )
+    check: Callable[[RunConfig], None] | None = None  # of settings that only its own code can judge
+    shown: Callable[[Work], str] | None = None  # what it says of its result
+    progress: bool = False  # it shows a progress bar
 
 
-def run_stage(stage: str, config: RunConfig, paths: RunPaths) -> list[Manifest]:
-    """Run one stage for one seed (unless it is current) and return what it reports.
+def _ingest(work: Work) -> Manifest:
+    from dlrrec_torchrec.ingest.stage import ingest
 
-    Raises DataError where one of its folders holds what the stage did not write (before anything is done).
-    """
-    _check_outputs((stage,), config, [paths])
-    if stage == "ingest":
-        from dlrrec_torchrec.ingest.stage import ingest
-
-        return [ingest(config.ingest, paths.reviews, paths.items)]
-    if stage == "split":
-        from dlrrec_torchrec.split import split
-
-        return [split(config.split, config.protocol, paths.reviews, paths.split)]
-    if stage == "extract":
-        from dlrrec_torchrec.extract.stage import extract
-
-        return [extract(config.extract, paths.split, paths.items, paths.content, paths.cache)]
-    if stage == "swing":
-        from dlrrec_torchrec.swing_stage import neighbors
-
-        return [neighbors(config.swing, paths.split, paths.swing)]
-    if stage == "prepare":
-        from dlrrec_torchrec.prepare.stage import prepare
-
-        return [prepare(config.prepare, paths.split, paths.content, paths.swing, paths.items, paths.shards)]
-    if stage == "train":
-        return [train_variant(config, name, paths) for name in config.variants]
-    if stage == "evaluate":
-        from dlrrec_torchrec.evaluation.stage import evaluate
-
-        truth = paths.reviews / "truth.parquet"
-        directories = {name: paths.train(name) for name in config.variants}
-        return [
-            evaluate(directories, paths.shards, paths.evaluation, truth=truth if truth.exists() else None)
-        ]
-    raise ValueError(f"no stage '{stage}' (stages: {', '.join(STAGES)})")
+    return ingest(work.config.ingest, work.paths.reviews, work.paths.items)
 
 
-def train_variant(config: RunConfig, name: str, paths: RunPaths) -> Manifest:
-    """Train one of the run's variants."""
+def _split(work: Work) -> Manifest:
+    from dlrrec_torchrec.split import split
+
+    return split(work.config.split, work.config.protocol, work.paths.reviews, work.paths.split)
+
+
+def _extract(work: Work) -> Manifest:
+    from dlrrec_torchrec.extract.stage import extract
+
+    paths = work.paths
+    return extract(work.config.extract, paths.split, paths.items, paths.content, paths.cache)
+
+
+def _check_extract(config: RunConfig) -> None:
+    from dlrrec_torchrec.extract.providers.registry import make_provider
+
+    settings = config.extract
+    make_provider(settings.provider, settings.summary_sentences, settings.provider_options)
+
+
+def _swing(work: Work) -> Manifest:
+    from dlrrec_torchrec.swing_stage import neighbors
+
+    return neighbors(work.config.swing, work.paths.split, work.paths.swing)
+
+
+def _check_swing(config: RunConfig) -> None:
+    from dlrrec_torchrec.swing_stage import parameters
+
+    parameters(config.swing)
+
+
+def _prepare(work: Work) -> Manifest:
+    from dlrrec_torchrec.prepare.stage import prepare
+
+    paths = work.paths
+    return prepare(work.config.prepare, paths.split, paths.content, paths.swing, paths.items, paths.shards)
+
+
+def _check_prepare(config: RunConfig) -> None:
+    from dlrrec_torchrec.features.dense import dense_width
+
+    dense_width(config.prepare.dense)
+
+
+def _train(work: Work) -> Manifest:
     from dlrrec_torchrec.training.stage import train
 
-    chosen = variant(config, name)
-    return train(
-        chosen.model, chosen.contrastive, chosen.train, chosen.protocol, paths.shards, paths.train(name)
+    config, shards, out = work.config, work.paths.shards, work.paths.train(work.variant)
+    return train(config.model, config.contrastive, config.train, config.protocol, shards, out)
+
+
+def _check_train(config: RunConfig) -> None:
+    trained = [variant(config, name).train for name in config.variants]
+    if any(t.device == "cuda" or t.comms == "bf16" or t.compile for t in trained):
+        from dlrrec_torchrec.training.requirements import check_machine
+
+        for settings in trained:
+            check_machine(settings.device, settings.comms, settings.compile)
+
+
+def _evaluate(work: Work) -> Manifest:
+    from dlrrec_torchrec.evaluation.stage import evaluate
+
+    paths, truth = work.paths, work.paths.reviews / "truth.parquet"
+    trained = {name: paths.train(name) for name in work.config.variants}
+    return evaluate(trained, paths.shards, paths.evaluation, truth=truth if truth.exists() else None)
+
+
+def _report(work: Work) -> Manifest:
+    from dlrrec_torchrec.report.stage import report
+
+    names = list(work.config.variants)
+    return report(work.every, names, manifest_folders(work.every, names), work.paths.report)
+
+
+def _show_report(work: Work) -> str:
+    from dlrrec_torchrec.report.stage import format_table
+
+    return format_table(work.paths.report)
+
+
+STAGES: dict[str, Stage] = {
+    stage.name: stage
+    for stage in (
+        Stage(
+            "ingest",
+            "read a source of reviews into the review table",
+            "dlrrec ingest --source table --reviews reviews.csv --columns user=Reviewer item=Restaurant "
+            "rating=Rating text=Review --run-dir runs/mine",
+            _ingest,
+            inputs=(),
+            outputs=("reviews", "items"),
+            sections=("ingest",),
+            each="run",
+            progress=True,
+        ),
+        Stage(
+            "split",
+            "filter the reviews and split them into training, validation and test rows",
+            "dlrrec split --method last --min-reviews 3 --run-dir runs/mine",
+            _split,
+            inputs=("reviews",),
+            outputs=("split",),
+            sections=("split",),
+            settings=("protocol",),
+        ),
+        Stage(
+            "extract",
+            "write summaries, vectors, price tags and categories from the training reviews",
+            "dlrrec extract --folds 5 --run-dir runs/mine",
+            _extract,
+            inputs=("split",),
+            also_reads=("items", "cache"),
+            outputs=("content",),
+            sections=("extract",),
+            check=_check_extract,
+            progress=True,
+        ),
+        Stage(
+            "swing",
+            "find each user's and each item's SWING neighbours in the training rows",
+            "dlrrec swing --top-k 20 --run-dir runs/mine",
+            _swing,
+            inputs=("split",),
+            outputs=("swing",),
+            sections=("swing",),
+            check=_check_swing,
+        ),
+        Stage(
+            "prepare",
+            "join features, vectors and positives into training shards and entity tables",
+            "dlrrec prepare --smoothing 3 --run-dir runs/mine",
+            _prepare,
+            inputs=("split", "content", "swing"),
+            also_reads=("items",),
+            outputs=("shards",),
+            sections=("prepare",),
+            check=_check_prepare,
+            progress=True,
+        ),
+        Stage(
+            "train",
+            "train the run's variants, or one of them; also under torchrun",
+            "dlrrec train --variant dlrrec --epochs 20 --run-dir runs/mine\n"
+            "torchrun --nproc_per_node 2 -m dlrrec_torchrec train --run-dir runs/mine",
+            _train,
+            inputs=("shards",),
+            outputs=("trainings",),
+            sections=("model", "contrastive", "train"),
+            settings=("protocol",),
+            each="variant",
+            check=_check_train,
+            progress=True,
+        ),
+        Stage(
+            "evaluate",
+            "score the test rows and the baselines",
+            "dlrrec evaluate --run-dir runs/mine",
+            _evaluate,
+            inputs=("shards", "trainings"),
+            also_reads=("reviews",),
+            outputs=("evaluation",),
+            settings=("protocol",),
+            progress=True,
+        ),
+        Stage(
+            "report",
+            "draw figures, tables and one HTML page",
+            "dlrrec report --run-dir runs/mine",
+            _report,
+            inputs=("evaluation",),
+            also_reads=("reviews", "split", "content", "swing", "shards", "trainings"),
+            outputs=("report",),
+            each="run",
+            shown=_show_report,
+        ),
     )
+}
+LAST = list(STAGES)[-1]
+
+
+def settings_problems(config: RunConfig, stages: Iterable[str] | None = None) -> list[str]:
+    """What is wrong with the settings that these stages use (default: with all settings), a line each."""
+    chosen = [STAGES[name] for name in (STAGES if stages is None else stages)]
+    problems = config_problems(config, [section for stage in chosen for section in stage.sections])
+    for stage in chosen if not problems else ():
+        try:
+            if stage.check:
+                stage.check(config)
+        except DataError as error:
+            problems.append(str(error))
+    return problems
+
+
+def work_of(
+    stage: Stage, config: RunConfig, every: Sequence[RunPaths], number: int, variants: Iterable[str] | None
+) -> Iterator[Work]:
+    """What the stage works on for the seed `number`, one after the other."""
+    seeded, paths = for_seed(config, number), every[number]
+    if stage.each != "variant":
+        yield Work(seeded, paths, every)
+        return
+    for name in config.variants if variants is None else variants:
+        yield Work(variant(seeded, name), paths, every, name)
+
+
+def run_stage(
+    name: str,
+    config: RunConfig,
+    every: Sequence[RunPaths],
+    number: int = 0,
+    variants: Iterable[str] | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Manifest]:
+    """Run one stage for one seed, unless it is current, and return what it reports.
+
+    Args:
+        every: the folders of all seeds.
+        variants: those to work on, for a stage that works on each (default: all).
+        say: gets one line on each piece of work that is finished.
+
+    Raises DataError if an input is not there, naming the command that writes it, and if a folder holds what
+    the stage did not write; before anything is done.
+    """
+    stage, manifests = STAGES[name], []
+    pieces = list(work_of(stage, config, every, number, variants))
+    _check_outputs(stage, [every[number]], [work.variant for work in pieces])
+    for work in pieces:
+        _check_inputs(stage, work)
+        manifests.append(stage.action(work))
+        say(describe(f"{name} {work.variant}".rstrip(), manifests[-1]))
+    return manifests
 
 
 def run(
     config: RunConfig,
     root: str | Path,
     *,
-    until: str = "report",
+    until: str = LAST,
     force: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[RunPaths]:
@@ -96,29 +308,24 @@ def run(
     Stages that are current are not repeated, so an interrupted run goes on where it stopped. `force` begins
     anew, keeping only the cache of vectors.
 
-    Raises DataError, before any stage has begun, where a folder that a stage is to write holds what it did
-    not write.
+    Raises DataError, before any stage has begun, naming all settings that are wrong, or a folder that a stage
+    is to write and that holds what it did not write.
     """
+    raise_problems(settings_problems(config))
     every = run_paths(root, config.seeds)
-    stages = STAGES[: STAGES.index(until) + 1]
-    _check_outputs(stages, config, every)
+    chosen = list(STAGES.values())[: list(STAGES).index(until) + 1]
+    for stage in chosen:
+        _check_outputs(stage, every, config.variants)
     if force:
         _forget(every)
     write_text_atomic(Path(root) / "config.yaml", yaml.safe_dump(jsonable(config), sort_keys=False))
-    for number, paths in enumerate(every):
-        if config.seeds > 1:
-            say(f"seed {number + 1} of {config.seeds}: {paths.root}")
-        for stage in stages:
-            if stage == "report" or (stage == "ingest" and number):
-                continue
-            names = list(config.variants) if stage == "train" else [""]
-            manifests = run_stage(stage, for_seed(config, number), paths)
-            for name, manifest in zip(names, manifests, strict=True):
-                say(describe(f"{stage} {name}", manifest))
-    if "report" in stages:
-        from dlrrec_torchrec.report.stage import report
-
-        report(every, list(config.variants), every[0].report)
+    for once, stages in itertools.groupby(chosen, lambda stage: stage.each == "run"):
+        names = [stage.name for stage in stages]
+        for number in [0] if once else range(config.seeds):
+            if config.seeds > 1 and not once:
+                say(f"seed {number + 1} of {config.seeds}: {every[number].root}")
+            for name in names:
+                run_stage(name, config, every, number, say=say)
     return every
 
 
@@ -130,31 +337,53 @@ def describe(stage: str, manifest: Manifest) -> str:
     return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
 
 
-def _outputs(stage: str, variants: Iterable[str], paths: RunPaths) -> list[tuple[str, Path]]:
+def manifest_folders(every: Sequence[RunPaths], variants: Iterable[str]) -> dict[str, list[Path]]:
+    """Where the stages before the report leave their manifests: stage, or stage and variant -> folders."""
+    folders = {}
+    for stage in itertools.takewhile(lambda stage: stage.name != "report", STAGES.values()):
+        for name in variants if stage.each == "variant" else [""]:
+            runs = every[:1] if stage.each == "run" else every
+            label = f"{stage.name}: {name}" if name else stage.name
+            folders[label] = [paths.folders(stage.outputs[0], [name])[0] for paths in runs]
+    return folders
+
+
+def _check_inputs(stage: Stage, work: Work) -> None:
+    for name in stage.inputs:
+        writer = next(s.name for s in STAGES.values() if name in s.outputs)
+        for paths in work.every if stage.each == "run" else [work.paths]:
+            for folder in paths.folders(name, work.config.variants):
+                if not (folder / "manifest.json").exists():
+                    writer_call = f"dlrrec {writer} --run-dir {shlex.quote(str(paths.shared))}"
+                    raise DataError(
+                        f"{folder / 'manifest.json'}: not there; run `{writer_call}` first "
+                        "(`dlrrec run` runs all stages in order)"
+                    )
+
+
+def _outputs(stage: Stage, paths: RunPaths, variants: Iterable[str]) -> list[tuple[str, Path]]:
     """The folders that a stage writes for one seed, each with the stage that its manifest names."""
-    return {
-        "ingest": [("ingest", paths.reviews), ("ingest-items", paths.items)],
-        "split": [("split", paths.split)],
-        "extract": [("extract", paths.content)],
-        "swing": [("swing", paths.swing)],
-        "prepare": [("prepare", paths.shards)],
-        "train": [("train", paths.train(name)) for name in variants],
-        "evaluate": [("evaluate", paths.evaluation)],
-        "report": [("report", paths.report)],
-    }.get(stage, [])
+    writers = [stage.name, *(f"{stage.name}-{name}" for name in stage.outputs[1:])]
+    return [
+        (writer, folder)
+        for writer, name in zip(writers, stage.outputs, strict=True)
+        for folder in paths.folders(name, variants)
+    ]
 
 
-def _check_outputs(stages: Sequence[str], config: RunConfig, every: list[RunPaths]) -> None:
+def _check_outputs(stage: Stage, every: Iterable[RunPaths], variants: Iterable[str]) -> None:
     for paths in every:
-        for stage in stages:
-            for writer, folder in _outputs(stage, config.variants, paths):
-                check_output(folder, writer)
+        for writer, folder in _outputs(stage, paths, variants):
+            check_output(folder, writer)
 
 
-def _forget(every: list[RunPaths]) -> None:
+def _forget(every: Iterable[RunPaths]) -> None:
     """Delete what the stages wrote, trainings of any variant included; what they did not write stays."""
     for paths in every:
-        outputs = [output for stage in STAGES for output in _outputs(stage, (), paths)]
-        outputs += [("train", folder) for folder in paths.root.glob("train/*")]
-        for writer, folder in outputs:
-            remove_own(folder, writer)
+        for stage in STAGES.values():
+            if stage.each == "variant":
+                outputs = [(stage.name, folder) for folder in getattr(paths, stage.outputs[0]).glob("*")]
+            else:
+                outputs = _outputs(stage, paths, ())
+            for writer, folder in outputs:
+                remove_own(folder, writer)

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 import swing
 from dlrrec_torchrec.config import SwingStageConfig
+from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
@@ -28,6 +29,7 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     split = Manifest.read(split_dir)
     body = jsonable(config)
     del body["threads"]  # the result is the same for any number
+    chosen = parameters(config)
     manifest = Manifest("swing", body, {"split": split.fingerprint})
     if (previous := manifest.current(out_dir)) is not None:
         return previous
@@ -35,20 +37,10 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     for part in part_files(folder):
         check_schema(pq.read_schema(part), SPLIT, part)
     try:
-        parameters = swing.preset(
-            config.preset,
-            similarity=config.similarity,
-            alpha=config.alpha,
-            top_k=config.top_k,
-            min_user_items=config.min_user_items,
-            sample_user_items=config.max_item_users,
-            max_item_users=config.max_item_users,
-            seed=config.seed,
-        )
         with stage_output(manifest, out_dir) as output:
             interactions = swing.read(folder)
             for side in ("users", "items"):
-                report = swing.run(interactions, output / side, parameters, side, threads=config.threads)
+                report = swing.run(interactions, output / side, chosen, side, threads=config.threads)
                 manifest.rows[side] = report["ids"]
                 manifest.facts[side] = {
                     "ids": report["ids"],
@@ -61,3 +53,21 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     except swing.SwingError as error:
         raise DataError(f"swing: {error}") from None
     return manifest
+
+
+def parameters(config: SwingStageConfig) -> swing.SwingConfig:
+    """SWING's own parameters. Raises DataError for settings that it refuses."""
+    check_settings(config)
+    try:
+        return swing.preset(
+            config.preset,
+            similarity=config.similarity,
+            alpha=config.alpha,
+            top_k=config.top_k,
+            min_user_items=config.min_user_items,
+            sample_user_items=config.max_item_users,
+            max_item_users=config.max_item_users,
+            seed=config.seed,
+        )
+    except swing.SwingError as error:
+        raise DataError(f"swing: {error}") from None

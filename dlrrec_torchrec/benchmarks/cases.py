@@ -7,27 +7,29 @@ import difflib
 import itertools
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from dlrrec_torchrec.config import option
+from dlrrec_torchrec.config.check import range_problem
+from dlrrec_torchrec.config.read import raise_problems
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.schema import MODALITIES
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 SHARDINGS = ("none", "data_parallel", "table_wise", "column_wise", "row_wise")
-_MAY_BE_ZERO = ("threads", "warmup", "seed")
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddingCase:
     """Tables, requests, and how they are computed. Every field is a flag and can be swept."""
 
-    tables: int = option(4, "number of tables, each with one feature")
-    rows: int = option(500_000, "rows of each table")
-    dim: int = option(64, "columns of each table, a multiple of 4")
-    pooling: int = option(11, "ids that each bag sums")
-    batch: int = option(4096, "bags of each table in a step, over all ranks")
+    tables: int = option(4, "number of tables, each with one feature", least=1)
+    rows: int = option(500_000, "rows of each table", least=1)
+    dim: int = option(64, "columns of each table, a multiple of 4", least=1)
+    pooling: int = option(11, "ids that each bag sums", least=1)
+    batch: int = option(4096, "bags of each table in a step, over all ranks", least=1)
     distribution: str = option("uniform", "how ids are drawn from the rows", ("uniform", "zipf"))
-    exponent: float = option(1.05, "for zipf: the k-th most frequent row has a share of k^-exponent")
+    exponent: float = option(1.05, "for zipf: the k-th most frequent row has a share of k^-exponent", above=0)
     dtype: str = option("fp32", "data type of the tables", tuple(WEIGHT_BYTES))
     output: str = option("same", "data type of the sums; same: the tables'", ("same", *WEIGHT_BYTES))
     optimizer: str = option(
@@ -39,38 +41,30 @@ class EmbeddingCase:
         "behind a cache on the GPU; dense: FBGEMM's dense gradient and torch's optimizer",
         ("fused", "fused_uvm_caching", "dense"),
     )
-    cache_load: float = option(0.2, "for fused_uvm_caching: share of the rows that the cache holds")
+    cache_load: float = option(0.2, "for fused_uvm_caching: share of the rows in the cache", above=0, most=1)
     sharding: str = option(
         "none", "none: FBGEMM's module by itself; else through TorchRec's DistributedModelParallel", SHARDINGS
     )
-    world_size: int = option(1, "processes (each with a GPU where --device is cuda)")
+    world_size: int = option(1, "processes (each with a GPU where --device is cuda)", least=1)
     reference: str = option(
         "sparse",
         "gradients of nn.EmbeddingBag beside it; none: measure without it, for tables that fit only once",
         ("sparse", "dense", "none"),
     )
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
-    threads: int = option(0, "threads of each process (0: the cores shared among the processes)")
-    requests: int = option(8, "different batches, generated in advance and used one after the other")
-    warmup: int = option(3, "rounds before those that count")
-    rounds: int = option(20, "rounds that are measured")
-    copy_mib: int = option(256, "size of the memory copy that measures the bandwidth")
-    seed: int = option(0, "seed of weights, ids and gradients")
+    threads: int = option(0, "threads of each process (0: the cores shared among the processes)", least=0)
+    requests: int = option(8, "different batches, generated in advance and used one after the other", least=1)
+    warmup: int = option(3, "rounds before those that count", least=0)
+    rounds: int = option(20, "rounds that are measured", least=1)
+    copy_mib: int = option(256, "size of the memory copy that measures the bandwidth", least=1)
+    seed: int = option(0, "seed of weights, ids and gradients", least=0)
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value, flag = getattr(self, field.name), "--" + field.name.replace("_", "-")
-            choices = field.metadata["choices"]
-            if choices and value not in choices:
-                raise DataError(f"{flag} {value}: is not one of {', '.join(choices)}")
-            if isinstance(value, int | float) and not value >= (0 if field.name in _MAY_BE_ZERO else 1e-9):
-                raise DataError(f"{flag} {value}: is too small")
+        check_fields(self)
         if self.dim % 4:
             raise DataError(f"--dim {self.dim}: FBGEMM needs a multiple of 4")
         if self.batch % self.world_size:
             raise DataError(f"--batch {self.batch}: must be a multiple of --world-size {self.world_size}")
-        if self.cache_load > 1:
-            raise DataError(f"--cache-load {self.cache_load}: is a share of the rows, at most 1")
 
     @property
     def local_batch(self) -> int:
@@ -93,53 +87,52 @@ class LoaderCase:
     """What is read, and how. Every field is a flag."""
 
     shards: str = option("", "shards of a run to read, such as runs/demo/shards (default: random ones)")
-    rows: int = option(196_608, "rows of the random shards; workers keep up to 131,072 in memory")
+    rows: int = option(196_608, "rows of the random shards; workers keep up to 131,072 in memory", least=1)
     keep: str = option("", "folder for the random shards, reused if they are there (default: temporary)")
     modalities: list = option(list(MODALITIES), "vectors in the rows, for the kind `vectors`")
-    positives: int = option(10, "neighbours of the user and of the item")
-    batch: int = option(4096, "rows of a batch")
-    workers: list = option([0, 2], "loader processes; 0: this one, on one core")
-    warmup: int = option(1, "rounds before those that count")
-    rounds: int = option(5, "rounds that are measured, an epoch each")
-    seed: int = option(0, "seed of rows and order")
+    positives: int = option(10, "neighbours of the user and of the item", least=0)
+    batch: int = option(4096, "rows of a batch", least=1)
+    workers: list = option([0, 2], "loader processes; 0: this one, on one core", least=0)
+    warmup: int = option(1, "rounds before those that count", least=0)
+    rounds: int = option(5, "rounds that are measured, an epoch each", least=1)
+    seed: int = option(0, "seed of rows and order", least=0)
 
     def __post_init__(self) -> None:
-        at_least(self, {"rows": 1, "positives": 0, "batch": 1, "warmup": 0, "rounds": 1, "seed": 0})
+        check_fields(self)
         check_modalities(self.modalities)
-        if not self.workers or min(self.workers) < 0:
-            raise DataError(f"--workers {' '.join(map(str, self.workers))}: give numbers, 0 or more")
+        if not self.workers:
+            raise DataError("--workers: give numbers, 0 or more")
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainCase:
     """A training step, and what it is measured on. Every field is a flag."""
 
-    batch: int = option(4096, "rows of a step, over all ranks")
-    negatives: int = option(256, "corpus negatives of the contrastive terms")
+    batch: int = option(4096, "rows of a step, over all ranks", least=2)
+    negatives: int = option(256, "corpus negatives of the contrastive terms", least=1)
     modalities: list = option(list(MODALITIES), "vectors in the rows, one tower each")
-    positives: int = option(10, "neighbours of the user and of the item in a row")
-    users: int = option(28_912, "users of the random data (default: the papers')")
-    items: int = option(15_290, "items of the random data (default: the papers')")
+    positives: int = option(10, "neighbours of the user and of the item in a row", least=1)
+    users: int = option(28_912, "users of the random data (default: the papers')", least=2)
+    items: int = option(15_290, "items of the random data (default: the papers')", least=2)
     loader: bool = option(False, "end to end: the real loader reads rows from shards, an epoch a round")
     shards: str = option("", "for --loader: shards of a run (default: random ones)")
-    rows: int = option(196_608, "for --loader: rows of the random shards")
+    rows: int = option(196_608, "for --loader: rows of the random shards", least=2)
     keep: str = option("", "for --loader: folder for the random shards, reused if there (default: temporary)")
-    workers: int = option(0, "for --loader: loader processes")
-    steps: int = option(8, "steps of a round, without --loader")
-    warmup: int = option(2, "rounds before those that count")
-    rounds: int = option(10, "rounds that are measured")
-    threads: int = option(0, "threads of each process (0: the cores shared among the processes)")
+    workers: int = option(0, "for --loader: loader processes", least=0)
+    steps: int = option(8, "steps of a round, without --loader", least=1)
+    warmup: int = option(2, "rounds before those that count", least=0)
+    rounds: int = option(10, "rounds that are measured", least=1)
+    threads: int = option(0, "threads of each process (0: the cores shared among the processes)", least=0)
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
     precision: str = option("fp32", "fp32, or bf16: autocast of the forward pass", ("fp32", "bf16"))
     compile: bool = option(False, "torch.compile of this project's dense part")
     reference: str = option(
         "plain", "plain: the same model in plain torch beside it, on one rank; none", ("plain", "none")
     )
-    seed: int = option(0, "seed of data, weights and draws")
+    seed: int = option(0, "seed of data, weights and draws", least=0)
 
     def __post_init__(self) -> None:
-        at_least(self, {"batch": 2, "negatives": 1, "positives": 1, "users": 2, "items": 2, "rows": 2})
-        at_least(self, {"workers": 0, "steps": 1, "warmup": 0, "rounds": 1, "threads": 0, "seed": 0})
+        check_fields(self)
         check_modalities(self.modalities)
         if not {m.split("_")[0] for m in self.modalities} >= {"user", "item"}:
             raise DataError("--modalities: the contrastive terms need one of users and one of items")
@@ -150,12 +143,17 @@ class TrainCase:
             )
 
 
-def at_least(case: object, minimums: dict[str, float]) -> None:
-    """Raise DataError naming the first flag with a value below its minimum."""
-    for name, minimum in minimums.items():
-        if getattr(case, name) < minimum:
-            flag = name.replace("_", "-")
-            raise DataError(f"--{flag} {getattr(case, name)}: must be at least {minimum}")
+def check_fields(case: Any) -> None:
+    """Raise DataError naming every flag whose value is out of range or not among its choices."""
+    problems = []
+    for known in dataclasses.fields(case):
+        value, choices = getattr(case, known.name), known.metadata["choices"]
+        flag = "--" + known.name.replace("_", "-")
+        if choices and value not in choices:
+            problems.append(f"{flag} {value}: is not one of {', '.join(choices)}")
+        if text := range_problem(value, known):
+            problems.append(f"{flag}: {text}")
+    raise_problems(problems)
 
 
 def check_modalities(modalities: Sequence[str]) -> None:

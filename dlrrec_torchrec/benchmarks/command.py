@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
-import typing
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, TrainCase, parse_sweeps, product
+from dlrrec_torchrec.config.flags import add_command, add_flags, given_settings
 from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import write_text_atomic
 
-EMBEDDINGS_EXAMPLE = """examples:
-  dlrrec bench embeddings --sweep pooling=1,11,50
-  dlrrec bench embeddings --sweep distribution=uniform,zipf --sweep rows=100000,1000000 --optimizer sgd
-  dlrrec bench embeddings --world-size 2 --sharding table_wise"""
-TRAIN_EXAMPLE = """dlrrec: with both contrastive terms; bce: without. Before anything is timed, both sides
-must have computed the same losses from equal weights, before and after an update.
-
-examples:
-  dlrrec bench train
-  dlrrec bench train --loader --rounds 3 --warmup 1
-  dlrrec bench train --batch 16384 --precision bf16 --device cuda
-  torchrun --nproc_per_node 2 -m dlrrec_torchrec bench train"""
+EMBEDDINGS_EXAMPLE = """dlrrec bench embeddings --sweep pooling=1,11,50
+dlrrec bench embeddings --sweep distribution=uniform,zipf --sweep rows=100000,1000000 --optimizer sgd
+dlrrec bench embeddings --world-size 2 --sharding table_wise"""
+TRAIN_NOTE = """dlrrec: with both contrastive terms; bce: without. Before anything is timed, both sides
+must have computed the same losses from equal weights, before and after an update."""
+TRAIN_EXAMPLE = """dlrrec bench train
+dlrrec bench train --loader --rounds 3 --warmup 1
+dlrrec bench train --batch 16384 --precision bf16 --device cuda
+torchrun --nproc_per_node 2 -m dlrrec_torchrec bench train"""
 TRAIN_LEGEND = (
     "medians (p10 to p90); ratios are of the same round. Parts: each without those it contains; profiling\n"
     "itself takes time, so read their shares."
 )
-LOADER_EXAMPLE = """Kinds of rows: `vectors` (all that training reads), `ids` (the same without the vectors),
-`ids without positives`. The JSON names the columns that each reads.
-
-examples:
-  dlrrec bench loader
-  dlrrec bench loader --shards runs/demo/shards --modalities user_text item_text
-  dlrrec bench loader --workers 0 1 4 --rounds 10"""
+LOADER_NOTE = """Kinds of rows: `vectors` (all that training reads), `ids` (the same without the vectors),
+`ids without positives`. The JSON names the columns that each reads."""
+LOADER_EXAMPLE = """dlrrec bench loader
+dlrrec bench loader --shards runs/demo/shards --modalities user_text item_text
+dlrrec bench loader --workers 0 1 4 --rounds 10"""
 LOADER_LEGEND = (
     "medians (p10 to p90). per CPU second: by the processor's time, which other work changes less.\n"
     "plain read + copy: of the loader's time, what a plain read of the same bytes of the files and\n"
@@ -60,54 +54,25 @@ def add_bench(commands: Any) -> None:
         help="measure with each of these values; several sweeps: with each combination",
     )
     line = "the whole training step and its parts, beside the same model in plain torch"
-    _add(parts, "train", TrainCase, line, TRAIN_EXAMPLE, _train)
+    _add(parts, "train", TrainCase, line, TRAIN_EXAMPLE, _train, TRAIN_NOTE)
     line = "rows per second from shards to batches, beside a plain read and copy of the same bytes"
-    _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader)
+    _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader, LOADER_NOTE)
 
 
 def _add(
-    parts: Any, name: str, case: type, line: str, example: str, action: Callable
+    parts: Any, name: str, case: type, line: str, example: str, action: Callable, note: str = ""
 ) -> argparse.ArgumentParser:
     """A benchmark's command: every field of `case` is a flag."""
-    command = parts.add_parser(
-        name,
-        help=line,
-        description=line[0].upper() + line[1:] + ".",
-        epilog=example,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    hints = typing.get_type_hints(case)
-    for known in dataclasses.fields(case):
-        default, choices, kind = _default(known), known.metadata["choices"], hints[known.name]
-        options: dict[str, Any] = {"metavar": None if choices else known.name.upper(), "choices": choices}
-        if kind is bool:
-            options = {"action": argparse.BooleanOptionalAction}
-        elif kind is list:
-            options |= {"nargs": "*", "type": type(default[0])}
-        else:
-            options["type"] = kind
-        shown = " ".join(map(str, default)) if kind is list else default
-        text = known.metadata["help"].replace("%", "%%")
-        # An empty default's meaning is in its help; argparse itself shows that of a switch.
-        text += f" (default: {shown})" if shown != "" and kind is not bool else ""
-        command.add_argument("--" + known.name.replace("_", "-"), default=default, help=text, **options)
+    command = add_command(parts, name, line, example, note=note, of_run=False)
+    add_flags(command, case)
     command.add_argument("--out", default="runs/bench", help="folder of the results (default: runs/bench)")
     command.add_argument("--json", action="store_true", help="print the JSON instead of the table")
     command.set_defaults(action=action)
     return command
 
 
-def _default(known: dataclasses.Field) -> Any:
-    made = known.default_factory
-    return known.default if made is dataclasses.MISSING else made()
-
-
-def _given(arguments: argparse.Namespace, case: type) -> dict[str, Any]:
-    return {known.name: getattr(arguments, known.name) for known in dataclasses.fields(case)}
-
-
 def _loader(arguments: argparse.Namespace) -> int:
-    case, out = LoaderCase(**_given(arguments, LoaderCase)), Path(arguments.out)
+    case, out = LoaderCase(**given_settings(arguments)), Path(arguments.out)
     from dlrrec_torchrec.benchmarks.format import align
     from dlrrec_torchrec.benchmarks.loading import format_loader, run
     from dlrrec_torchrec.benchmarks.machine import describe_machine
@@ -120,7 +85,7 @@ def _loader(arguments: argparse.Namespace) -> int:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    case, out = TrainCase(**_given(arguments, TrainCase)), Path(arguments.out)
+    case, out = TrainCase(**given_settings(arguments)), Path(arguments.out)
     from dlrrec_torchrec.benchmarks.format import align, draw_training
     from dlrrec_torchrec.benchmarks.machine import describe_machine
     from dlrrec_torchrec.benchmarks.step.measure import format_training, run
@@ -149,7 +114,7 @@ def _publish(report: dict[str, Any], path: Path, as_json: bool, shown: Sequence[
 
 
 def _embeddings(arguments: argparse.Namespace) -> int:
-    cases = product(_given(arguments, EmbeddingCase), parse_sweeps(arguments.sweep))
+    cases = product(given_settings(arguments), parse_sweeps(arguments.sweep))
     from dlrrec_torchrec.benchmarks.embeddings.compare import run
     from dlrrec_torchrec.benchmarks.format import draw, format_table
     from dlrrec_torchrec.benchmarks.machine import describe_machine

@@ -1,6 +1,13 @@
 """The settings of a run: one dataclass a section (`sections`), read from YAML and flags (`read`, `flags`)."""
 
-from dlrrec_torchrec.config.read import from_dict, load_config, table_config, table_settings, variant
+from dlrrec_torchrec.config.read import (
+    for_seed,
+    from_dict,
+    load_config,
+    table_config,
+    table_settings,
+    variant,
+)
 from dlrrec_torchrec.config.sections import (
     KERNELS,
     SHARDING_TYPES,
@@ -18,6 +25,7 @@ from dlrrec_torchrec.config.sections import (
 )
 
 __all__ = [
+    "for_seed",
     "from_dict",
     "load_config",
     "table_config",

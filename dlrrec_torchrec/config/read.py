@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
 import types
 import typing
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dlrrec_torchrec.config.names import described
 from dlrrec_torchrec.config.sections import RunConfig, TableConfig
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
 
+VARYING = ("model", "contrastive", "train")  # sections that variants may change
+Report = Callable[[str, str], None]  # takes a setting, as "train.lr", and what is wrong with it
 
-def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None) -> RunConfig:
+
+def load_config(
+    path: str | Path | None,
+    overrides: dict[str, Any] | None = None,
+    check: Callable[[RunConfig], list[str]] | None = None,
+) -> RunConfig:
     """Read a run's YAML file and lay `overrides` ({"train.lr": 0.1}) over it; no file means the defaults.
 
-    Raises DataError naming the file and the key or variant that is unknown, or not of the type or form meant.
+    Args:
+        check: finds what else is wrong with the settings, to be said together with the rest; without it
+            values out of range are left to `RunConfig.check`.
+
+    Raises DataError naming the file and every key that is unknown, of the wrong type or not among the
+    choices.
     """
     body: dict[str, Any] = {}
     if path:
@@ -31,7 +46,8 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
             raise DataError(f"{path}: not valid YAML: {error}") from None
         if not isinstance(body, dict):
             raise DataError(f"{path}: must hold sections such as 'ingest:' and 'train:'")
-    for key, value in (overrides or {}).items():
+    overrides = overrides or {}
+    for key, value in overrides.items():
         section = body
         *parents, last = key.split(".")
         for parent in parents:
@@ -40,97 +56,193 @@ def load_config(path: str | Path | None, overrides: dict[str, Any] | None = None
             if not isinstance(section, dict):
                 raise DataError(f"--set {key}: '{parent}' is {section!r}, which has no settings of its own")
         section[last] = value
-    config = from_dict(RunConfig, body, str(path or "options"))
+    problems: list[str] = []
+
+    def report(setting: str, text: str) -> None:
+        place = f"{path}: " if path and setting not in overrides else ""
+        problems.append(place + (f"{described(setting)}: {text}" if setting else text))
+
+    config = _build(RunConfig, body, "", report)
     for name in config.variants:
-        check_name(name, f"{path or 'options'}: variants")
+        try:
+            check_name(name, f"{path}: variants" if path and "variants" not in overrides else "variants")
+        except DataError as error:
+            problems.append(str(error))
+    problems += check(config) if check else []
+    raise_problems(problems)
     return config
 
 
 def from_dict(kind: type, body: dict[str, Any], where: str) -> Any:
-    """Build the dataclass `kind` from plain values, refusing what it does not know."""
+    """Build the dataclass `kind` from plain values. Raises DataError naming all that it does not know."""
+    problems: list[str] = []
+    built = _build(
+        kind, body, "", lambda key, text: problems.append(": ".join(filter(None, (where, key, text))))
+    )
+    raise_problems(problems)
+    return built
+
+
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raise one DataError with all of the problems, each once; without problems do nothing."""
+    problems = list(dict.fromkeys(problems))
+    if len(problems) > 1:
+        raise DataError(f"{len(problems)} settings cannot be used:\n  " + "\n  ".join(problems))
+    if problems:
+        raise DataError(problems[0])
+
+
+def _build(kind: type, body: dict[str, Any], at: str, report: Report) -> Any:
+    """The dataclass from plain values; what it cannot hold is reported and left at its default."""
+    return kind(**_values(kind, body, at, report))
+
+
+def _values(kind: type, body: dict[str, Any], at: str, report: Report) -> dict[str, Any]:
+    """Those of the plain values that fields of the dataclass can hold; the others are reported."""
     known = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     values = {}
     for name, value in body.items():
+        setting = f"{at}.{name}" if at else str(name)
         if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(known)})"
-            raise DataError(f"{where}: unknown key '{name}'{hint}")
-        if dataclasses.is_dataclass(hints[name]):
-            if not isinstance(value, dict):
-                raise DataError(f"{where}: '{name}' must be a section, not {value!r}")
-            values[name] = from_dict(hints[name], value, f"{where}: {name}")
-        elif typing.get_origin(hints[name]) is dict:
-            values[name] = _tables(value, f"{where}: {name}")
+            report(at, f"unknown key '{name}'{_hint(str(name), known)}")
+        elif dataclasses.is_dataclass(hints[name]):
+            if isinstance(value, dict):
+                values[name] = _build(hints[name], value, setting, report)
+            else:
+                report(at, f"'{name}' must be a section, not {value!r}")
         else:
-            values[name] = _checked(value, hints[name], known[name], f"{where}: {name}")
-    return kind(**values)
+            try:
+                values[name] = field_value(value, hints[name], known[name], setting, report)
+            except ValueError as error:
+                report(setting, str(error))
+    return values
+
+
+def field_value(value: Any, hint: Any, known: dataclasses.Field, setting: str, report: Report) -> Any:
+    """`value` as the field holds it. Raises ValueError where it cannot hold it.
+
+    What is wrong inside the settings of a table is reported instead.
+    """
+    if typing.get_origin(hint) is dict:
+        if not isinstance(value, dict):
+            raise ValueError(f"must name tables, as {{user: {{dtype: fp16}}}}, not {value!r}")
+        return {name: _table(table, f"{setting}.{name}", report) for name, table in value.items()}
+    if isinstance(hint, types.UnionType):
+        if value is None:
+            return None
+        hint = next(a for a in typing.get_args(hint) if a is not type(None))
+    choices = known.metadata.get("choices")
+    if hint is list:
+        if choices and isinstance(value, str):
+            value = value.split("+")
+        if not isinstance(value, list):
+            raise ValueError(f"{value!r} is not of type list")
+        default = known.default_factory() if known.default is dataclasses.MISSING else known.default
+        kind = type(default[0]) if default else str
+        return [_checked(one, kind, choices) for one in value]
+    return _checked(value, hint, choices)
 
 
 def table_config(body: Any, where: str) -> TableConfig:
     """A table's settings from a mapping, or from text as TableConfig describes it."""
-    if isinstance(body, TableConfig):
-        return body
-    if isinstance(body, str):
-        body = table_settings(body, where)
-    if not isinstance(body, dict):
-        raise DataError(f"{where}: must be settings such as {{dtype: fp16}}, not {body!r}")
-    return from_dict(TableConfig, body, where)
+    problems: list[str] = []
+    table = _table(body, where, lambda setting, text: problems.append(f"{setting}: {text}"))
+    raise_problems(problems)
+    return table
 
 
 def table_settings(text: str, where: str) -> dict[str, str]:
     """The settings in a table's text, still as text: "1e9,64,dtype=fp16" has rows, dim and dtype."""
-    parts, order, found = [part.strip() for part in text.split(",")], ("rows", "dim", "pooling"), {}
+    parts, order, settings = [part.strip() for part in text.split(",")], ("rows", "dim", "pooling"), {}
     named = [part if "=" in part else f"{name}={part}" for name, part in zip(order, parts, strict=False)]
     for part in named + parts[len(order) :]:
         name, equals, value = part.partition("=")
-        if not equals or not value or name in found:
+        if not equals or not value or name in settings:
             raise DataError(f"{where}: '{part}': write rows,dim,pooling,KEY=VALUE, each at most once")
-        found[name] = value
-    return found
+        settings[name] = value
+    return settings
 
 
-def _tables(body: Any, where: str) -> dict[str, TableConfig]:
+def _table(body: Any, setting: str, report: Report) -> TableConfig:
+    if isinstance(body, TableConfig):
+        return body
+    if isinstance(body, str):
+        body = table_settings(body, setting)
     if not isinstance(body, dict):
-        raise DataError(f"{where}: must name tables, as {{user: {{dtype: fp16}}}}, not {body!r}")
-    return {name: table_config(value, f"{where}: {name}") for name, value in body.items()}
+        raise ValueError(f"must be settings such as {{dtype: fp16}}, not {body!r}")
+    return _build(TableConfig, body, setting, report)
 
 
-def _checked(value: Any, hint: Any, known: dataclasses.Field, where: str) -> Any:
-    choices = known.metadata.get("choices")
-    if value is None and isinstance(hint, types.UnionType):
-        return None
-    if choices and hint is list and isinstance(value, str):
-        value = value.split("+")
-    for one in value if isinstance(value, list) else [value]:
-        if choices and one not in choices:
-            raise DataError(f"{where}: {one!r} is not one of {', '.join(choices)}")
-    if isinstance(hint, types.UnionType):
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    if hint is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
+def _checked(value: Any, kind: type, choices: tuple[str, ...] | None) -> Any:
+    """`value` as a `kind` and one of the choices. Raises ValueError."""
+    if choices and value not in choices:
+        raise ValueError(f"{value!r} is not one of {', '.join(choices)}")
+    if kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if kind is float and isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML reads 1e-3 as a string
         except ValueError:
             pass
-    if hint is int and isinstance(value, (float, str)):
+    if kind is int and isinstance(value, (float, str)):
         try:
             value = int(float(value)) if float(value).is_integer() else value  # 1e9
         except ValueError:
             pass
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        raise DataError(f"{where}: {value!r} is not of type {hint.__name__}")
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ValueError(f"{value!r} is not of type {kind.__name__}")
     return value
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1)
+    return f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(known)})"
 
 
 def variant(config: RunConfig, name: str) -> RunConfig:
     """`config` with the changes of its variant `name` laid over the model, contrastive and train sections."""
     if name not in config.variants:
         raise DataError(f"unknown variant '{name}' (this run has: {', '.join(config.variants)})")
-    changed = dataclasses.replace(config)
-    for section, changes in (config.variants[name] or {}).items():
-        if section not in ("model", "contrastive", "train"):
-            raise DataError(f"variants: {name}: '{section}' cannot differ; use model, contrastive or train")
-        old = getattr(config, section)
-        merged = {f.name: getattr(old, f.name) for f in dataclasses.fields(old)} | changes
-        setattr(changed, section, from_dict(type(old), merged, f"variants: {name}: {section}"))
+    problems: list[str] = []
+    changed = apply_variant(config, name, lambda setting, text: problems.append(f"{setting}: {text}"))
+    raise_problems(problems)
     return changed
+
+
+def apply_variant(config: RunConfig, name: str, report: Report) -> RunConfig:
+    """`variant`, which hands all that is wrong with the variant to `report`."""
+    changed, at = dataclasses.replace(config), f"variants.{name}"
+    sections = config.variants[name] or {}
+    if not isinstance(sections, dict):
+        report(at, f"must hold sections such as 'train:', not {sections!r}")
+        return changed
+    for section, changes in sections.items():
+        if section not in VARYING:
+            report(at, f"'{section}' cannot differ; use model, contrastive or train")
+        elif not isinstance(changes, dict | None):
+            report(at, f"'{section}' must be a section, not {changes!r}")
+        else:
+            old = getattr(config, section)
+            values = _values(type(old), changes or {}, f"{at}.{section}", report)
+            setattr(changed, section, dataclasses.replace(old, **values))
+    return changed
+
+
+def for_seed(config: RunConfig, number: int) -> RunConfig:
+    """The settings of the `number`-th repetition: another split and other weights, the rest alike."""
+    return dataclasses.replace(
+        config,
+        split=dataclasses.replace(config.split, seed=config.split.seed + number),
+        train=dataclasses.replace(config.train, seed=config.train.seed + number),
+        variants={
+            name: {
+                section: {
+                    k: v + number if (section, k) == ("train", "seed") else v
+                    for k, v in (changes or {}).items()
+                }
+                for section, changes in (sections or {}).items()
+            }
+            for name, sections in config.variants.items()
+        },
+    )

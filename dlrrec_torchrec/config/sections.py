@@ -7,13 +7,34 @@ The dataclasses stop at each stage's entry function: everything below takes plai
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import field
 from typing import Any
 
 
-def option(default: Any, help: str, choices: tuple[str, ...] | None = None) -> Any:
-    """A dataclass field with its help text and, where they are few, its allowed values."""
-    metadata = {"help": help, "choices": choices}
+def option(
+    default: Any,
+    help: str,
+    choices: tuple[str, ...] | None = None,
+    *,
+    least: float | None = None,
+    most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+) -> Any:
+    """A dataclass field with its help text and the values it may have.
+
+    Args:
+        choices: where they are few, the allowed values.
+        least, most: the bounds of a number, or of each number of a list; these themselves are allowed.
+        above, below: bounds that are not allowed themselves.
+    """
+    bounds = {"least": least, "most": most, "above": above, "below": below}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "bounds": {k: v for k, v in bounds.items() if v is not None},
+    }
     if isinstance(default, (list, dict)):
         return field(default_factory=lambda: type(default)(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -36,9 +57,9 @@ class IngestConfig:
         {},
         "for 'table': columns of the metadata, as item=Name title=Name categories=Cuisines price=Cost",
     )
-    max_rejected: float = option(0.05, "stop if more than this share of the rows is bad")
+    max_rejected: float = option(0.05, "stop if more than this share of the rows is bad", least=0, most=1)
     size: str = option("small", "for 'synthetic': the size of the world", ("tiny", "small", "paper"))
-    seed: int = option(0, "for 'synthetic': the seed of the world")
+    seed: int = option(0, "for 'synthetic': the seed of the world", least=0)
 
 
 @dataclasses.dataclass
@@ -50,27 +71,33 @@ class SplitConfig:
         "random: 3:1 as in the papers; last: each user's last; folds: one of K; published: the source's",
         ("random", "last", "folds", "published"),
     )
-    min_reviews: int = option(2, "drop users and items with fewer reviews, until stable")
-    test_share: float = option(0.25, "share of the rows that is tested (random)")
-    val_share: float = option(0.1, "share of the remaining rows that selects the model (none under 'paper')")
+    min_reviews: int = option(2, "drop users and items with fewer reviews, until stable", least=1)
+    test_share: float = option(0.25, "share of the rows that is tested (random)", above=0, below=1)
+    val_share: float = option(
+        0.1, "share of the remaining rows that selects the model (none under 'paper')", least=0, below=1
+    )
     positive_rating: float = option(4.0, "a rating of at least this is a positive label")
-    folds: int = option(5, "number of folds (folds)")
-    fold: int = option(0, "the fold that is tested (folds)")
-    seed: int = option(0, "seed of the random assignment")
+    folds: int = option(5, "number of folds (folds)", least=2)
+    fold: int = option(0, "the fold that is tested (folds)", least=0)
+    seed: int = option(0, "seed of the random assignment", least=0)
 
 
 @dataclasses.dataclass
 class ExtractConfig:
     """Training reviews -> summaries, vectors, price tags, categories."""
 
-    provider: str = option("offline", "who writes the content; 'offline' needs no network", ("offline",))
+    provider: str = option(
+        "offline",
+        "who writes the content: offline, which needs no network, or a class of yours, MODULE:CLASS",
+    )
+    provider_options: dict = option({}, "settings of the provider's own (offline has none)")
     encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
-    batch_tokens: int = option(4096, "tokens in one encoder batch")
-    summary_sentences: int = option(5, "sentences of an extractive summary")
-    folds: int = option(5, "cross-fitting folds for each entity's reviews")
+    batch_tokens: int = option(4096, "tokens in one encoder batch", least=1)
+    summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
+    folds: int = option(5, "cross-fitting folds for each entity's reviews", least=2)
     categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
     price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
-    seed: int = option(0, "seed of the fold assignment")
+    seed: int = option(0, "seed of the fold assignment", least=0)
 
 
 @dataclasses.dataclass
@@ -83,12 +110,12 @@ class SwingStageConfig:
         "what makes two ids neighbours; the others but SWING count single shared partners",
         ("swing", "cosine", "jaccard", "common", "adamic_adar"),
     )
-    alpha: float | None = option(None, "smoothing in 1 / (alpha + overlap); default: the preset's")
-    top_k: int = option(20, "neighbours kept for each id")
-    min_user_items: int = option(2, "ignore ids with fewer distinct partners")
-    max_item_users: int = option(1000, "sample so many partners of a more popular id")
-    threads: int = option(0, "threads (0: all cores)")
-    seed: int = option(0, "seed of the sampling")
+    alpha: float | None = option(None, "smoothing in 1 / (alpha + overlap); default: the preset's", least=0)
+    top_k: int = option(20, "neighbours kept for each id", least=1)
+    min_user_items: int = option(2, "ignore ids with fewer distinct partners", least=1)
+    max_item_users: int = option(1000, "sample so many partners of a more popular id (0: all)", least=0)
+    threads: int = option(0, "threads (0: all cores)", least=0)
+    seed: int = option(0, "seed of the sampling", least=0)
 
 
 @dataclasses.dataclass
@@ -104,14 +131,16 @@ class PrepareConfig:
     dense: list = option(
         ["item_count", "user_mean", "item_mean", "price", "user_count"], "dense features, in order"
     )
-    smoothing: float = option(0.0, "pseudo-reviews of the middle of rating_range added to each mean rating")
+    smoothing: float = option(
+        0.0, "pseudo-reviews of the middle of rating_range added to each mean rating", least=0
+    )
     rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
     modalities: list = option(
         ["user_text", "item_text", "item_image"],
         "vectors written into the rows; none for model.vectors: table",
     )
-    positives: int = option(10, "SWING neighbours kept as positives")
-    rows_per_shard: int = option(8192, "rows of one Parquet shard")
+    positives: int = option(10, "SWING neighbours kept as positives", least=0)
+    rows_per_shard: int = option(8192, "rows of one Parquet shard", least=1)
 
 
 SHARDING_TYPES = (
@@ -133,9 +162,11 @@ class TableConfig:
     Also given as text: `rows,dim,pooling,KEY=VALUE,...`, each part optional, as `1e9,64,1,sharding=row_wise`.
     """
 
-    rows: int | None = option(None, "rows (default: as many as the shards have ids)")
-    dim: int | None = option(None, "columns (default: model.embedding_dim; 384 of content vectors)")
-    pooling: float | None = option(None, "ids that an example looks up, on average (for predictions)")
+    rows: int | None = option(None, "rows (default: as many as the shards have ids)", least=1)
+    dim: int | None = option(None, "columns (default: model.embedding_dim; 384 of content vectors)", least=1)
+    pooling: float | None = option(
+        None, "ids that an example looks up, on average (for predictions)", above=0
+    )
     dtype: str | None = option(
         None,
         "numbers of the weights (default: fp32; fp16 of content vectors); bf16 is for plans only",
@@ -149,8 +180,12 @@ class TableConfig:
         SHARDING_TYPES,
     )
     kernels: list = option([], "compute kernels the planner may choose from (default: fused)", KERNELS)
-    cache: float = option(0.2, "fused_uvm_caching, key_value: share of the rows cached on the device")
-    min_columns: int = option(128, "narrowest part that column_wise, table_column_wise, grid_shard cut")
+    cache: float = option(
+        0.2, "fused_uvm_caching, key_value: share of the rows cached on the device", above=0, most=1
+    )
+    min_columns: int = option(
+        128, "narrowest part that column_wise, table_column_wise, grid_shard cut", least=1
+    )
     ssd: str = option("", "key_value: folder on a local SSD (default: a temporary one)")
     ids: str = option(
         "code",
@@ -161,7 +196,7 @@ class TableConfig:
     evict: str = option(
         "lfu", "managed: whose row another id gets, when all are taken", ("lfu", "lru", "distance_lfu")
     )
-    admit: int = option(1, "managed: give rows to new ids after every so many steps")
+    admit: int = option(1, "managed: give rows to new ids after every so many steps", least=1)
 
 
 @dataclasses.dataclass
@@ -175,18 +210,20 @@ class ModelConfig:
         "all training reviews: not leave-one-out; rows need no vectors then)",
         ("row", "table"),
     )
-    text_tower: list = option([256, 32], "layer sizes of the text towers")
-    image_tower: list = option([64, 32], "layer sizes of the image tower")
+    text_tower: list = option([256, 32], "layer sizes of the text towers", least=1)
+    image_tower: list = option([64, 32], "layer sizes of the image tower", least=1)
     tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
-    tower_dropout: float = option(0.0, "dropout on a tower's input vector")
-    dense_arch: list = option([64, 32], "layer sizes of the dense arch; for 'dot' the last is embedding_dim")
-    over_arch: list = option([256, 16, 1], "layer sizes of the top MLP")
-    embedding_dim: int = option(32, "columns of the embedding tables")
+    tower_dropout: float = option(0.0, "dropout on a tower's input vector", least=0, below=1)
+    dense_arch: list = option(
+        [64, 32], "layer sizes of the dense arch; for 'dot' the last is embedding_dim", least=1
+    )
+    over_arch: list = option([256, 16, 1], "layer sizes of the top MLP", least=1)
+    embedding_dim: int = option(32, "columns of the embedding tables", least=1)
     category: bool = option(True, "pooled category embedding")
     user_id: bool = option(False, "embedding of the user id")
     item_id: bool = option(False, "embedding of the item id")
     interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
-    dropout: float = option(0.1, "dropout in the top MLP")
+    dropout: float = option(0.1, "dropout in the top MLP", least=0, below=1)
     tables: dict[str, TableConfig] = option(
         {},
         "how a table is kept, as user=dtype=fp16,sharding=row_wise (tables: category, user, item and, with "
@@ -198,13 +235,13 @@ class ModelConfig:
 class ContrastiveConfig:
     """InfoNCE on the reduced user and item vectors (DLRREC equation 1), weights of equation 2."""
 
-    item_weight: float = option(0.1, "w1, weight of the item-item loss; 0 switches it off")
-    user_weight: float = option(0.1, "w2, weight of the user-user loss; 0 switches it off")
+    item_weight: float = option(0.1, "w1, weight of the item-item loss; 0 switches it off", least=0)
+    user_weight: float = option(0.1, "w2, weight of the user-user loss; 0 switches it off", least=0)
     learnable: bool = option(False, "learn w1 and w2, starting at the given values")
-    temperature: float = option(0.1, "tau")
+    temperature: float = option(0.1, "tau", above=0)
     normalize: bool = option(True, "cosine instead of dot product")
     negatives: str = option("corpus", "other entities at random, or those of the batch", ("corpus", "batch"))
-    num_negatives: int = option(256, "corpus negatives, shared by the anchors of a step")
+    num_negatives: int = option(256, "corpus negatives, shared by the anchors of a step", least=1)
     positive: str = option("best", "the best neighbour, or one sampled each step", ("best", "sample"))
 
 
@@ -212,19 +249,19 @@ class ContrastiveConfig:
 class TrainConfig:
     """Shards -> a trained model. The same code for one process and for N ranks."""
 
-    epochs: int = option(30, "passes over the training rows")
-    batch_size: int = option(1024, "rows of a step, over all ranks")
-    lr: float = option(0.01, "learning rate of the dense part (Adam)")
-    table_lr: float | None = option(None, "learning rate of the embedding tables (default: lr)")
+    epochs: int = option(30, "passes over the training rows", least=1)
+    batch_size: int = option(1024, "rows of a step, over all ranks", least=2)
+    lr: float = option(0.01, "learning rate of the dense part (Adam)", above=0)
+    table_lr: float | None = option(None, "learning rate of the embedding tables (default: lr)", above=0)
     table_optimizer: str = option("adam", "fused optimizer", ("adam", "rowwise_adagrad", "sgd"))
-    weight_decay: float = option(0.0, "decoupled weight decay of the dense part (AdamW)")
+    weight_decay: float = option(0.0, "decoupled weight decay of the dense part (AdamW)", least=0)
     schedule: str = option("constant", "learning rate over the steps", ("constant", "linear", "cosine"))
-    warmup_steps: int = option(0, "steps of linear warm-up")
+    warmup_steps: int = option(0, "steps of linear warm-up", least=0)
     class_weights: str = option(
         "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
     )
     select: str = option("auc", "metric that selects the best epoch (strict)", ("auc", "loss", "accuracy"))
-    patience: int = option(5, "stop after so many epochs without a better one (0: never)")
+    patience: int = option(5, "stop after so many epochs without a better one (0: never)", least=0)
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
     precision: str = option(
         "fp32",
@@ -235,20 +272,24 @@ class TrainConfig:
         "fp32", "numbers in which ranks exchange embeddings and their gradients", ("fp32", "fp16", "bf16")
     )
     clip_norm: float = option(
-        0.0, "largest norm of the dense part's gradients (0: any); fused tables are not clipped"
+        0.0, "largest norm of the dense part's gradients (0: any); fused tables are not clipped", least=0
     )
     accumulate: int = option(
-        1, "micro-batches of a step, to save memory; fused tables are updated after each of them"
+        1, "micro-batches of a step, to save memory; fused tables are updated after each of them", least=1
     )
     compile: bool = option(False, "compile the dense part (torch.compile); needs a C++ compiler")
-    workers: int = option(0, "loader processes for each rank")
-    seed: int = option(0, "seed of weights, dropout, negatives and shuffling")
+    workers: int = option(0, "loader processes for each rank", least=0)
+    seed: int = option(0, "seed of weights, dropout, negatives and shuffling", least=0)
     resume: bool = option(True, "go on from the last checkpoint of an interrupted run")
-    checkpoint_steps: int = option(0, "save after every so many steps too, not only after epochs (0: do not)")
-    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best")
+    checkpoint_steps: int = option(
+        0, "save after every so many steps too, not only after epochs (0: do not)", least=0
+    )
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best", least=1)
     background_checkpoints: bool = option(False, "write checkpoints while the training goes on")
-    log_steps: int = option(100, "a line, and a record in steps.jsonl, after so many steps (0: none)")
-    profile: int = option(0, "trace so many steps with torch.profiler, into the folder profile/")
+    log_steps: int = option(
+        100, "a line, and a record in steps.jsonl, after so many steps (0: none)", least=0
+    )
+    profile: int = option(0, "trace so many steps with torch.profiler, into the folder profile/", least=0)
 
 
 @dataclasses.dataclass
@@ -260,7 +301,7 @@ class RunConfig:
         "strict: nothing but training rows is seen before the test; paper: as the papers describe",
         ("strict", "paper"),
     )
-    seeds: int = option(1, "repeat the run with so many seeds; report mean and deviation")
+    seeds: int = option(1, "repeat the run with so many seeds; report mean and deviation", least=1)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
@@ -273,3 +314,13 @@ class RunConfig:
         {"dlrrec": {}, "bce": {"contrastive": {"user_weight": 0.0, "item_weight": 0.0}}},
         "models to train: name -> what differs from this file's model, contrastive and train sections",
     )
+
+    def check(self, sections: Iterable[str] | None = None) -> None:
+        """Check the values of these sections (default: all), alone, together and as the variants change them.
+
+        Raises DataError naming all that is wrong, each with its setting and flag.
+        """
+        from dlrrec_torchrec.config.check import config_problems
+        from dlrrec_torchrec.config.read import raise_problems
+
+        raise_problems(config_problems(self, sections))

@@ -87,7 +87,8 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
         raise DataError("--device cuda: torch sees no GPU here; use --device cpu (see `dlrrec doctor`)")
     if local_rank >= torch.cuda.device_count():
         raise DataError(
-            f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} here); lower --nproc_per_node"
+            f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} here); lower torchrun's "
+            "--nproc_per_node"
         )
     place = torch.device("cuda", local_rank)
     torch.cuda.set_device(place)

@@ -10,13 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.config import ExtractConfig
+from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
 from dlrrec_torchrec.extract.crossfit import assign_folds, row_hashes, versions
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
-from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider
-from dlrrec_torchrec.extract.providers.offline import OfflineProvider, offline_fingerprint
+from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
+from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -42,21 +43,19 @@ def extract(
     Args:
         encoder: another source of vectors than `config.encoder`.
 
-    Raises DataError for settings out of range, a missing input, or an encoder that cannot be used.
+    Raises DataError for settings out of range, a missing input, or a provider or encoder that cannot be used.
     """
-    if config.folds < 2:
-        raise DataError(f"extract.folds: must be at least 2, not {config.folds}")
-    if config.summary_sentences < 1:
-        raise DataError(f"extract.summary_sentences: must be at least 1, not {config.summary_sentences}")
+    check_settings(config)
+    provider = make_provider(config.provider, config.summary_sentences, config.provider_options)
     encoder = encoder or SentenceEncoder(config.encoder, config.batch_tokens)
     items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
     inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
     if items_dir:
         inputs["items"] = Manifest.read(items_dir).fingerprint
     provenance = {
-        "provider": OfflineProvider.name,
-        "model": OfflineProvider.model,
-        "fingerprint": offline_fingerprint(config.summary_sentences),
+        "provider": provider.name,
+        "model": provider.model,
+        "fingerprint": provider.fingerprint,
     }
     manifest = Manifest("extract", jsonable(config) | {"provenance": provenance}, inputs)
     if current := manifest.current(out_dir):
@@ -68,7 +67,7 @@ def extract(
             Path(split_dir) / "train",
             items_dir,
             _CountedEmbedding(encoder, Path(cache_dir) / "vectors"),
-            lambda corpus: OfflineProvider(corpus, config.summary_sentences),
+            provider,
             config.folds,
             config.seed,
             config.categories_from == "items",
@@ -97,7 +96,7 @@ def _write_content(
     train_dir: Path,
     items_dir: Path | None,
     embed: _CountedEmbedding,
-    make_provider: Callable[[Corpus], Provider],
+    provider: Provider,
     folds: int,
     seed: int,
     categories_from_items: bool,
@@ -139,13 +138,13 @@ def _write_content(
     ]
     manifest.rows["metadata"] = _write(columns, schema.METADATA_CONTENT, folder / "metadata")
 
-    provider = make_provider(words)
+    writer = provider.read(words)
     user_side = [(c, f, rows) for c, f, rows in versions(user_code, user_fold, len(users))]
-    columns, _ = _described(provider, "user", users, user_side, words, embed)
+    columns, _ = _described(writer, "user", users, user_side, words, embed)
     manifest.rows["users"] = _write(columns, schema.USER_CONTENT, folder / "users")
 
     item_side = [(c, f, np.r_[rows, n + c]) for c, f, rows in versions(item_code, item_fold, len(items))]
-    columns, contents = _described(provider, "item", items, item_side, words, embed)
+    columns, contents = _described(writer, "item", items, item_side, words, embed)
     seen = _means([pictures.pieces_of(documents) for *_, documents in item_side], pictures, normalize=False)
     code = [c for c, *_ in item_side]
     if price_from_items:
@@ -188,20 +187,21 @@ def _metadata(items_dir: Path | None, items: list[str]) -> list[dict]:
 
 
 def _described(
-    provider: Provider,
+    writer: Writer,
     side: str,
     ids: list[str],
     entities: list[tuple[int, int, np.ndarray]],
     corpus: Corpus,
     embed: Callable[[list[str]], np.ndarray],
 ) -> tuple[list, list[Content]]:
-    """The columns id, fold, summary and text_vector, and all that the provider said."""
+    """The columns id, fold, summary and text_vector, and all that the writer answered."""
 
     def asked() -> Iterator[EntityReviews]:
         for code, fold, documents in track(entities, f"describing {side}s", len(entities)):
             yield EntityReviews(ids[code], side, fold, documents, corpus)
 
-    contents = list(provider.describe(asked()))
+    contents = list(writer.describe(asked()))
+    _check_contents(contents, len(entities))
     distinct: dict[str, int] = {}
     said = [
         np.fromiter((distinct.setdefault(s, len(distinct)) for s in content.summary), np.int64)
@@ -213,6 +213,20 @@ def _described(
     summaries = [" ".join(map(_ended, content.summary)) or None for content in contents]
     vectors = _means(said, sentences, normalize=True)
     return [[ids[c] for c, *_ in entities], [f for _, f, _ in entities], summaries, vectors], contents
+
+
+def _check_contents(contents: list[Content], entities: int) -> None:
+    if len(contents) != entities:
+        raise DataError(f"extract.provider: answered {len(contents)} of {entities} requests; one each is due")
+    for content in contents:
+        if content.price_tag not in schema.PRICE_TAGS:
+            tags = ", ".join(schema.PRICE_TAGS)
+            raise DataError(f"extract.provider: price tag {content.price_tag!r} is not one of {tags}")
+        if len(content.categories) > schema.CATEGORY_SLOTS:
+            raise DataError(
+                f"extract.provider: {len(content.categories)} categories of one item; at most "
+                f"{schema.CATEGORY_SLOTS} are kept"
+            )
 
 
 def _ended(sentence: str) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.config import IngestConfig
+from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.ingest.facts import ItemFacts, ReviewFacts
 from dlrrec_torchrec.ingest.source_files import Source
 from dlrrec_torchrec.ingest.sources.json_sources import amazon, google, yelp
@@ -77,20 +78,12 @@ def ingest(config: IngestConfig, reviews_dir: str | Path, items_dir: str | Path)
 
 def _open(config: IngestConfig) -> Source | None:
     """The source that the settings name; None for the synthetic world, which reads nothing."""
-    if config.source != "table" and (config.columns or config.item_columns):
-        raise DataError(f"--columns and --item-columns are for --source table, not '{config.source}'")
+    check_settings(config)
     if config.source == "synthetic":
-        for name in ("reviews", "items", "test"):
-            if path := getattr(config, name):
-                raise DataError(
-                    f"--{name} {path}: the synthetic world reads no file; name the file's form with --source"
-                )
         return None
     if config.source == "table":
         return table(config.reviews, config.items, config.test, config.columns, config.item_columns)
     openers = {"google": google, "amazon": amazon, "yelp": yelp, "movielens": movielens}
-    if config.source not in openers:
-        raise DataError(f"--source: '{config.source}' is not one of synthetic, table, {', '.join(openers)}")
     return openers[config.source](config.reviews, config.items, config.test)
 
 

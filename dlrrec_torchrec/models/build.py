@@ -11,6 +11,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.dlrrec import DLRREC
@@ -20,7 +21,6 @@ from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.schema import MODALITIES, NUM_CATEGORIES, VECTOR_DIM
 
-VECTORS = ("row", "table")
 _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
@@ -46,21 +46,10 @@ def build_model(
         DataError: settings that do not fit together, naming the flags.
     """
     needed = {"category": NUM_CATEGORIES + 1, "user": num_users, "item": num_items}
-    if model.vectors not in VECTORS:
-        raise DataError(f"model.vectors: {model.vectors!r} is not one of {', '.join(VECTORS)}")
+    check_settings(model)
     keys = sparse_keys(model)
-    if not keys:
-        raise DataError(
-            "model.category, model.user_id, model.item_id: all are off, or their ids managed; a DLRM needs "
-            "at least one table that is not"
-        )
-    if model.embedding_dim < 1:
-        raise DataError(f"model.embedding_dim: {model.embedding_dim} must be at least 1")
     device = torch.device(device or "cpu")
     meta = device.type == "meta"
-    for name, table in model.tables.items():
-        if table.ids != "code" and name not in ("user", "item"):
-            raise DataError(f"model.tables.{name}.ids: {table.ids} is for the tables user and item")
 
     def tables_of(names: Sequence[str], **options: Any) -> list[EmbeddingBagConfig]:
         settings = {key: model.tables.get(key, TableConfig()) for key in names}
@@ -81,9 +70,6 @@ def build_model(
     managed = None
     if names := managed_keys(model):
         chosen = [model.tables[key] for key in names]
-        for key, table in zip(names, chosen, strict=True):
-            if table.admit < 1:
-                raise DataError(f"model.tables.{key}.admit: {table.admit} must be at least 1")
         managed = ManagedTables(
             tables_of(names, init_fn=nn.init.zeros_),
             [table.evict for table in chosen],
@@ -120,8 +106,6 @@ def _content(model: ModelConfig, entities: dict[str, int], device: torch.device)
 
 def _rows(key: str, needed: int, settings: TableConfig, dim: int) -> int:
     """Rows of a table that needs `needed` of them. Raises DataError for settings the model cannot follow."""
-    if settings.ids == "hash" and settings.rows is None:
-        raise DataError(f"model.tables.{key}.ids=hash: say onto how many rows, by model.tables.{key}.rows")
     if settings.ids == "managed":
         return max(settings.rows or needed + 1, 2)  # one is for ids that have none
     if settings.ids == "code" and settings.rows is not None and settings.rows < needed:

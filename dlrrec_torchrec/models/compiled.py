@@ -23,20 +23,25 @@ def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor"
     Raises:
         DataError: there is no compiler for the device.
     """
-    if device.type == "cuda":
-        if not has_triton():
-            raise DataError("train.compile: needs Triton for GPUs, which is not installed; leave it off")
-    else:
-        try:
-            get_cpp_compiler()
-        except Exception as error:
-            raise DataError(
-                "train.compile: needs a C++ compiler, and there is none; install g++, name one in the "
-                "variable CXX, or leave it off"
-            ) from error
+    check_compiler(device)
     # TorchRec's pipeline traces the model to find where ids go: there, compiled layers count as plain ones.
     dynamo.error_on_nested_fx_trace = False
     for tower in model.dense_arch.towers.values():
         tower.layers.compile(backend=backend)
     for part in (model.dense_arch.model, model.inter_arch, model.over_arch):
         part.compile(backend=backend)
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raise DataError where there is no compiler for the device."""
+    if device.type == "cuda":
+        if not has_triton():
+            raise DataError("--compile: needs Triton for GPUs, which is not installed; leave it off")
+    else:
+        try:
+            get_cpp_compiler()
+        except Exception as error:
+            raise DataError(
+                "--compile: needs a C++ compiler, and there is none; install g++, name one in the "
+                "variable CXX, or leave it off"
+            ) from error

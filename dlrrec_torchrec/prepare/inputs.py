@@ -31,7 +31,7 @@ def training_ids(train_dir: Path) -> tuple[pa.Array, pa.Array]:
     """The ids of the training rows' users and items in sorted order: position = code."""
     table = read_table(train_dir, SPLIT, ["user_id", "item_id"])
     if table.num_rows == 0:
-        raise DataError(f"{train_dir}: no training rows; relax the filters of the split (--min-reviews)")
+        raise DataError(f"{train_dir}: no training rows; relax the filters, by `dlrrec split --min-reviews`")
     return sorted_names(table["user_id"]), sorted_names(table["item_id"])
 
 

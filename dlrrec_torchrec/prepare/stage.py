@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.config import PrepareConfig
+from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.prepare import inputs
 from dlrrec_torchrec.prepare.inputs import SplitRows
@@ -55,7 +56,7 @@ def prepare(
     validation or test split without a training row, and for a rating outside the configured range.
     """
     split_dir, content_dir, swing_dir, items_dir = map(Path, (split_dir, content_dir, swing_dir, items_dir))
-    _check_settings(config)
+    _check(config)
     sources = {"split": split_dir, "content": content_dir, "swing": swing_dir}
     if (items_dir / "manifest.json").exists():
         sources["items"] = items_dir
@@ -122,21 +123,12 @@ def prepare(
     return manifest
 
 
-def _check_settings(config: PrepareConfig) -> None:
+def _check(config: PrepareConfig) -> None:
+    check_settings(config)
     dense_width(config.dense)
-    if not config.dense:
-        raise DataError("prepare.dense: names no feature; the model needs at least one")
     for name in config.modalities:
         if name not in MODALITIES:
             raise DataError(f"prepare.modalities: unknown '{name}' (known: {', '.join(MODALITIES)})")
-    bounds = config.rating_range
-    if len(bounds) != 2 or not all(isinstance(b, (int, float)) for b in bounds) or bounds[0] >= bounds[1]:
-        raise DataError(
-            f"prepare.rating_range: {bounds} is not a lowest and a highest rating (--rating-range)"
-        )
-    for name, least in (("smoothing", 0), ("positives", 0), ("rows_per_shard", 1)):
-        if getattr(config, name) < least:
-            raise DataError(f"prepare.{name}: {getattr(config, name)} is less than {least}")
 
 
 def _write(

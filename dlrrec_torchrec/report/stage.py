@@ -29,18 +29,31 @@ FIGURES = {
 }
 
 
-def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.PathLike) -> Manifest:
+def report(
+    runs: Sequence[RunPaths],
+    variants: Sequence[str],
+    stages: Mapping[str, Sequence[Path]],
+    out_dir: str | os.PathLike,
+) -> Manifest:
     """Write `metrics.json`, `table.md`, the figures and `index.html` for the seeds `runs` into `out_dir`.
+
+    Args:
+        stages: stage (and variant) -> the folders, one for each seed or one for all, that hold its manifests
+            where it has run.
 
     `metrics.json` has for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
     the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
     `sd` is null for a single seed. Raises DataError if a seed is not evaluated or lacks a variant, or if the
     seeds' protocols differ, or something else than a report is in `out_dir`.
     """
-    stages = {name: manifests for name, manifests in _manifests(runs, variants).items() if manifests}
+    known = {
+        name: [Manifest.read(folder) for folder in folders if (folder / "manifest.json").exists()]
+        for name, folders in stages.items()
+    }
+    known = {name: manifests for name, manifests in known.items() if manifests}
     inputs = {
         f"{name}/{number}": manifest.fingerprint
-        for name, manifests in stages.items()
+        for name, manifests in known.items()
         for number, manifest in enumerate(manifests)
     }
     manifest = Manifest("report", {"variants": list(variants), "seeds": len(runs)}, inputs)
@@ -53,7 +66,7 @@ def report(runs: Sequence[RunPaths], variants: Sequence[str], out_dir: str | os.
         _draw(runs, summary, folder)
         (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (folder / "table.md").write_text(page.markdown_table(summary), encoding="utf-8")
-        html = page.html_page(summary, stages, {folder / name: caption for name, caption in FIGURES.items()})
+        html = page.html_page(summary, known, {folder / name: caption for name, caption in FIGURES.items()})
         (folder / "index.html").write_text(html, encoding="utf-8")
         manifest.rows = {"seeds": len(runs), "test": summary["rows"][0]}
         manifest.facts = {
@@ -143,23 +156,6 @@ def _evaluation(run: RunPaths, variants: Sequence[str]) -> dict[str, Any]:
     if missing:
         raise DataError(f"{path}: variant '{missing[0]}' is not evaluated; run the stage 'evaluate' again")
     return metrics
-
-
-def _manifests(runs: Sequence[RunPaths], variants: Sequence[str]) -> dict[str, list[Manifest]]:
-    """Stage -> the manifest of each seed (only one where the seeds share it), as far as there are any."""
-    folders = {
-        "ingest": [runs[0].reviews],
-        "split": [run.split for run in runs],
-        "extract": [run.content for run in runs],
-        "swing": [run.swing for run in runs],
-        "prepare": [run.shards for run in runs],
-        **{f"train: {name}": [run.train(name) for run in runs] for name in variants},
-        "evaluate": [run.evaluation for run in runs],
-    }
-    return {
-        name: [Manifest.read(f) for f in stage_folders if (f / "manifest.json").exists()]
-        for name, stage_folders in folders.items()
-    }
 
 
 def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> None:

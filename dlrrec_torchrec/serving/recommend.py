@@ -122,7 +122,7 @@ def recommend(
     probability = sigmoid(logit[best])
     message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(reviewed):,}:"
     if not len(candidates):
-        message = f"User '{user_id}' has reviewed every item; --include-seen ranks those."
+        message = f"User '{user_id}' has reviewed every item; `dlrrec recommend --include-seen` ranks those."
     return Recommendations(
         user_id,
         True,

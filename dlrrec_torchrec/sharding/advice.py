@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterator
 
 from torchrec.distributed.planner.types import ShardingOption, Storage
@@ -31,10 +32,18 @@ class Impossible(DataError):
     """The tables do not fit; the message says which, and which of `suggestions` would make them fit."""
 
     def __init__(self, problem: str, suggestions: list[Suggestion]) -> None:
-        self.suggestions = suggestions
-        lines = [f"  {s.words}" for s in suggestions]
-        help = "\n".join(["what would fit:", *lines]) if lines else "no change that was tried would fit"
-        super().__init__(f"{problem}\n{help}")
+        self.problem, self.suggestions = problem, suggestions
+        super().__init__(self.text(lambda words: words))
+
+    def for_training(self) -> str:
+        """The message where the number of ranks is the launcher's, not a flag."""
+        return self.text(lambda words: re.sub(r"--world-size (\d+)", r"\1 ranks", words))
+
+    def text(self, spell: Callable[[str], str]) -> str:
+        """The problem, then each suggestion as `spell` writes it."""
+        lines = [f"  {spell(s.words)}" for s in self.suggestions]
+        lines = ["what would fit:", *lines] if lines else ["no change that was tried would fit"]
+        return "\n".join([self.problem, *lines])
 
 
 def make_plan(request: Request) -> Plan:

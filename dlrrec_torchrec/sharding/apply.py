@@ -12,6 +12,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimizer_in_backward
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
@@ -22,7 +23,7 @@ from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCo
 
 from dlrrec_torchrec.config import TableConfig
 from dlrrec_torchrec.distributed.ranks import Ranks
-from dlrrec_torchrec.sharding.advice import make_plan
+from dlrrec_torchrec.sharding.advice import Impossible, make_plan
 from dlrrec_torchrec.sharding.describe import to_json, to_text
 from dlrrec_torchrec.sharding.devices import rank_device
 from dlrrec_torchrec.sharding.fill import fill_tables
@@ -71,6 +72,8 @@ def plan_tables(
                 dense_bytes=dense_bytes(module),
             )
             plan = make_plan(request)
+        except Impossible as error:
+            problem = error.for_training()
         except DataError as error:
             problem = str(error)
     plan, problem = ranks.share((plan, problem))
@@ -107,8 +110,7 @@ def shard_tables(
 
     Raises DataError for numbers that the device's process group cannot send.
     """
-    if comms == "bf16" and ranks.device.type == "cpu":
-        raise DataError("train.comms: gloo, which CPUs use, sends no bf16; use fp16 or fp32")
+    check_comms(comms, ranks.device)
     plan = plan or plan_tables(module, ranks, batch_size=batch_size, table_optimizer=table_optimizer)
     placed = {p.table.name: p for p in plan.tables}
     sharding: dict[str, EmbeddingModuleShardingPlan] = {}
@@ -160,3 +162,9 @@ def describe_plan(model: DistributedModelParallel) -> dict[str, str]:
         for tables in model.plan.plan.values()
         for table, parameter in tables.items()
     }
+
+
+def check_comms(comms: str, device: torch.device) -> None:
+    """Raise DataError for numbers that the process group of the device cannot send."""
+    if comms == "bf16" and device.type == "cpu":
+        raise DataError("train.comms: gloo, which CPUs use, sends no bf16; use fp16 or fp32")

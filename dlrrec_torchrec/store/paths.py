@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from dlrrec_torchrec.store.folders import check_name
@@ -43,10 +44,21 @@ class RunPaths:
     def shards(self) -> Path:
         return self.root / "shards"
 
+    @property
+    def trainings(self) -> Path:
+        """A folder for each variant."""
+        return self.root / "train"
+
     def train(self, variant: str) -> Path:
         """Raises DataError for a variant's name that could lead to another folder."""
         check_name(variant, "--variant")
-        return self.root / "train" / variant
+        return self.trainings / variant
+
+    def folders(self, attribute: str, variants: Iterable[str]) -> list[Path]:
+        """What is behind an attribute: one folder, or of `trainings` that of each of these variants."""
+        if attribute == "trainings":
+            return [self.train(name) for name in variants]
+        return [getattr(self, attribute)]
 
     @property
     def evaluation(self) -> Path:

@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
 from dlrrec_torchrec.models.spec import build_lookups, in_tables
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
-from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_output, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
 from dlrrec_torchrec.training.assemble import Assembly, assemble, rows_per_rank, schedule
@@ -69,6 +69,7 @@ def train(
             that is not a number, a checkpoint that cannot be written; on all ranks.
         Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
+    check_settings(model, contrastive, train, protocol=protocol)
     shards = Manifest.read(shards_dir)
     settings = jsonable({"model": model, "contrastive": contrastive, "train": train})
     for name in _FREE:
@@ -78,7 +79,6 @@ def train(
     if done := manifest.current(out_dir):
         return done
     check_output(out_dir, manifest.stage)
-    _check(train)
 
     warn_of_restarts()
     out_dir, facts = Path(out_dir), shards.facts
@@ -240,15 +240,6 @@ class _Run:
         if self.ranks.first:
             print(f"{self.out_dir}: stopped; saved step {self.trainer.step} of {self.total}", file=sys.stderr)
         raise Stopped
-
-
-def _check(settings: TrainConfig) -> None:
-    """Refuse numbers that cannot be."""
-    least = {"checkpoint_steps": 0, "log_steps": 0, "profile": 0, "clip_norm": 0, "accumulate": 1}
-    for name, low in least.items():
-        if not getattr(settings, name) >= low:
-            least_one = "must not be negative" if low == 0 else f"must be at least {low}"
-            raise DataError(f"train.{name}: {getattr(settings, name)} {least_one}")
 
 
 def _write_best(out_dir: Path, protocol: str, selection: Selection) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +17,7 @@ from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, parse_sweeps, produc
 from dlrrec_torchrec.benchmarks.embeddings.compare import check, run
 from dlrrec_torchrec.benchmarks.embeddings.random_ids import make_requests, spread, weight_blocks
 from dlrrec_torchrec.benchmarks.embeddings.traffic import memory_needed, traffic
+from dlrrec_torchrec.config.flags import given_settings
 from dlrrec_torchrec.store.errors import DataError
 
 ROOT = Path(__file__).parents[2]
@@ -161,8 +161,8 @@ def test_sweeps_that_cannot_be(texts, message):
     ("changes", "message"),
     [
         ({"dim": 6}, "--dim 6: FBGEMM needs a multiple of 4"),
-        ({"rows": 0}, "--rows 0: is too small"),
-        ({"exponent": float("nan")}, "--exponent nan"),
+        ({"rows": 0}, "--rows: 0 must be at least 1"),
+        ({"exponent": float("nan")}, "--exponent: nan"),
         ({"batch": 15, "world_size": 2}, "--batch 15: must be a multiple of --world-size 2"),
         ({"dtype": "fp8"}, "--dtype fp8: is not one of fp32, fp16, bf16"),
         ({"world_size": 2}, "--sharding none: is for one process"),
@@ -207,5 +207,4 @@ def test_documented_commands_are_accepted():
     assert len(commands) > 5
     for words in commands:
         arguments = cli.build_parser().parse_args(words)
-        values = {f.name: getattr(arguments, f.name) for f in dataclasses.fields(EmbeddingCase)}
-        assert product(values, parse_sweeps(arguments.sweep))
+        assert product(given_settings(arguments), parse_sweeps(arguments.sweep))

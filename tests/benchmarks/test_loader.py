@@ -116,8 +116,8 @@ def test_random_rows_are_made_where_they_are_wanted(tmp_path, capsys):
 
 def test_what_cannot_be_measured(monkeypatch, tmp_path):
     for wrong, match in (
-        ({"batch": 0}, "--batch 0"),
-        ({"workers": [-1]}, "--workers -1"),
+        ({"batch": 0}, "--batch: 0"),
+        ({"workers": [-1]}, "--workers: -1"),
         ({"modalities": ["user_image"]}, "--modalities user_image: is not one of user_text"),
     ):
         with pytest.raises(DataError, match=match):

@@ -5,16 +5,18 @@ import dataclasses
 import pytest
 import yaml
 
-from dlrrec_torchrec.cli import COMMANDS, _configuration, build_parser, main
-from dlrrec_torchrec.config import RunConfig, load_config, variant
-from dlrrec_torchrec.stages import for_seed
+from dlrrec_torchrec.cli import build_parser, main
+from dlrrec_torchrec.config import RunConfig, for_seed, load_config, variant
+from dlrrec_torchrec.config.flags import run_settings
+from dlrrec_torchrec.config.names import sections
+from dlrrec_torchrec.stages import STAGES
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import jsonable
 from dlrrec_torchrec.store.paths import run_paths
 
 
 def parse(*argv):
-    return _configuration(build_parser().parse_args(argv))
+    return run_settings(build_parser().parse_args(argv))
 
 
 def test_defaults_survive_a_round_trip_through_yaml(tmp_path):
@@ -41,7 +43,7 @@ def test_the_runs_own_configuration_is_the_default(tmp_path):
 
 def test_columns_become_a_mapping():
     config, _ = parse(
-        "ingest", "--source", "table", "--columns", "user=Reviewer Name", "item=R", "--run", "x"
+        "ingest", "--source", "table", "--columns", "user=Reviewer Name", "item=R", "--run-dir", "x"
     )
     assert config.ingest.columns == {"user": "Reviewer Name", "item": "R"}
 
@@ -136,11 +138,10 @@ def test_a_seed_changes_split_and_weights_only():
 
 def test_every_field_is_a_flag_with_help():
     parser = build_parser()
-    for sections, _, _ in COMMANDS.values():
-        for section, kind in sections.items():
-            for known in dataclasses.fields(kind):
-                assert known.metadata["help"], f"{section}.{known.name} has no help"
-    for name in (*COMMANDS, "run", "recommend"):
+    for section, kind in sections().items():
+        for known in dataclasses.fields(kind):
+            assert known.metadata["help"], f"{section}.{known.name} has no help"
+    for name in (*STAGES, "run", "recommend"):
         with pytest.raises(SystemExit) as done:
             parser.parse_args([name, "--help"])
         assert done.value.code == 0

@@ -238,7 +238,7 @@ def test_a_finished_stage_is_not_repeated_and_a_killed_one_goes_on(tmp_path):
 
 @pytest.mark.parametrize("setting", ["folds", "summary_sentences"])
 def test_settings_out_of_range_are_named(tmp_path, setting):
-    with pytest.raises(DataError, match=f"extract.{setting}: must be at least"):
+    with pytest.raises(DataError, match=f"extract.{setting} .*: 0 must be at least"):
         run([("u", "i", "Good.", None)], tmp_path, **{setting: 0})
 
 

@@ -160,9 +160,9 @@ def test_another_seed_is_another_world(tmp_path):
 
 
 def test_unknown_size_and_seed_are_refused(tmp_path):
-    with pytest.raises(DataError, match="--size.*tiny, small, paper"):
+    with pytest.raises(DataError, match="ingest.size.*tiny, small, paper"):
         write_world("huge", 0, tmp_path)
-    with pytest.raises(DataError, match="--seed"):
+    with pytest.raises(DataError, match="ingest.seed"):
         write_world("tiny", -1, tmp_path)
 
 

@@ -143,8 +143,8 @@ def test_table_metadata(tmp_path):
         ({"reviews": ""}, "--reviews is missing"),
         ({"items": "i.csv", "item_columns": {}}, "--item-columns: say which column is 'item'"),
         ({"item_columns": {"item": "what"}}, "--item-columns needs a file of items"),
-        ({"source": "amazon"}, "--columns .*--source table"),
-        ({"source": "synthetic", "columns": {}}, "--reviews .*synthetic.*--source"),
+        ({"source": "amazon"}, "--columns.*ingest.source=table"),
+        ({"source": "synthetic", "columns": {}}, "--reviews.*synthetic.*ingest.source"),
         (
             {"max_rejected": 0.05},
             r"4 of 7 rows \(57.1%\) are bad.*--max-rejected.*1 x empty row.*rejected\.jsonl",

@@ -86,7 +86,7 @@ def sample_flags(parser, leave_out=()):
             continue
         words.append(flag)
         if action.nargs != 0:
-            pair = action.type is not None and getattr(action.type, "__name__", "") == "_pair"
+            pair = getattr(action.type, "__name__", "") == "pair"
             value = action.choices[0] if action.choices else "k=v" if pair else "3"
             words.append(str(value))
     return words

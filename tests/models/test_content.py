@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrrec_torchrec.cli import _configuration, build_parser
+from dlrrec_torchrec.cli import build_parser
 from dlrrec_torchrec.config import (
     ContrastiveConfig,
     ModelConfig,
@@ -25,6 +25,7 @@ from dlrrec_torchrec.config import (
     TrainConfig,
     from_dict,
 )
+from dlrrec_torchrec.config.flags import run_settings
 from dlrrec_torchrec.data.batch import Batch, split_rows
 from dlrrec_torchrec.data.entities import load_entities, pair_batch, read_vectors
 from dlrrec_torchrec.data.lookup import distinct_codes
@@ -343,7 +344,7 @@ def test_commands_of_the_page_are_understood(page):
     for line in lines:
         program, *words = shlex.split(line)
         assert program == "dlrrec"
-        config, _ = _configuration(build_parser().parse_args(words))
+        config, _ = run_settings(build_parser().parse_args(words))
         lookups = build_lookups(config.model)
         assert lookups or "prepare" in words
         build_model(config.model, dense_width=7, num_users=30, num_items=20, device="meta")

@@ -345,18 +345,18 @@ def test_weights_follow_from_the_seed():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"dense_arch": [16, 9]}, ["model.dense_arch is 9", "model.embedding_dim is 8", "model.text_tower"]),
-        ({"text_tower": [16, 9]}, ["model.text_tower is 9", "model.embedding_dim is 8"]),
-        ({"image_tower": [16, 9]}, ["model.image_tower is 9"]),
+        ({"dense_arch": [16, 9]}, ["model.dense_arch", "[16, 9]", "model.embedding_dim (8)"]),
+        ({"text_tower": [16, 9]}, ["model.text_tower", "[16, 9]", "model.embedding_dim (8)"]),
+        ({"image_tower": [16, 9]}, ["model.image_tower", "[16, 9]"]),
         ({"over_arch": [16, 2]}, ["model.over_arch", "must end in 1"]),
-        ({"over_arch": []}, ["model.over_arch", "layer sizes"]),
+        ({"over_arch": []}, ["model.over_arch", "at least one layer"]),
         ({"modalities": ["user_sound"]}, ["model.modalities", "user_sound", "item_image"]),
         ({"modalities": ["user_text", "user_text"]}, ["model.modalities", "twice"]),
         ({"interaction": "sum"}, ["model.interaction", "dot, pairwise, dcn"]),
         ({"tower_norm": "group"}, ["model.tower_norm", "batch, layer, none"]),
         ({"dropout": 1.0}, ["model.dropout"]),
         ({"embedding_dim": 0}, ["model.embedding_dim"]),
-        ({"category": False, "user_id": False, "item_id": False}, ["model.category", "at least one table"]),
+        ({"category": False, "user_id": False, "item_id": False}, ["model.category", "a DLRM has no table"]),
     ],
 )
 def test_errors_name_the_flags(changes, words):

@@ -284,9 +284,9 @@ def test_a_rating_outside_the_range_names_the_flag(tmp_path, split):
         ({"rating_range": ["1", "5"]}, "prepare.rating_range"),
         ({"modalities": ["user_image"]}, "unknown 'user_image'.*item_image"),
         ({"dense": ["age"]}, "unknown feature 'age'"),
-        ({"positives": -1}, "prepare.positives: -1"),
-        ({"rows_per_shard": 0}, "prepare.rows_per_shard: 0"),
-        ({"smoothing": -0.5}, "prepare.smoothing: -0.5"),
+        ({"positives": -1}, "prepare.positives .*: -1"),
+        ({"rows_per_shard": 0}, "prepare.rows_per_shard .*: 0"),
+        ({"smoothing": -0.5}, "prepare.smoothing .*: -0.5"),
     ],
 )
 def test_settings_that_make_no_sense_are_named(tmp_path, settings, words):

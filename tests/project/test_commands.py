@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from dlrrec_torchrec.cli import SHOW_PROGRESS, build_parser
+from dlrrec_torchrec.cli import build_parser
+from dlrrec_torchrec.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,7 +36,7 @@ def test_nothing_but_results_is_said(command, tiny_run, tmp_path):
     assert done.stdout
 
 
-@pytest.mark.parametrize("command", ["run", *SHOW_PROGRESS])
+@pytest.mark.parametrize("command", ["run", *(stage.name for stage in STAGES.values() if stage.progress)])
 def test_no_progress_is_a_flag_of_every_command_that_shows_some(command):
     assert build_parser().parse_args([command]).progress
     assert not build_parser().parse_args([command, "--no-progress"]).progress

@@ -1,5 +1,6 @@
 """The whole job on the tiny world: complete, resumable after a crash anywhere, and repeatable."""
 
+import dataclasses
 import json
 import shutil
 import signal
@@ -9,16 +10,16 @@ import time
 
 import pytest
 
+from dlrrec_torchrec.cli import build_parser, main
 from dlrrec_torchrec.config import load_config
+from dlrrec_torchrec.config.names import sections
 from dlrrec_torchrec.serving.recommend import recommend
-from dlrrec_torchrec.stages import STAGES, run, run_stage
+from dlrrec_torchrec.stages import STAGES, Stage, run, run_stage
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.paths import run_paths
 from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
-
-FOLDERS = ("reviews", "split", "content", "swing", "shards", "evaluation")
 
 
 def metrics(root):
@@ -32,13 +33,14 @@ def same(a, b):
 
 def test_every_stage_leaves_its_output(tiny_run):
     root, config, said = tiny_run
-    for name in FOLDERS:
-        assert Manifest.read(root / name).seconds > 0, name
-    for name in config.variants:
-        assert Manifest.read(root / "train" / name)
+    paths = run_paths(root)[0]
+    for stage in STAGES.values():
+        folder = getattr(paths, stage.outputs[0])
+        for name in [folder / v for v in config.variants] if stage.each == "variant" else [folder]:
+            assert Manifest.read(name).seconds > 0, name
     assert (root / "report" / "index.html").exists()
     assert [line.split()[0] for line in said] == [
-        *("ingest", "split", "extract", "swing", "prepare", "train", "train", "evaluate")
+        *("ingest", "split", "extract", "swing", "prepare", "train", "train", "evaluate", "report")
     ]
     found = metrics(root)
     assert set(config.variants) <= set(found["models"]) and found["baselines"]
@@ -87,10 +89,9 @@ def test_a_crash_in_any_stage_changes_nothing_in_the_end(tiny_run, tmp_path, mon
     root = tmp_path / "again"
     shutil.copytree(finished, root)
     paths = run_paths(root)[0]
-    after = STAGES[STAGES.index(stage) :]
-    places = {"split": paths.split, "extract": paths.content, "swing": paths.swing, "prepare": paths.shards}
-    places |= {"train": root / "train", "evaluate": paths.evaluation, "report": paths.report}
-    for name in after:
+    names = list(STAGES)
+    places = {name: getattr(paths, known.outputs[0]) for name, known in STAGES.items()}
+    for name in names[names.index(stage) :]:
         shutil.rmtree(places[name])
 
     from dlrrec_torchrec.store.manifest import Manifest
@@ -112,7 +113,7 @@ def test_a_crash_in_any_stage_changes_nothing_in_the_end(tiny_run, tmp_path, mon
     said = []
     run(config, root, say=said.append)
     reused = dict.fromkeys(line.split()[0] for line in said if "up to date" in line)
-    assert list(reused) == list(STAGES[: STAGES.index(stage)])
+    assert list(reused) == names[: names.index(stage)]
     assert same(metrics(root), metrics(finished))
 
 
@@ -149,13 +150,55 @@ def test_several_seeds_share_reviews_and_cache(tiny_run, tmp_path):
     )
     said = []
     run(config, root, say=said.append)
-    assert "up to date" in said[1]  # the reviews
+    assert said[0].startswith("ingest") and "up to date" in said[0]
     one, two = (metrics(root / f"seed-{k}") for k in (0, 1))
     assert one["models"]["dlrrec"] != two["models"]["dlrrec"]
     summary = json.loads((root / "report" / "metrics.json").read_text())
     assert "dlrrec" in json.dumps(summary)
 
 
-def test_a_missing_stage_is_named(tmp_path):
-    with pytest.raises(DataError, match="run the stage that writes 'reviews' first"):
-        run_stage("split", load_config(None), run_paths(tmp_path)[0])
+@pytest.mark.parametrize("name", [name for name, stage in STAGES.items() if stage.inputs])
+def test_a_missing_input_names_the_command_that_writes_it(tmp_path, name):
+    every = run_paths(tmp_path)
+    writer = next(s.name for s in STAGES.values() if STAGES[name].inputs[0] in s.outputs)
+    with pytest.raises(DataError, match=f"run `dlrrec {writer} --run-dir {tmp_path}` first"):
+        run_stage(name, load_config(None), every)
+
+
+def test_the_table_is_in_order():
+    """Every input is an output of a stage before, and every folder is written by one stage."""
+    written = set()
+    for stage in STAGES.values():
+        assert set(stage.inputs) <= written
+        assert set(stage.also_reads) <= written | {"cache"}
+        assert not written & set(stage.outputs)
+        written |= set(stage.outputs)
+    assert set(sections()) == {name for stage in STAGES.values() for name in stage.sections}
+
+
+def test_a_new_stage_is_one_entry(tmp_path, monkeypatch):
+    """It is a command with its settings, it runs in its place, and it can be the last one."""
+    ran = []
+
+    def act(work):
+        ran.append((work.paths, work.config.split.seed))
+        return Manifest("count", {}, {}, rows={"things": 3})
+
+    new = Stage("count", "count things", "dlrrec count", act, (), ("content",), sections=("split",))
+    monkeypatch.setitem(STAGES, "count", new)
+    first = dataclasses.replace(STAGES["ingest"], action=lambda work: Manifest("ingest", {}, {}))
+    monkeypatch.setattr("dlrrec_torchrec.stages.STAGES", {"ingest": first, "count": new})
+    said = []
+    run(load_config(None, {"seeds": 2}), tmp_path, until="count", say=said.append)
+    assert ran == [(paths, number) for number, paths in enumerate(run_paths(tmp_path, 2))]
+    assert [line.split()[0] for line in said] == ["ingest", "seed", "count", "seed", "count"]
+    ran.clear()
+    assert main(["count", "--run-dir", str(tmp_path), "--seed", "4", "--seed-number", "1"]) == 0
+    assert ran == [(run_paths(tmp_path, 2)[1], 5)]
+    assert build_parser().parse_args(["run", "--until", "count"]).until == "count"
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; from dlrrec_torchrec.cli import build_parser; build_parser(); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "torchrec", "polars", "numba", "swing", "sklearn"} & set(done.stdout.split())

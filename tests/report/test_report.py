@@ -17,6 +17,7 @@ from dlrrec_torchrec.metrics import binary_metrics, expected_auc
 from dlrrec_torchrec.report.figures import reliability, roc_points
 from dlrrec_torchrec.report.page import best_names, cell, facts_html, html_page, verdict
 from dlrrec_torchrec.report.stage import format_table, report, summarize
+from dlrrec_torchrec.stages import manifest_folders
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
@@ -94,7 +95,7 @@ def reported(tmp_path_factory):
         _made(runs[0].reviews)
     )
     evaluations = [write_evaluation(run, seed) for seed, run in enumerate(runs)]
-    return runs, evaluations, report(runs, list(MODELS), runs[0].report)
+    return runs, evaluations, report_of(runs, list(MODELS), runs[0].report)
 
 
 @pytest.fixture
@@ -103,6 +104,10 @@ def runs(reported, tmp_path):
     paths, evaluations, _ = reported
     shutil.copytree(paths[0].shared, tmp_path / "run")
     return run_paths(tmp_path / "run", 2), copy.deepcopy(evaluations)
+
+
+def report_of(runs, variants, out):
+    return report(runs, variants, manifest_folders(runs, variants), out)
 
 
 def _made(folder):
@@ -177,9 +182,9 @@ def test_page_stands_alone_and_tells_of_data_and_cost(reported):
 
 def test_report_is_reused_until_an_evaluation_changes(runs):
     paths, _ = runs
-    assert report(paths, list(MODELS), paths[0].report).reused
+    assert report_of(paths, list(MODELS), paths[0].report).reused
     write_evaluation(paths[1], 7)
-    assert not report(paths, list(MODELS), paths[0].report).reused
+    assert not report_of(paths, list(MODELS), paths[0].report).reused
     summary = json.loads((paths[0].report / "metrics.json").read_text())
     assert any("a note of seed 7" in note for note in summary["notes"])
 
@@ -188,7 +193,7 @@ def test_one_seed_without_truth_and_without_the_other_stages(tmp_path):
     (run,) = run_paths(tmp_path, 1)
     body = write_evaluation(run, 3, truth=False)
     Manifest("prepare", {}, {}, facts={"users": 40, "items": 30}).write(_made(run.shards))
-    report([run], list(MODELS), run.report)
+    report_of([run], list(MODELS), run.report)
     summary = json.loads((run.report / "metrics.json").read_text())
     assert summary["models"]["dlrrec"]["auc"] == {
         "mean": body["models"]["dlrrec"]["auc"],
@@ -208,7 +213,7 @@ def test_one_class_in_the_test_rows(tmp_path):
     (run,) = run_paths(tmp_path, 1)
     write_rest(run, 0)
     write_evaluation(run, 3, label=1.0)
-    report([run], list(MODELS), run.report)
+    report_of([run], list(MODELS), run.report)
     summary = json.loads((run.report / "metrics.json").read_text())
     assert summary["models"]["dlrrec"]["auc"] == {"mean": None, "sd": None, "seeds": [None]}
     assert format_table(run.report).splitlines()[2].split()[:2] == [
@@ -230,13 +235,13 @@ def test_a_seed_where_a_metric_is_undefined_is_left_out_of_its_mean(runs):
 def test_what_is_missing_is_named(runs, tmp_path):
     paths, _ = runs
     with pytest.raises(DataError, match="variant 'other' is not evaluated"):
-        report(paths, ["dlrrec", "other"], tmp_path / "out")
+        report_of(paths, ["dlrrec", "other"], tmp_path / "out")
     (paths[1].evaluation / "metrics.json").unlink()
     with pytest.raises(DataError, match="seed-1/evaluation/metrics.json: missing; run the stage 'evaluate'"):
-        report(paths, list(MODELS), tmp_path / "out")
+        report_of(paths, list(MODELS), tmp_path / "out")
     write_evaluation(paths[1], 1, protocol="paper")
     with pytest.raises(DataError, match="different protocols .paper, strict."):
-        report(paths, list(MODELS), tmp_path / "out")
+        report_of(paths, list(MODELS), tmp_path / "out")
     with pytest.raises(DataError, match="run the stage 'report' first"):
         format_table(tmp_path / "nowhere")
     assert not (tmp_path / "out").exists()

@@ -189,7 +189,7 @@ def test_settings_of_a_model_must_fit_it():
 
     with pytest.raises(DataError, match="model.tables.user.rows: 10, but there are 50 ids"):
         model(user={"rows": 10})
-    with pytest.raises(DataError, match=r"model.tables.user.dim: 64, .*model.embedding_dim \(32\)"):
+    with pytest.raises(DataError, match=r"model.tables.user.dim=64, .*model.embedding_dim \(32\)"):
         model(user={"dim": 64})
     module, config = model(item={"dtype": "fp16"})
     with pytest.raises(DataError, match="model.tables.item: the model has no such table .*category, user"):

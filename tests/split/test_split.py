@@ -287,13 +287,13 @@ def test_published_split_is_kept_and_filtered_in_training_only(tmp_path, protoco
 @pytest.mark.parametrize(
     "options, words",
     [
-        ({"test_share": 0.0}, "--test-share.*between 0 and 1"),
+        ({"test_share": 0.0}, "--test-share.*above 0 and below 1"),
         ({"test_share": 1.0}, "--test-share"),
         ({"val_share": 1.0}, "--val-share"),
         ({"val_share": -0.1}, "--val-share"),
         ({"min_reviews": 0}, "--min-reviews"),
-        ({"folds": 1}, "--folds"),
-        ({"fold": 5}, "--fold.*below --folds"),
+        ({"folds": 1}, "split.folds"),
+        ({"fold": 5}, "--fold.*below split.folds"),
         ({"method": "first"}, "--method.*published"),
         ({"min_reviews": 50}, "--min-reviews 50.*nothing is left.*lower"),
         ({"method": "last"}, "column 'timestamp' is missing in .* of .*--method"),

@@ -111,7 +111,7 @@ def test_a_finished_stage_is_not_repeated(tmp_path, pairs):
         (SwingStageConfig(preset="flinc"), [("a", "x"), ("b", "y")], "unknown preset 'flinc'.*'flink'"),
         (SwingStageConfig(), [("a", "x"), ("a", "y")], "only one of the users"),
         (SwingStageConfig(), [("a", "x"), ("b", "y")], "limits dropped all 2.*lower min_user_items"),
-        (SwingStageConfig(top_k=0), [("a", "x"), ("b", "y")], "top_k must be 1 or more"),
+        (SwingStageConfig(top_k=0), [("a", "x"), ("b", "y")], "swing.top_k .*must be at least 1"),
     ],
 )
 def test_unusable_rows_and_settings(tmp_path, config, pairs, words):

@@ -302,7 +302,7 @@ def test_without_a_compiler_the_flag_is_named(monkeypatch):
 
     monkeypatch.setattr(compiled, "get_cpp_compiler", none)
     model = build_model(ModelConfig(), dense_width=7, num_users=USERS, num_items=ITEMS)
-    with pytest.raises(DataError, match=r"train.compile: needs a C\+\+ compiler"):
+    with pytest.raises(DataError, match=r"--compile: needs a C\+\+ compiler"):
         compile_dense(model, torch.device("cpu"))
     assert all(m._compiled_call_impl is None for m in model.modules())
 

@@ -1,1 +1,1 @@
-"""Who writes the content of users and items, one file a provider."""
+"""Who writes the content of users and items, one file a provider; `registry` names them."""

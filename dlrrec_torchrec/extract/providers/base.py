@@ -1,8 +1,9 @@
 """The interface of those who write content: an entity's reviews in; summary, price tag and categories out.
 
-A provider sees one `EntityReviews` at a time, already without the reviews that the content must not know (see
-`crossfit`), and answers in order. Its `name`, `model` and `fingerprint` are part of the stage's manifest:
-content is made again when any of them changes.
+A provider says who it is before it sees a text: its `name`, `model` and `fingerprint` are part of the stage's
+manifest, and content is made again when any of them changes. Given the corpus, it hands out a writer, which
+sees one `EntityReviews` at a time, already without the reviews that the content must not know (see
+`crossfit`), and answers in order. How to bring one's own: `registry`.
 """
 
 from __future__ import annotations
@@ -39,11 +40,19 @@ class EntityReviews:
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a provider says. Users have neither price tag nor categories."""
+    """What a writer answers. Users have neither price tag nor categories."""
 
     summary: tuple[str, ...] = ()  # its sentences
     price_tag: str = "none"  # one of schema.PRICE_TAGS
     categories: tuple[str, ...] = ()  # best first, at most schema.CATEGORY_SLOTS
+
+
+class Writer(Protocol):
+    """A provider that knows the corpus."""
+
+    def describe(self, entities: Iterable[EntityReviews]) -> Iterator[Content]:
+        """One Content for each of `entities`, in their order. An entity without a text gets Content()."""
+        ...
 
 
 class Provider(Protocol):
@@ -53,6 +62,6 @@ class Provider(Protocol):
     model: str
     fingerprint: str
 
-    def describe(self, entities: Iterable[EntityReviews]) -> Iterator[Content]:
-        """One Content for each of `entities`, in their order. An entity without a text gets Content()."""
+    def read(self, corpus: Corpus) -> Writer:
+        """The writer of content about entities whose `documents` point into the corpus."""
         ...

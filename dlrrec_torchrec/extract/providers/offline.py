@@ -20,21 +20,28 @@ _TELLING_WORDS = 6  # a sentence of fewer words says less ("Good food."): its re
 class OfflineProvider:
     """Extractive summaries by MMR, price tags and category types by mention.
 
-    Everything a document says is counted once, in the constructor; an entity's content is a sum over the
-    documents it may know, with weights that are fixed, so no left-out review leaves a trace.
-
     Args:
-        corpus: the documents that `EntityReviews.documents` point into.
         summary_sentences: most sentences of a summary.
     """
 
     name = "offline"
     model = "lexicon+mmr"
 
-    def __init__(self, corpus: Corpus, summary_sentences: int = 5):
+    def __init__(self, summary_sentences: int = 5):
+        self.summary_sentences = summary_sentences
+        self.fingerprint = _fingerprint(summary_sentences)
+
+    def read(self, corpus: Corpus) -> OfflineWriter:
+        return OfflineWriter(corpus, self.summary_sentences)
+
+
+class OfflineWriter:
+    """Everything a document says is counted once, in the constructor; an entity's content is a sum over the
+    documents it may know, with weights that are fixed, so no left-out review leaves a trace."""
+
+    def __init__(self, corpus: Corpus, summary_sentences: int):
         types = category_types()
         self.corpus, self.summary_sentences, self.types = corpus, summary_sentences, types
-        self.fingerprint = offline_fingerprint(summary_sentences)
         self._mentions = TypeMatcher(types).evidence(corpus.texts)
         self._price = price.price_evidence(corpus.texts)
         self._has_words = np.diff(corpus.offsets) > 0
@@ -73,7 +80,7 @@ def prevalence() -> np.ndarray:
     return np.asarray(shares, np.float32)
 
 
-def offline_fingerprint(summary_sentences: int) -> str:
+def _fingerprint(summary_sentences: int) -> str:
     """A hash of the word lists, rules and limits behind the offline provider's content."""
     words = {k: v for k, v in vars(lexicon).items() if k.isupper()}
     patterns = [(column, pattern.pattern) for column, pattern in price.PATTERNS]

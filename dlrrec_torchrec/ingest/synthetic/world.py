@@ -52,9 +52,9 @@ class World:
 def make_world(size: str, seed: int) -> World:
     """The world of a size and a seed. Raises DataError for an unknown size or a negative seed."""
     if size not in SIZES:
-        raise DataError(f"--size: {size!r} is not one of {', '.join(SIZES)}")
+        raise DataError(f"ingest.size: {size!r} is not one of {', '.join(SIZES)}")
     if seed < 0:
-        raise DataError(f"--seed: {seed} must be at least 0")
+        raise DataError(f"ingest.seed: {seed} must be at least 0")
     reviews, users, items = SIZES[size]
     rng = np.random.default_rng(seed)
     type_family = _type_families()

@@ -1,0 +1,287 @@
+"""The door: what settings may be, alone and together, found before the first stage begins.
+
+Ranges stand beside the fields (`option(..., least=1)`); what concerns several settings is a rule here. All
+that is wrong is collected and said at once. What depends on data (a modality that the shards lack) is checked
+where the data is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import os
+import typing
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from dlrrec_torchrec.config.names import described, section_of, sections
+from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
+from dlrrec_torchrec.config.sections import RunConfig, TableConfig
+
+Values = dict[str, Any]  # setting -> value, of the settings that are right by themselves
+Rule = Callable[..., str | None]
+
+_HOLDS = {"least": operator.ge, "most": operator.le, "above": operator.gt, "below": operator.lt}
+
+# Rules, each with the settings that it takes as arguments; what it returns is said of the first of them.
+_RULES: list[tuple[tuple[str, ...], Rule]] = []
+
+
+def check_settings(*given: Any, protocol: str = "strict") -> None:
+    """Check sections by themselves and with each other, as the functions of the stages do.
+
+    Raises DataError naming every setting that cannot be, and its flag.
+    """
+    problems: list[str] = []
+
+    def report(setting: str, text: str) -> None:
+        problems.append(f"{described(setting)}: {text}")
+
+    _fields(RunConfig(protocol=protocol), "", report)
+    _check({section_of(type(section)): section for section in given}, report)
+    raise_problems(problems)
+
+
+def config_problems(
+    config: RunConfig, names: Iterable[str] | None = None, variants: Iterable[str] | None = None
+) -> list[str]:
+    """What is wrong with the settings of a run, a line each.
+
+    Args:
+        names: the sections to check (default: all).
+        variants: whose settings are checked (default: all).
+
+    Model, contrastive and train sections are checked as each variant changes them, for nothing else is
+    trained; what no variant changed is said once.
+    """
+    names = list(sections() if names is None else names)
+    problems: list[str] = []
+    common = {name: getattr(config, name) for name in names if name not in VARYING}
+    varying = [name for name in names if name in VARYING]
+
+    def say(setting: str, text: str) -> None:
+        problems.append(f"{described(setting)}: {text}")
+
+    _fields(config, "", say)
+    _check(common, say)
+    if not config.variants:
+        say("variants", "names no model to train; leave it out for the default ones")
+    if not varying:
+        return problems
+    base: list[tuple[str, str]] = []
+    _check(common | {name: getattr(config, name) for name in varying}, lambda *problem: base.append(problem))
+    for name in config.variants if variants is None else variants:
+
+        def say_variant(setting: str, text: str, at: str = f"variants.{name}") -> None:
+            inherited = (setting, text) in base
+            say(setting if inherited or setting.startswith(at) else f"{at}.{setting}", text)
+
+        changed = apply_variant(config, name, say_variant)
+        _check(common | {section: getattr(changed, section) for section in varying}, say_variant)
+    return problems
+
+
+def _check(given: dict[str, Any], report: Report) -> None:
+    """Check sections, given by name: their fields, then every rule whose settings are right so far."""
+    values: Values = {}
+    for name, section in given.items():
+        values |= _fields(section, f"{name}.", report)
+    for settings, rule in _RULES:
+        if all(setting in values for setting in settings):
+            if text := rule(*(values[setting] for setting in settings)):
+                report(settings[0], text)
+
+
+def _fields(section: Any, at: str, report: Report) -> Values:
+    """Check each field of a dataclass of settings; the values of those that are right."""
+    hints = typing.get_type_hints(type(section))
+    values: Values = {}
+    for known in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[known.name]):
+            continue
+        value, setting = getattr(section, known.name), at + known.name
+        problems = _field_problems(value, hints[known.name], known, setting)
+        for problem in problems:
+            report(*problem)
+        if not problems:
+            values[setting] = value
+    return values
+
+
+def _field_problems(value: Any, hint: Any, known: dataclasses.Field, setting: str) -> list[tuple[str, str]]:
+    problems: list[tuple[str, str]] = []
+
+    def report(at: str, text: str) -> None:
+        problems.append((at, text))
+
+    try:
+        held = field_value(value, hint, known, setting, report)
+    except ValueError as error:
+        return [(setting, str(error))]
+    if not _holds_as_it_is(value, held):  # a file's 1e3 was read as a number, a caller's "1e3" is still text
+        return [(setting, f"{value!r} is not of type {type(held).__name__}, as {held!r} is")]
+    if text := range_problem(value, known):
+        report(setting, text)
+    for name, table in value.items() if isinstance(value, dict) else ():
+        if isinstance(table, TableConfig):
+            _fields(table, f"{setting}.{name}.", report)
+    return problems
+
+
+def _holds_as_it_is(value: Any, held: Any) -> bool:
+    """Whether a value already is what reading it from a file would make of it."""
+    if isinstance(value, list) and isinstance(held, list):
+        return all(map(_holds_as_it_is, value, held))
+    whole = isinstance(value, int) and isinstance(held, float)
+    return whole or isinstance(value, type(held)) or isinstance(value, os.PathLike)
+
+
+def range_problem(value: Any, known: dataclasses.Field) -> str | None:
+    """In words, how a value (or one of a list's) breaks the bounds of its field; None where it does not."""
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, bool) or not isinstance(number, int | float):
+            continue
+        if not math.isfinite(number):
+            return f"{number} is no finite number"
+        if not all(_HOLDS[name](number, bound) for name, bound in known.metadata["bounds"].items()):
+            return f"{number} must be {range_words(known)}"
+    return None
+
+
+def range_words(known: dataclasses.Field) -> str:
+    """The bounds of a field in words, as "at least 0 and below 1"; "" where it has none."""
+    words = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
+    bounds = known.metadata["bounds"]
+    return " and ".join(f"{text} {bounds[name]:g}" for name, text in words.items() if name in bounds)
+
+
+def _rule(*settings: str) -> Callable[[Rule], Rule]:
+    def add(rule: Rule) -> Rule:
+        _RULES.append((settings, rule))
+        return rule
+
+    return add
+
+
+@_rule("ingest.columns", "ingest.source")
+@_rule("ingest.item_columns", "ingest.source")
+def _columns(columns: dict, source: str) -> str | None:
+    return f"is for ingest.source=table, not {source!r}" if columns and source != "table" else None
+
+
+@_rule("ingest.reviews", "ingest.source")
+@_rule("ingest.items", "ingest.source")
+@_rule("ingest.test", "ingest.source")
+def _files(file: str, source: str) -> str | None:
+    if file and source == "synthetic":
+        return f"{file!r} is not read, for the world is synthetic; name the form of the file by ingest.source"
+    return None
+
+
+@_rule("split.fold", "split.folds")
+def _fold(fold: int, folds: int) -> str | None:
+    return f"{fold} must be below split.folds ({folds})" if fold >= folds else None
+
+
+@_rule("swing.max_item_users")
+def _sampled_partners(limit: int) -> str | None:
+    return "1 partner links nothing; give 2 or more, or 0 for all" if limit == 1 else None
+
+
+@_rule("prepare.dense")
+def _dense(names: list) -> str | None:
+    return None if names else "names no feature; the model needs at least one"
+
+
+@_rule("prepare.rating_range")
+def _rating_range(bounds: list) -> str | None:
+    if len(bounds) != 2 or bounds[0] >= bounds[1]:
+        return f"{bounds} is not a lowest and a highest rating, as [1, 5]"
+    return None
+
+
+@_rule("split.positive_rating", "prepare.rating_range")
+def _positive_rating(positive: float, bounds: list) -> str | None:
+    if len(bounds) == 2 and not bounds[0] < positive <= bounds[1]:
+        return (
+            f"{positive:g} leaves one label only among ratings from {bounds[0]:g} to {bounds[1]:g}; if the "
+            "source has another scale, say so by prepare.rating_range"
+        )
+    return None
+
+
+@_rule("model.text_tower")
+@_rule("model.image_tower")
+@_rule("model.dense_arch")
+@_rule("model.over_arch")
+def _layers(sizes: list) -> str | None:
+    return None if sizes else "must have at least one layer"
+
+
+@_rule("model.over_arch")
+def _logit(sizes: list) -> str | None:
+    return f"{sizes} must end in 1, the logit" if sizes and sizes[-1] != 1 else None
+
+
+def _dot(sizes: list, interaction: str, dim: int) -> str | None:
+    if interaction != "dot" or not sizes or sizes[-1] == dim:
+        return None
+    return (
+        f"{sizes} must end in model.embedding_dim ({dim}), for model.interaction=dot needs vectors of one "
+        "size; pairwise and dcn do not"
+    )
+
+
+_rule("model.dense_arch", "model.interaction", "model.embedding_dim")(_dot)
+
+
+@_rule("model.text_tower", "model.interaction", "model.embedding_dim", "model.modalities")
+def _dot_text(sizes: list, interaction: str, dim: int, modalities: list) -> str | None:
+    return _dot(sizes, interaction, dim) if any(m.endswith("_text") for m in modalities) else None
+
+
+@_rule("model.image_tower", "model.interaction", "model.embedding_dim", "model.modalities")
+def _dot_image(sizes: list, interaction: str, dim: int, modalities: list) -> str | None:
+    return _dot(sizes, interaction, dim) if any(m.endswith("_image") for m in modalities) else None
+
+
+@_rule("model.modalities")
+def _twice(modalities: list) -> str | None:
+    return f"{', '.join(modalities)} names one twice" if len(set(modalities)) < len(modalities) else None
+
+
+@_rule("model.category", "model.user_id", "model.item_id", "model.tables")
+def _some_table(category: bool, user: bool, item: bool, tables: dict[str, TableConfig]) -> str | None:
+    on = [name for name, wanted in (("user", user), ("item", item)) if wanted]
+    if category or any(tables.get(name, TableConfig()).ids != "managed" for name in on):
+        return None
+    return "with model.user_id and model.item_id off or managed, a DLRM has no table; switch one of them on"
+
+
+@_rule("model.tables", "model.embedding_dim")
+def _tables(tables: dict[str, TableConfig], dim: int) -> str | None:
+    for name, table in tables.items():
+        if table.ids != "code" and name not in ("user", "item"):
+            return f"model.tables.{name}.ids={table.ids} is for the tables user and item"
+        if table.ids == "hash" and table.rows is None:
+            return f"model.tables.{name}.ids=hash: say onto how many rows, by model.tables.{name}.rows"
+        if name in ("category", "user", "item") and table.dim not in (None, dim):
+            return (
+                f"model.tables.{name}.dim={table.dim}, while tables have model.embedding_dim ({dim}) columns"
+            )
+    return None
+
+
+@_rule("train.accumulate", "train.batch_size")
+def _micro_batches(parts: int, size: int) -> str | None:
+    if size < 2 * parts:
+        return f"{size} rows of a step (train.batch_size) give {parts} micro-batches less than two rows each"
+    return None
+
+
+@_rule("train.comms", "train.device")
+def _comms(comms: str, device: str) -> str | None:
+    if comms == "bf16" and device == "cpu":
+        return "gloo, which CPUs use, sends no bf16; use fp16 or fp32"
+    return None

@@ -1,0 +1,250 @@
+"""Settings checked at the door: ranges, combinations, variants, all at once, before the first stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+import typing
+from pathlib import Path
+
+import pytest
+
+from dlrrec_torchrec import cli
+from dlrrec_torchrec.config import (
+    ModelConfig,
+    PrepareConfig,
+    RunConfig,
+    SplitConfig,
+    TrainConfig,
+    load_config,
+)
+from dlrrec_torchrec.config.check import check_settings, config_problems, range_words
+from dlrrec_torchrec.config.names import flag_name, sections
+from dlrrec_torchrec.stages import STAGES, run, settings_problems
+from dlrrec_torchrec.store.errors import DataError
+
+ROOT = Path(__file__).parents[2]
+
+
+def bounded():
+    """(section, field, a value just out of its range)"""
+    for section, kind in sections().items():
+        hints = typing.get_type_hints(kind)
+        for known in dataclasses.fields(kind):
+            for name, bound in known.metadata["bounds"].items():
+                whole = int in (hints[known.name], *typing.get_args(hints[known.name]))
+                whole |= hints[known.name] is list and known.name != "rating_range"
+                step = 1 if whole else 1e-9
+                wrong = {"least": bound - step, "most": bound + step}.get(name, bound)
+                yield section, known.name, [wrong] if hints[known.name] is list else wrong
+
+
+@pytest.mark.parametrize(("section", "name", "wrong"), bounded())
+def test_a_value_just_out_of_its_range_is_named(section, name, wrong):
+    config = load_config(None, {f"{section}.{name}": wrong})
+    known = next(f for f in dataclasses.fields(sections()[section]) if f.name == name)
+    with pytest.raises(DataError) as error:
+        config.check()
+    said = f"{section}.{name} ({flag_name(section, name)}): "
+    assert said in str(error.value) and range_words(known) in str(error.value)
+
+
+def test_every_number_has_a_range():
+    """Except those that may be anything."""
+    free = {("split", "positive_rating"), ("prepare", "rating_range")}
+    for section, kind in sections().items():
+        hints = typing.get_type_hints(kind)
+        for known in dataclasses.fields(kind):
+            default = known.default if known.default is not dataclasses.MISSING else known.default_factory()
+            kinds = set(typing.get_args(hints[known.name])) or {hints[known.name]}
+            numbers = isinstance(default, list) and default and not isinstance(default[0], str)
+            if (kinds & {int, float} or numbers) and (section, known.name) not in free:
+                assert known.metadata["bounds"], f"{section}.{known.name}"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_numbers_that_are_none_are_refused(value):
+    for setting in ("train.lr", "split.positive_rating", "prepare.rating_range"):
+        given = [value, 5.0] if setting == "prepare.rating_range" else value
+        with pytest.raises(DataError, match=rf"{setting} .*: {value} is no finite number"):
+            load_config(None, {setting: given}).check()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (
+            {"model.dense_arch": [64, 33]},
+            r"\(--dense-arch\): \[64, 33\] must end in .*\(32\)",
+        ),
+        ({"model.text_tower": [33]}, "model.text_tower .* must end in model.embedding_dim"),
+        ({"model.image_tower": [33]}, "model.image_tower .* must end in model.embedding_dim"),
+        ({"model.embedding_dim": 16}, "(?s)dense_arch.*text_tower.*image_tower"),
+        ({"model.over_arch": [16, 2]}, "model.over_arch .* must end in 1"),
+        ({"model.over_arch": []}, "model.over_arch .* at least one layer"),
+        ({"model.category": False}, "a DLRM has no table"),
+        ({"model.tables.user.ids": "hash"}, "model.tables .*user.ids=hash: say onto how many rows"),
+        ({"model.tables.category.ids": "managed"}, "category.ids=managed is for the tables user and item"),
+        ({"model.tables.user.rows": 0}, "model.tables.user.rows: 0 must be at least 1"),
+        ({"model.tables.item.dim": 64}, "item.dim=64, while"),
+        ({"train.accumulate": 600}, "train.accumulate .*1024 rows of a step"),
+        ({"train.comms": "bf16", "train.device": "cpu"}, "train.comms .*gloo.*fp16"),
+        ({"split.fold": 5}, r"split.fold .*5 must be below split.folds \(5\)"),
+        ({"swing.max_item_users": 1}, "swing.max_item_users .*2 or more"),
+        ({"prepare.rating_range": [5, 1]}, "prepare.rating_range .*lowest and a highest"),
+        ({"prepare.rating_range": [1]}, "prepare.rating_range .*lowest and a highest"),
+        ({"split.positive_rating": 7}, "split.positive_rating .*one label only.*prepare.rating_range"),
+        ({"prepare.dense": []}, "prepare.dense .*names no feature"),
+        ({"ingest.columns": {"user": "u"}}, r"ingest.columns \(--columns\): is for ingest.source=table"),
+        ({"ingest.test": "x"}, "ingest.test .*the world is synthetic"),
+        ({"seeds": 0}, r"seeds \(--seeds\): 0 must be at least 1"),
+        ({"variants": {}}, "variants: names no model"),
+        ({"variants": {"a": {"train": 3}}}, "variants.a: 'train' must be a section"),
+        ({"variants": {"a": 3}}, "variants.a: must hold sections"),
+        ({"variants": {"a": {"split": {"folds": 3}}}}, "variants.a: 'split' cannot differ"),
+    ],
+)
+def test_combinations_are_refused(overrides, words):
+    with pytest.raises(DataError, match=words):
+        load_config(None, overrides).check()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"model.interaction": "dcn", "model.dense_arch": [64, 33], "model.text_tower": [7]},
+        {"model.image_tower": [5], "model.modalities": ["user_text", "item_text"]},
+        {"model.category": False, "model.item_id": True},
+        {"train.accumulate": 512},
+        {"train.comms": "bf16", "train.device": "auto"},
+        {"prepare.rating_range": [0, 10], "split.positive_rating": 7},
+        {"swing.max_item_users": 0},
+        {"train.table_lr": None, "train.lr": "1e-3"},
+    ],
+)
+def test_what_can_be_is_not_refused(overrides):
+    load_config(None, overrides).check()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_configurations_pass(path):
+    load_config(path).check()
+
+
+def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
+    """What cannot be read and what cannot be, in every section and variant."""
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "train: {lrr: 1, lr: -1, accumulate: 0}\nmodel: {text_tower: [32, big], dense_arch: [64, 33]}\n"
+        "variants: {a: {}, b: {train: {epochs: 0, epoch: 3}}}\n"
+    )
+    flags = ["--config", str(path), "--run-dir", str(tmp_path / "out"), "--split.folds", "1"]
+    assert cli.main(["run", *flags]) == 2
+    said = capsys.readouterr().err
+    for words in (
+        f"{path}: train: unknown key 'lrr'; did you mean 'lr'?",
+        f"{path}: model.text_tower (--text-tower): 'big' is not of type int",
+        "split.folds (--split.folds): 1 must be at least 2",
+        "train.lr (--lr): -1.0 must be above 0",
+        "train.accumulate (--accumulate): 0 must be at least 1",
+        "model.dense_arch (--dense-arch): [64, 33] must end in",
+        "variants.b.train.epochs: 0 must be at least 1",
+        "variants.b.train: unknown key 'epoch'; did you mean 'epochs'?",
+    ):
+        assert said.count(words) == 1, (words, said)
+    assert said.startswith("dlrrec: 8 settings cannot be used:")
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_begins_before_every_variant_is_right(tmp_path, monkeypatch):
+    began = []
+    for name, stage in STAGES.items():
+        monkeypatch.setitem(STAGES, name, dataclasses.replace(stage, action=began.append))
+    config = load_config(None, {"variants": {"a": {}, "b": {"train": {"lrr": 1}}}})
+    with pytest.raises(DataError, match="variants.b.train: unknown key 'lrr'; did you mean 'lr'"):
+        run(config, tmp_path / "run")
+    assert not began and not (tmp_path / "run").exists()
+
+
+def test_a_stage_checks_what_it_uses(tmp_path, capsys):
+    wrong = ["--run-dir", str(tmp_path), "--set", "train.lr=-1", "split.folds=1"]
+    assert cli.main(["split", *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "split.folds" in said and "train.lr" not in said
+    assert cli.main(["train", *wrong]) == 2
+    said = capsys.readouterr().err
+    assert "train.lr (--lr)" in said and "split.folds" not in said
+    assert cli.main(["swing", *wrong]) == 2
+    assert "run `dlrrec split --run-dir" in capsys.readouterr().err
+
+
+def test_what_every_variant_changes_is_not_held_against_the_file():
+    body = {"train": {"lr": 0.1}}
+    config = load_config(None, {"train.lr": -1, "variants": {"a": body, "b": body}})
+    assert not config_problems(config)
+    config.variants["c"] = {}
+    assert config_problems(config) == ["train.lr (--lr): -1.0 must be above 0"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"swing.preset": "flinc"}, "unknown preset 'flinc'.*'flink'"),
+        ({"prepare.dense": ["age"]}, "unknown feature 'age'"),
+        ({"extract.provider": "offlin"}, r"extract.provider \(--provider\): 'offlin'.*'offline'"),
+        ({"train.comms": "bf16"}, "train.comms: gloo"),
+        ({"variants": {"a": {}, "b": {"train": {"comms": "bf16"}}}}, "train.comms: gloo"),
+    ],
+)
+def test_what_only_a_stage_can_judge_is_judged_at_the_door(overrides, words, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(DataError, match=words):
+        raise DataError("\n".join(settings_problems(load_config(None, overrides))))
+
+
+def test_functions_of_the_stages_refuse_the_same():
+    with pytest.raises(DataError, match=r"(?s)2 settings.*split.folds.*split.min_reviews|min_reviews.*folds"):
+        check_settings(SplitConfig(folds=1, min_reviews=0))
+    with pytest.raises(DataError, match=r"model.text_tower .*'big' is not of type int"):
+        check_settings(ModelConfig(text_tower=[32, "big"]), TrainConfig())
+    for wrong in (TrainConfig(lr="1e-3"), TrainConfig(batch_size=64.0), PrepareConfig(rating_range=["1", 5])):
+        with pytest.raises(DataError, match="is not of type (float|int|list), as .* is"):
+            check_settings(wrong)
+    check_settings(TrainConfig(lr=1), PrepareConfig(rating_range=[0, 10]))
+    with pytest.raises(DataError, match=r"protocol \(--protocol\): 'loose' is not one of strict, paper"):
+        check_settings(SplitConfig(), protocol="loose")
+
+
+def test_the_ranges_stand_in_the_help(capsys):
+    for words in (["train", "--help"], ["run", "--help"]):
+        with pytest.raises(SystemExit):
+            cli.build_parser().parse_args(words)
+        text = " ".join(capsys.readouterr().out.split())
+        assert "learning rate of the dense part (Adam) (default: 0.01; above 0)" in text
+        assert "dropout in the top MLP (default: 0.1; at least 0 and below 1)" in text
+
+
+@pytest.mark.parametrize("words", [["recommend", "--user", "x", "-n", "0"], ["run", "-n", "0"]])
+def test_a_number_of_recommendations_is_at_least_one(words, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert "-n: 0 must be at least 1" in capsys.readouterr().err
+
+
+def test_a_seed_that_the_run_lacks_is_named(tmp_path, capsys):
+    words = ["recommend", "--user", "x", "--run-dir", str(tmp_path), "--seed-number", "2"]
+    assert cli.main(words) == 2
+    assert "--seed-number 2: this run has the seeds 0 to 0" in capsys.readouterr().err
+
+
+def test_defaults_are_right():
+    assert not config_problems(RunConfig())
+
+
+def test_the_transcript_of_the_page_is_true(tmp_path, monkeypatch, capsys):
+    page = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    command, shown = re.search(r"```text\n\$ dlrrec (.*?)\n(.*?)```", page, re.S).groups()
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(shlex.split(command)) == 2
+    assert capsys.readouterr().err == shown and not list(tmp_path.iterdir())
