@@ -101,8 +101,10 @@ def _prepare(work: Work) -> Manifest:
 
 def _check_prepare(config: RunConfig) -> None:
     from dlrrec_torchrec.features.dense import dense_width
+    from dlrrec_torchrec.prepare.own_vectors import vector_files
 
     dense_width(config.prepare.dense)
+    vector_files(config.prepare.vectors)
 
 
 def _train(work: Work) -> Manifest:
@@ -192,7 +194,8 @@ STAGES: dict[str, Stage] = {
         Stage(
             "prepare",
             "join features, vectors and positives into training shards and entity tables",
-            "dlrrec prepare --smoothing 3 --run-dir runs/mine",
+            "dlrrec prepare --smoothing 3 --run-dir runs/mine\n"
+            "dlrrec prepare --vectors item_audio=audio.parquet:track,embedding --run-dir runs/mine",
             _prepare,
             inputs=("split", "content", "swing"),
             also_reads=("items",),

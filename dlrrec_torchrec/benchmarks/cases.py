@@ -13,7 +13,7 @@ from dlrrec_torchrec.config import option
 from dlrrec_torchrec.config.check import range_problem
 from dlrrec_torchrec.config.read import raise_problems
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import MODALITIES
+from dlrrec_torchrec.store.modality import BUILT_IN, modality
 
 WEIGHT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 SHARDINGS = ("none", "data_parallel", "table_wise", "column_wise", "row_wise")
@@ -89,7 +89,8 @@ class LoaderCase:
     shards: str = option("", "shards of a run to read, such as runs/demo/shards (default: random ones)")
     rows: int = option(196_608, "rows of the random shards; workers keep up to 131,072 in memory", least=1)
     keep: str = option("", "folder for the random shards, reused if they are there (default: temporary)")
-    modalities: list = option(list(MODALITIES), "vectors in the rows, for the kind `vectors`")
+    modalities: list = option(list(BUILT_IN), "vectors in the rows, for the kind `vectors`")
+    vector_dim: int = option(384, "numbers of each vector of the random shards", least=1)
     positives: int = option(10, "neighbours of the user and of the item", least=0)
     batch: int = option(4096, "rows of a batch", least=1)
     workers: list = option([0, 2], "loader processes; 0: this one, on one core", least=0)
@@ -99,7 +100,7 @@ class LoaderCase:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_modalities(self.modalities)
+        sides_of(self.modalities, self.vector_dim)
         if not self.workers:
             raise DataError("--workers: give numbers, 0 or more")
 
@@ -110,7 +111,8 @@ class TrainCase:
 
     batch: int = option(4096, "rows of a step, over all ranks", least=2)
     negatives: int = option(256, "corpus negatives of the contrastive terms", least=1)
-    modalities: list = option(list(MODALITIES), "vectors in the rows, one tower each")
+    modalities: list = option(list(BUILT_IN), "vectors in the rows, one tower each")
+    vector_dim: int = option(384, "numbers of each vector of random rows", least=1)
     positives: int = option(10, "neighbours of the user and of the item in a row", least=1)
     users: int = option(28_912, "users of the random data (default: the papers')", least=2)
     items: int = option(15_290, "items of the random data (default: the papers')", least=2)
@@ -133,8 +135,7 @@ class TrainCase:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        check_modalities(self.modalities)
-        if not {m.split("_")[0] for m in self.modalities} >= {"user", "item"}:
+        if not sides_of(self.modalities, self.vector_dim) >= {"user", "item"}:
             raise DataError("--modalities: the contrastive terms need one of users and one of items")
         if not self.shards and self.negatives > min(self.users, self.items):
             raise DataError(
@@ -156,11 +157,9 @@ def check_fields(case: Any) -> None:
     raise_problems(problems)
 
 
-def check_modalities(modalities: Sequence[str]) -> None:
-    """Raise DataError for a modality that does not exist."""
-    for name in modalities:
-        if name not in MODALITIES:
-            raise DataError(f"--modalities {name}: is not one of {', '.join(MODALITIES)}")
+def sides_of(modalities: Sequence[str], dim: int) -> set[str]:
+    """Whose vectors the modalities are, out of "user", "item". Raises DataError for a name that cannot be."""
+    return {modality(name, dim, flag="--modalities").side for name in modalities}
 
 
 def parse_sweeps(texts: Sequence[str]) -> dict[str, list]:

@@ -24,23 +24,26 @@ import torch
 
 from dlrrec_torchrec.benchmarks.cases import LoaderCase
 from dlrrec_torchrec.benchmarks.format import spread
-from dlrrec_torchrec.benchmarks.random_shards import write_random_shards
+from dlrrec_torchrec.benchmarks.random_shards import random_facts, write_random_shards
 from dlrrec_torchrec.benchmarks.timing import summary
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import part_files
+from dlrrec_torchrec.store.modality import chosen
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 USERS, ITEMS = 30_000, 15_000
 
 
-def kinds(case: LoaderCase) -> dict[str, dict[str, Any]]:
-    """Name -> options of `make_loader`."""
-    vectors = {"modalities": list(case.modalities), "positives": case.positives}
-    options = {"vectors": vectors} if case.modalities else {}
-    options["ids"] = vectors | {"modalities": []}
+def kinds(case: LoaderCase, facts: ShardFacts) -> dict[str, BatchSpec]:
+    """Name of each kind of row -> what its batches hold."""
+    vectors = chosen(case.modalities, facts.row_modalities, "--modalities")
+    specs = {"vectors": BatchSpec(facts, in_rows=vectors, positives=case.positives)} if vectors else {}
+    specs["ids"] = BatchSpec(facts, positives=case.positives)
     if case.positives:
-        options["ids without positives"] = {"modalities": [], "positives": 0}
-    return options
+        specs["ids without positives"] = BatchSpec(facts)
+    return specs
 
 
 def run(case: LoaderCase, say: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
@@ -66,9 +69,9 @@ def run(case: LoaderCase, say: Callable[[str], Any] = lambda line: None) -> dict
         raise DataError("bench loader measures one process and its workers; start it with one rank (-j 1)")
     with _shards(case, say) as folder, one_core():
         measured = [
-            _Measured(folder, case, kind, options, workers)
+            _Measured(folder, case, kind, spec, workers)
             for workers in case.workers
-            for kind, options in kinds(case).items()
+            for kind, spec in kinds(case, ShardFacts.read(folder)).items()
         ]
         for number in range(case.warmup + case.rounds):
             say(f"round {number + 1} of {case.warmup + case.rounds}")
@@ -81,12 +84,10 @@ def run(case: LoaderCase, say: Callable[[str], Any] = lambda line: None) -> dict
 class _Measured:
     """One kind of row with one number of workers, and the times of its rounds."""
 
-    def __init__(
-        self, folder: Path, case: LoaderCase, kind: str, options: dict[str, Any], workers: int
-    ) -> None:
+    def __init__(self, folder: Path, case: LoaderCase, kind: str, spec: BatchSpec, workers: int) -> None:
         self.kind, self.workers = kind, workers
         self.loader = make_loader(
-            folder, "train", case.batch, seed=case.seed, shuffle=True, workers=workers, **options
+            folder, "train", case.batch, spec, seed=case.seed, shuffle=True, workers=workers
         )
         self.columns = self.loader.dataset.reader.columns
         self.ranges = column_ranges(folder / "train", self.columns)
@@ -145,9 +146,10 @@ def _shards(case: LoaderCase, say: Callable[[str], Any]) -> Iterator[Path]:
         return
     with contextlib.ExitStack() as stack:
         folder = Path(case.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrrec-loader-")))
-        options = {"users": USERS, "items": ITEMS, "modalities": case.modalities, "positives": case.positives}
         say(f"{case.rows:,} random rows in {folder}")
-        write_random_shards(folder, case.rows, seed=case.seed, **options)
+        options = {"modalities": case.modalities, "vector_dim": case.vector_dim}
+        facts = random_facts(users=USERS, items=ITEMS, positives=case.positives, **options)
+        write_random_shards(folder, case.rows, facts, case.seed)
         yield folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,46 +10,72 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.features.dense import dense_width
-from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.files import write_table
-from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.modality import BUILT_IN, modality
 from dlrrec_torchrec.store.packed import lists
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 DENSE = ["item_count", "user_mean", "item_mean", "price", "user_count"]  # the prepare stage's default
 ROWS_PER_SHARD = 8192  # also the prepare stage's default
 
 
-def write_random_shards(
-    folder: Path,
-    rows: int,
+def random_facts(
     *,
     users: int,
     items: int,
-    modalities: Sequence[str] = schema.MODALITIES,
+    modalities: Sequence[str] = tuple(BUILT_IN),
+    vector_dim: int = 384,
     positives: int = 10,
-    seed: int = 0,
-) -> None:
+) -> ShardFacts:
+    """What random shards are: the prepare stage's defaults, and so many ids.
+
+    Args:
+        modalities: names; vector_dim: numbers of each vector.
+        positives: neighbours in a row.
+    """
+    known = tuple(
+        modality(name, vector_dim, encoder="random", source="file", flag="--modalities")
+        for name in modalities
+    )
+    return ShardFacts(
+        users=users,
+        items=items,
+        dense=tuple(DENSE),
+        dense_width=dense_width(DENSE),
+        rating_range=(1.0, 5.0),
+        modalities=known,
+        in_rows=tuple(modalities),
+        positives=positives,
+        category_slots=11,
+        category_types=179,
+        label_counts={"negative": 1, "positive": 1},  # as many of each
+    )
+
+
+def write_random_shards(folder: Path, rows: int, facts: ShardFacts, seed: int = 0) -> None:
     """Write `folder` with `rows` training rows (and one of validation and test each), entities, manifest.
 
     A folder that has these rows already is left as it is.
 
-    Ids are uniform, labels coin tosses. Vectors are random unit vectors: one for each training row
-    (as after leaving out its own review) and one for each entity. An item has 1 to 11 categories, an entity
-    0 to `positives` neighbours.
+    Ids are uniform, labels coin tosses. Vectors are random unit vectors: one for each training row (as after
+    leaving out its own review) and one for each entity. An item has 1 to as many categories as
+    there are slots, an entity 0 to as many neighbours as there are positives.
+
+    Args:
+        facts: what they are to be, except for the labels.
     """
-    width, options = dense_width(DENSE), {"positives": positives, "modalities": list(modalities)}
-    manifest = Manifest(
-        "prepare", {"random": seed, "rows": rows, "users": users, "items": items} | options, {}
-    )
+    width, positives, slots = facts.dense_width, facts.positives, facts.category_slots
+    manifest = Manifest("prepare", {"random": seed, "rows": rows, "facts": jsonable(facts)}, {})
     if manifest.current(folder):
         return
     draw = np.random.default_rng(seed)
-    category = draw.integers(0, schema.NUM_CATEGORIES, (items, schema.CATEGORY_SLOTS), np.int32)
-    used = draw.integers(1, schema.CATEGORY_SLOTS + 1, (items, 1))
-    category[np.arange(schema.CATEGORY_SLOTS) >= used] = schema.PAD_CATEGORY
-    counts = {"user": users, "item": items}
+    category = draw.integers(0, facts.category_types, (facts.items, slots), np.int32)
+    used = draw.integers(1, slots + 1, (facts.items, 1))
+    category[np.arange(slots) >= used] = facts.category_types
+    counts = facts.entities
     neighbours = {side: _neighbours(draw, count, positives) for side, count in counts.items()}
-    kind = schema.shard_schema(width, modalities, positives)
+    kind = facts.row_schema()
 
     def rows_table(number: int) -> pa.Table:
         code = {side: draw.integers(0, count, number, np.int32) for side, count in counts.items()}
@@ -56,7 +83,7 @@ def write_random_shards(
         columns = {"label": label, "rating": 2 + 3 * label, "category": lists(category[code["item"]])} | code
         columns["dense"] = lists(draw.standard_normal((number, width), np.float32))
         columns |= {f"{side}_positives": lists(neighbours[side][code[side]]) for side in counts}
-        columns |= {name: lists(_vectors(draw, number)) for name in modalities}
+        columns |= {m.name: lists(_vectors(draw, number, m.dim)) for m in facts.row_modalities}
         return pa.table([pa.array(columns[name]) for name in kind.names], schema=kind)
 
     labels = 0
@@ -78,31 +105,25 @@ def write_random_shards(
         for side, count in counts.items()
     }
     common["item"] |= {
-        "title": [f"Item {k}" for k in range(items)],
-        "price_tag": ["none"] * items,
+        "title": [f"Item {k}" for k in range(facts.items)],
+        "price_tag": ["none"] * facts.items,
         "category": lists(category),
     }
-    for side, entity in (("user", schema.USER_ENTITY), ("item", schema.ITEM_ENTITY)):
-        for name in (n for n in schema.MODALITIES if n.startswith(side)):
-            common[side][name] = lists(_vectors(draw, counts[side]))
+    for side, count in counts.items():
+        entity = facts.entity_schema(side)
+        for one in (m for m in facts.modalities if m.side == side):
+            common[side][one.name] = lists(_vectors(draw, count, one.dim))
         table = pa.table([pa.array(common[side][f.name], f.type) for f in entity], schema=entity)
         write_table(table, folder / "entities" / f"{side}s")
-    manifest.rows = {"train": rows, "val": 1, "test": 1, "users": users, "items": items}
-    manifest.facts = options | {
-        "users": users,
-        "items": items,
-        "dense": DENSE,
-        "dense_width": width,
-        "rating_range": [1.0, 5.0],
-        "label_counts": {"negative": rows - labels, "positive": labels},
-        "global_mean": 2 + 3 * labels / rows,
-    }
+    manifest.rows = {"train": rows, "val": 1, "test": 1} | {f"{side}s": n for side, n in counts.items()}
+    counted = dataclasses.replace(facts, label_counts={"negative": rows - labels, "positive": labels})
+    manifest.facts = counted.as_facts() | {"global_mean": 2 + 3 * labels / rows}
     manifest.write(folder)
 
 
-def _vectors(draw: np.random.Generator, number: int) -> np.ndarray:
-    """Unit vectors, f16 [number, 384]."""
-    vectors = draw.standard_normal((number, schema.VECTOR_DIM), np.float32)
+def _vectors(draw: np.random.Generator, number: int, dim: int) -> np.ndarray:
+    """Unit vectors, f16 [number, dim]."""
+    vectors = draw.standard_normal((number, dim), np.float32)
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 

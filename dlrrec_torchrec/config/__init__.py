@@ -9,6 +9,7 @@ from dlrrec_torchrec.config.read import (
     variant,
 )
 from dlrrec_torchrec.config.sections import (
+    ENCODER_DIMS,
     KERNELS,
     SHARDING_TYPES,
     ContrastiveConfig,
@@ -32,6 +33,7 @@ __all__ = [
     "table_settings",
     "variant",
     "ContrastiveConfig",
+    "ENCODER_DIMS",
     "ExtractConfig",
     "IngestConfig",
     "KERNELS",

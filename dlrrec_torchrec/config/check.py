@@ -18,6 +18,7 @@ from typing import Any
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
 from dlrrec_torchrec.config.sections import RunConfig, TableConfig
+from dlrrec_torchrec.store.modality import BUILT_IN, KINDS
 
 Values = dict[str, Any]  # setting -> value, of the settings that are right by themselves
 Rule = Callable[..., str | None]
@@ -213,6 +214,7 @@ def _positive_rating(positive: float, bounds: list) -> str | None:
 
 @_rule("model.text_tower")
 @_rule("model.image_tower")
+@_rule("model.other_tower")
 @_rule("model.dense_arch")
 @_rule("model.over_arch")
 def _layers(sizes: list) -> str | None:
@@ -236,19 +238,43 @@ def _dot(sizes: list, interaction: str, dim: int) -> str | None:
 _rule("model.dense_arch", "model.interaction", "model.embedding_dim")(_dot)
 
 
-@_rule("model.text_tower", "model.interaction", "model.embedding_dim", "model.modalities")
-def _dot_text(sizes: list, interaction: str, dim: int, modalities: list) -> str | None:
-    return _dot(sizes, interaction, dim) if any(m.endswith("_text") for m in modalities) else None
+def _tower_rule(kind: str) -> None:
+    """The tower of a kind must fit where a modality of that kind has no tower of its own.
+
+    Without names in model.modalities, the shards decide: of the modalities that extraction makes, that is.
+    """
+
+    @_rule(
+        f"model.{kind}_tower", "model.interaction", "model.embedding_dim", "model.modalities", "model.towers"
+    )
+    def fits(sizes: list, interaction: str, dim: int, modalities: list | None, own: dict) -> str | None:
+        names = BUILT_IN if modalities is None else modalities
+        used = [name for name in names if BUILT_IN.get(name, "other") == kind and name not in own]
+        return _dot(sizes, interaction, dim) if used else None
 
 
-@_rule("model.image_tower", "model.interaction", "model.embedding_dim", "model.modalities")
-def _dot_image(sizes: list, interaction: str, dim: int, modalities: list) -> str | None:
-    return _dot(sizes, interaction, dim) if any(m.endswith("_image") for m in modalities) else None
+for _kind in KINDS:
+    _tower_rule(_kind)
 
 
+@_rule("model.towers", "model.interaction", "model.embedding_dim")
+def _own_towers(towers: dict[str, list], interaction: str, dim: int) -> str | None:
+    problems = {name: _dot(sizes, interaction, dim) for name, sizes in towers.items()}
+    return next((f"{name}: {problem}" for name, problem in problems.items() if problem), None)
+
+
+@_rule("prepare.modalities", "prepare.vectors")
+def _known(modalities: list | None, vectors: dict) -> str | None:
+    there = [*BUILT_IN, *vectors]
+    unknown = [name for name in modalities or [] if name not in there]
+    return f"there is no '{unknown[0]}' (there is: {', '.join(there)})" if unknown else None
+
+
+@_rule("prepare.modalities")
 @_rule("model.modalities")
-def _twice(modalities: list) -> str | None:
-    return f"{', '.join(modalities)} names one twice" if len(set(modalities)) < len(modalities) else None
+def _twice(modalities: list | None) -> str | None:
+    names = modalities or []
+    return f"{', '.join(names)} names one twice" if len(set(names)) < len(names) else None
 
 
 @_rule("model.category", "model.user_id", "model.item_id", "model.tables")

@@ -125,6 +125,8 @@ def field_value(value: Any, hint: Any, known: dataclasses.Field, setting: str, r
     What is wrong inside the settings of a table is reported instead.
     """
     if typing.get_origin(hint) is dict:
+        if typing.get_args(hint)[1] is list:
+            return _layers(value)
         if not isinstance(value, dict):
             raise ValueError(f"must name tables, as {{user: {{dtype: fp16}}}}, not {value!r}")
         return {name: _table(table, f"{setting}.{name}", report) for name, table in value.items()}
@@ -142,6 +144,22 @@ def field_value(value: Any, hint: Any, known: dataclasses.Field, setting: str, r
         kind = type(default[0]) if default else str
         return [_checked(one, kind, choices) for one in value]
     return _checked(value, hint, choices)
+
+
+def _layers(body: Any) -> dict[str, list[int]]:
+    """Layer sizes by name, each a list or text as "128,32"."""
+    if not isinstance(body, dict):
+        raise ValueError(f"must name towers, as {{item_audio: [128, 32]}}, not {body!r}")
+    sizes = {}
+    for name, value in body.items():
+        parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+        try:
+            sizes[name] = [int(part) for part in parts]
+        except (TypeError, ValueError):
+            raise ValueError(f"{name}: {value!r} is not layer sizes, as 128,32") from None
+        if not parts or min(sizes[name]) < 1:
+            raise ValueError(f"{name}: {value!r} must be one or more sizes of at least 1, as 128,32")
+    return sizes
 
 
 def table_config(body: Any, where: str) -> TableConfig:

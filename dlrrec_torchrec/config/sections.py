@@ -21,6 +21,7 @@ def option(
     most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    also: tuple[str, ...] = (),
 ) -> Any:
     """A dataclass field with its help text and the values it may have.
 
@@ -28,11 +29,13 @@ def option(
         choices: where they are few, the allowed values.
         least, most: the bounds of a number, or of each number of a list; these themselves are allowed.
         above, below: bounds that are not allowed themselves.
+        also: further flags of `dlrrec run`, where the field's own name is another section's too.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
     metadata = {
         "help": help,
         "choices": choices,
+        "also": also,
         "bounds": {k: v for k, v in bounds.items() if v is not None},
     }
     if isinstance(default, (list, dict)):
@@ -82,6 +85,9 @@ class SplitConfig:
     seed: int = option(0, "seed of the random assignment", least=0)
 
 
+ENCODER_DIMS = {"sentence-transformers/all-MiniLM-L6-v2": 384}  # to plan before there is any vector
+
+
 @dataclasses.dataclass
 class ExtractConfig:
     """Training reviews -> summaries, vectors, price tags, categories."""
@@ -97,6 +103,7 @@ class ExtractConfig:
     folds: int = option(5, "cross-fitting folds for each entity's reviews", least=2)
     categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
     price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
+    category_slots: int = option(11, "category types kept of an item, best first, at most", least=1)
     seed: int = option(0, "seed of the fold assignment", least=0)
 
 
@@ -135,10 +142,19 @@ class PrepareConfig:
         0.0, "pseudo-reviews of the middle of rating_range added to each mean rating", least=0
     )
     rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
-    modalities: list = option(
-        ["user_text", "item_text", "item_image"],
-        "vectors written into the rows; none for model.vectors: table",
+    vectors: dict = option(
+        {},
+        "vectors that you have: NAME=FILE:ID,VECTOR, where NAME begins with user_ or item_ and FILE is "
+        "Parquet (columns ID and VECTOR; default: id,vector), .npz (two arrays; default: ids,vectors) or "
+        ".npy (FILE.npy:IDS, where IDS is a .txt with one id a line, or .npy), as item_audio=audio.parquet",
+        also=("--vectors",),
     )
+    modalities: list | None = option(
+        None,
+        "vectors written into the rows (default: all that there are; none, as --set 'prepare.modalities=[]', "
+        "for model.vectors: table)",
+    )
+    category_types: int = option(179, "category types that have a code, those of most items first", least=1)
     positives: int = option(10, "SWING neighbours kept as positives", least=0)
     rows_per_shard: int = option(8192, "rows of one Parquet shard", least=1)
 
@@ -163,7 +179,7 @@ class TableConfig:
     """
 
     rows: int | None = option(None, "rows (default: as many as the shards have ids)", least=1)
-    dim: int | None = option(None, "columns (default: model.embedding_dim; 384 of content vectors)", least=1)
+    dim: int | None = option(None, "columns (default: model.embedding_dim, or as the vectors)", least=1)
     pooling: float | None = option(
         None, "ids that an example looks up, on average (for predictions)", above=0
     )
@@ -203,7 +219,9 @@ class TableConfig:
 class ModelConfig:
     """DLRREC: towers inside a DLRM."""
 
-    modalities: list = option(["user_text", "item_text", "item_image"], "towers to build")
+    modalities: list | None = option(
+        None, "content vectors to use, one tower each (default: all that the shards hold)"
+    )
     vectors: str = option(
         "row",
         "where content vectors are: row (without the row's own review), or table (looked up by id, made of "
@@ -211,7 +229,13 @@ class ModelConfig:
         ("row", "table"),
     )
     text_tower: list = option([256, 32], "layer sizes of the text towers", least=1)
-    image_tower: list = option([64, 32], "layer sizes of the image tower", least=1)
+    image_tower: list = option([64, 32], "layer sizes of the image towers", least=1)
+    other_tower: list = option(
+        [64, 32], "layer sizes of the towers of other vectors, as those of prepare.vectors", least=1
+    )
+    towers: dict[str, list] = option(
+        {}, "layer sizes of single towers, as item_audio=128,32, in place of the three above"
+    )
     tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
     tower_dropout: float = option(0.0, "dropout on a tower's input vector", least=0, below=1)
     dense_arch: list = option(

@@ -12,7 +12,6 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec.data.lookup import Lookup, Parts
-from dlrrec_torchrec.store.schema import PAD_CATEGORY
 
 SPARSE_KEYS = ("category", "user", "item")
 
@@ -27,9 +26,9 @@ class Batch(Parts):
 
     Attributes:
         dense: f32 [B, D].
-        sparse: jagged ids of the features asked for: `category` (0 to 11 codes a row, padding removed),
-            `user` and `item` (one code a row).
-        vectors: modality -> f16 [B, 384].
+        sparse: jagged ids of the features asked for: `category` (the codes of a row's types, padding
+            removed), `user` and `item` (one code a row).
+        vectors: modality -> f16 [B, V].
         label: f32 [B], 0 or 1, -1 for padding.
         user, item: i64 [B] codes, -1 for padding.
         user_positives, item_positives: i64 [B, P] codes, best first, padded with -1.
@@ -52,40 +51,44 @@ class Batch(Parts):
         return self.label.shape[0]
 
 
-def make_sparse(category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str]) -> KeyedJaggedTensor:
+def make_sparse(
+    category: Tensor, user: Tensor, item: Tensor, keys: Sequence[str], padding: int
+) -> KeyedJaggedTensor:
     """The jagged ids of B rows, in the order of `keys`.
 
     Args:
-        category: i32 or i64 [B, 11] in host memory, padded with PAD_CATEGORY anywhere.
+        category: i32 or i64 [B, slots] in host memory, padded anywhere.
         user, item: i32 or i64 [B] in host memory; -1 gives no id.
         keys: out of SPARSE_KEYS.
+        padding: the category code that is none.
 
     Returns:
         i64 values, i32 lengths. Padding is left out, so that a sum over the ids equals
-        `torch.nn.EmbeddingBag(padding_idx=PAD_CATEGORY, mode="sum")`.
+        `torch.nn.EmbeddingBag(padding_idx=padding, mode="sum")`.
     """
-    wanted = {"category": category, "user": user, "item": item}
-    made = [_jagged(wanted[key].numpy(), PAD_CATEGORY if key == "category" else -1) for key in keys]
-    values = np.concatenate([values for values, _ in made], dtype=np.int64)
-    lengths = np.concatenate([lengths for _, lengths in made])
+    codes = {"category": category, "user": user, "item": item}
+    jagged = [_jagged(codes[key].numpy(), padding if key == "category" else -1) for key in keys]
+    values = np.concatenate([values for values, _ in jagged], dtype=np.int64)
+    lengths = np.concatenate([lengths for _, lengths in jagged])
     return KeyedJaggedTensor(list(keys), torch.from_numpy(values), lengths=torch.from_numpy(lengths))
 
 
 def _jagged(codes: np.ndarray, padding: int) -> tuple[np.ndarray, np.ndarray]:
-    """(codes that are not padding, i32 [B] their number in each row) of integers [B] or [B, at most 255]."""
+    """(codes that are not padding, i32 [B] their number in each row) of integers [B] or [B, slots]."""
     present = codes != padding
     if present.all():
         width = codes.size // len(codes) if len(codes) else 0
         return codes.reshape(-1), np.full(len(codes), width, np.int32)
     rows = present.reshape(len(codes), -1).view(np.uint8)
-    number = rows @ np.ones(rows.shape[1], np.uint8)  # several times as fast as a sum over the columns
+    small = np.min_scalar_type(rows.shape[1])
+    number = rows @ np.ones(rows.shape[1], small)  # several times as fast as a sum over the columns
     return codes[present], number.astype(np.int32)
 
 
 def split_rows(batch: Batch, parts: int) -> list[Batch]:
     """The batch (on a CPU) cut into `parts` batches of consecutive rows, of equal size give or take one row.
 
-    Tensors are views, but for the ids of several features.
+    Tensors are views, except for the ids of several features.
     """
     if parts <= 1:
         return [batch]

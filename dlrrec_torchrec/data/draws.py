@@ -1,4 +1,4 @@
-"""Positives and negatives drawn for a step, and what a batch looks up other than by code.
+"""Positives and negatives drawn for a step.
 
 Draws come from a counter-based generator (an integer hash of seed, step and index): they need no state and no
 copy from the device, and are the same on every rank, for every number of ranks, and after a restart.
@@ -7,15 +7,11 @@ copy from the device, and are the same on every rank, for every number of ranks,
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
-from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrrec_torchrec.data.batch import Batch
-from dlrrec_torchrec.data.hashing import hash63, hash_rows, mix64
-from dlrrec_torchrec.data.lookup import make_lookup, side_of
+from dlrrec_torchrec.data.hashing import hash63, mix64
 
 _SIDE_STREAMS = {"item": 0, "user": 1}
 
@@ -49,51 +45,6 @@ class Draws:
     @property
     def _stream(self) -> int:
         return 2 * self.seed + _SIDE_STREAMS[self.side]
-
-
-@dataclasses.dataclass(frozen=True)
-class Lookups:
-    """Adds to a batch what it looks up other than by code. Runs on the host, also in a loader's worker.
-
-    Attributes:
-        modalities: of the content tables; none without them.
-        draws: of the contrastive terms that are on; none to predict alone.
-        hashed: feature in `sparse` -> rows of its table, where its ids are hashed to.
-        managed: "user", "item": features of managed tables.
-    """
-
-    modalities: Sequence[str] = ()
-    draws: Sequence[Draws] = ()
-    hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    managed: Sequence[str] = ()
-
-    def __call__(self, batch: Batch, step: int = 0) -> Batch:
-        """The batch with all of that. `step`: number of the training step, for the draws."""
-        if self.hashed:
-            ids = {
-                key: hash_rows(one.values(), self.hashed[key]) if key in self.hashed else one.values()
-                for key, one in batch.sparse.to_dict().items()
-            }
-            lengths = batch.sparse.lengths()
-            sparse = KeyedJaggedTensor(list(ids), torch.cat(list(ids.values())), lengths=lengths)
-            batch = dataclasses.replace(batch, sparse=sparse)
-        if self.managed:
-            codes = [getattr(batch, key) for key in self.managed]
-            values, lengths = [c[c >= 0] for c in codes], [(c >= 0).int() for c in codes]
-            managed = KeyedJaggedTensor(list(self.managed), torch.cat(values), lengths=torch.cat(lengths))
-            batch = dataclasses.replace(batch, managed=managed)
-        if not self.modalities:
-            return batch
-        wanted: dict[str, dict[str, Tensor]] = {}
-        drawn = {draws.side: draws for draws in self.draws}
-        for side in sorted({side_of(name) for name in self.modalities}):
-            roles = wanted[side] = {"anchor": getattr(batch, side)}
-            if side in drawn:
-                neighbours = getattr(batch, f"{side}_positives")
-                roles["positive"] = drawn[side].positives(neighbours, roles["anchor"], step)
-                if drawn[side].negatives:
-                    roles["negative"] = drawn[side].corpus(step)
-        return dataclasses.replace(batch, lookup=make_lookup(wanted, self.modalities))
 
 
 POSITIVE = ("best", "sample")

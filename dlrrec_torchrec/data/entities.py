@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,13 @@ import pyarrow.parquet as pq
 import torch
 
 from dlrrec_torchrec.data.batch import Batch, make_sparse
-from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.features.dense import dense_matrix
-from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
+from dlrrec_torchrec.store.modality import SIDES, Modality
+from dlrrec_torchrec.store.schema import with_vectors
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 @dataclasses.dataclass
@@ -53,7 +55,7 @@ class Items(Users):
     Attributes:
         titles: [N], None where the source has none.
         price_tag: str [N], out of PRICE_TAGS.
-        category: i32 [N, 11], padded with PAD_CATEGORY.
+        category: i32 [N, slots], padded with the number of types.
     """
 
     titles: list[str | None]
@@ -66,7 +68,7 @@ class Entities:
     """All users, all items and their vectors.
 
     Attributes:
-        vectors: "user_text" -> f16 [U, 384], "item_text" and "item_image" -> f16 [I, 384].
+        vectors: modality -> f16 [U, V] of users' ones, [I, V] of items'; missing vectors are zeros.
     """
 
     users: Users
@@ -74,125 +76,118 @@ class Entities:
     vectors: dict[str, np.ndarray]
 
 
-def load_entities(shards_dir: str | os.PathLike) -> Entities:
-    """Read `shards_dir`/entities. Missing vectors are zeros.
+def load_entities(shards_dir: str | os.PathLike, modalities: Iterable[Modality] | None = None) -> Entities:
+    """Read `shards_dir`/entities, with the vectors of `modalities` (default: all that are there).
 
     Raises DataError naming the file for a missing table, a column of another type, or codes out of order.
     """
-    folder = Path(shards_dir) / "entities"
-    users = read_table(folder / "users", schema.USER_ENTITY)
-    items = read_table(folder / "items", schema.ITEM_ENTITY)
-    for name, table in (("users", users), ("items", items)):
+    folder, facts = Path(shards_dir) / "entities", ShardFacts.read(shards_dir)
+    modalities = facts.modalities if modalities is None else tuple(modalities)
+    tables = {}
+    for side in SIDES:
+        kind = facts.entity_schema(side)
+        unread = {m.name for m in facts.modalities} - {m.name for m in modalities}
+        table = tables[side] = read_table(
+            folder / f"{side}s", kind, [name for name in kind.names if name not in unread]
+        )
         if not np.array_equal(table["code"].to_numpy(), np.arange(table.num_rows)):
-            raise DataError(f"{folder / name}: column 'code' must count 0, 1, 2, ...; run prepare again")
+            raise DataError(
+                f"{folder / f'{side}s'}: column 'code' must count 0, 1, 2, ...; run prepare again"
+            )
+    items = tables["item"]
     return Entities(
-        users=Users(**_common(users)),
+        users=Users(**_common(tables["user"])),
         items=Items(
             **_common(items),
             titles=items["title"].to_pylist(),
             price_tag=np.array(items["price_tag"].to_pylist(), dtype=object),
-            category=_matrix(items["category"], schema.PAD_CATEGORY),
+            category=_matrix(items["category"], facts.category_types),
         ),
-        vectors={
-            "user_text": _matrix(users["user_text"], 0),
-            "item_text": _matrix(items["item_text"], 0),
-            "item_image": _matrix(items["item_image"], 0),
-        },
+        vectors={m.name: _matrix(tables[m.side][m.name], 0) for m in modalities},
     )
 
 
 def read_vectors(
-    shards_dir: str | os.PathLike, modality: str, first: int, last: int
+    shards_dir: str | os.PathLike, modality: Modality, first: int, last: int
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The vectors of the entities with codes in [first, last), group by group of the Parquet files.
 
-    Yields (code of the first, f16 [n, 384]); missing vectors are zeros. Files and groups without such codes
+    Yields (code of the first, f16 [n, V]); missing vectors are zeros. Files and groups without such codes
     are not read.
 
     Raises:
         DataError: no table, a column of another type, a damaged file, or a vector that is not finite; names
             the file.
     """
-    kinds = {"user": ("users", schema.USER_ENTITY), "item": ("items", schema.ITEM_ENTITY)}
-    name, wanted = kinds[side_of(modality)]
-    start = 0
-    for path in part_files(Path(shards_dir) / "entities" / name):
+    name, start = modality.name, 0
+    column = with_vectors(pa.schema([]), {name: modality.dim})
+    for path in part_files(Path(shards_dir) / "entities" / f"{modality.side}s"):
         try:
             file = pq.ParquetFile(path)
-            check_schema(file.schema_arrow, pa.schema([wanted.field(modality)]), path)
+            check_schema(file.schema_arrow, column, path)
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 if start < last and end > first:
-                    matrix = _matrix(file.read_row_group(group, columns=[modality])[modality], 0)
+                    matrix = _matrix(file.read_row_group(group, columns=[name])[name], 0)
                     if not np.isfinite(matrix).all():
-                        raise DataError(
-                            f"{path}: column '{modality}' holds no finite number; run prepare again"
-                        )
+                        raise DataError(f"{path}: column '{name}' holds no finite number; run prepare again")
                     yield max(start, first), matrix[max(first - start, 0) : last - start]
                 start = end
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(f"{path}: damaged Parquet file ({error}); run prepare again") from None
 
 
-def pair_batch(
-    entities: Entities,
-    user_codes: np.ndarray,
-    item_codes: np.ndarray,
-    dense_names: list[str],
-    rating_range: Sequence[float],
-    modalities: list[str],
-    sparse_keys: Sequence[str],
-) -> Batch:
+def pair_batch(entities: Entities, user_codes: np.ndarray, item_codes: np.ndarray, spec: BatchSpec) -> Batch:
     """The rows of any B (user, item) pairs, as the model sees a test row; labels are 0.
 
     Args:
+        entities: with the vectors of `spec.in_rows`.
         user_codes, item_codes: integers [B].
-        dense_names, rating_range: as in the shards' manifest.
-        modalities: vectors to hand on.
-        sparse_keys: jagged features to make.
+        spec: of the model.
     """
-    users, items = entities.users, entities.items
+    users, items, facts = entities.users, entities.items, spec.facts
     user, item = np.asarray(user_codes, np.int64), np.asarray(item_codes, np.int64)
     dense = dense_matrix(
-        dense_names,
+        list(facts.dense),
         users.count[user],
         items.count[item],
         users.mean_rating[user],
         items.mean_rating[item],
         items.price_tag[item],
-        tuple(rating_range),
+        facts.rating_range,
     )
     code = {"user": user, "item": item}
     tensors = {name: torch.from_numpy(value) for name, value in code.items()}
     category = torch.from_numpy(items.category[item])
-    return Batch(
+    batch = Batch(
         dense=torch.from_numpy(dense),
-        sparse=make_sparse(category, tensors["user"], tensors["item"], sparse_keys),
-        vectors={m: torch.from_numpy(entities.vectors[m][code[side_of(m)]]) for m in modalities},
+        sparse=make_sparse(category, tensors["user"], tensors["item"], spec.sparse, facts.category_types),
+        vectors={m.name: torch.from_numpy(entities.vectors[m.name][code[m.side]]) for m in spec.in_rows},
         label=torch.zeros(len(user)),
         user_positives=torch.from_numpy(users.positives[user]),
         item_positives=torch.from_numpy(items.positives[item]),
         **tensors,
     )
+    return spec.complete(batch)
 
 
 def first_entities(
-    shards_dir: str | os.PathLike, modalities: Sequence[str], rows: int
+    shards_dir: str | os.PathLike, modalities: Sequence[Modality], rows: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """What little of `load_entities` a sample needs, of the first `rows` users and items at most.
 
     Returns:
-        modality -> f16 [n, 384], missing vectors are zeros; "user" and "item", as far as they have a modality
+        modality -> f16 [n, V], missing vectors are zeros; "user" and "item", as far as they have a modality
         -> i64 [n, P] positives as in Users, of which some may be n and more.
 
     Raises DataError as `load_entities`.
     """
-    folder = Path(shards_dir) / "entities"
+    folder, facts = Path(shards_dir) / "entities", ShardFacts.read(shards_dir)
     vectors, positives = {}, {}
-    for side, kind in (("user", schema.USER_ENTITY), ("item", schema.ITEM_ENTITY)):
-        names = [name for name in modalities if name.startswith(side)]
+    for side in SIDES:
+        names = [one.name for one in modalities if one.side == side]
         if names:
-            table = read_table(folder / f"{side}s", kind, [*names, "positives"], rows)
+            table = read_table(folder / f"{side}s", facts.entity_schema(side), [*names, "positives"], rows)
             vectors |= {name: _matrix(table[name], 0) for name in names}
             positives[side] = _positives(table)
     return vectors, positives

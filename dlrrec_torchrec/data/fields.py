@@ -6,14 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, PAD_CATEGORY
-
 # Their types in a batch; in shards all have 4 bytes.
 _TYPES = {"label": np.float32, "dense": np.float32, "category": np.int32}
 _TYPES |= dict.fromkeys(("user", "item", "user_positives", "item_positives"), np.int64)
 _SINGLE = ("label", "user", "item")
-_PADDING = {"label": -1, "category": PAD_CATEGORY, "user": -1, "item": -1}
-_PADDING |= {"user_positives": -1, "item_positives": -1}  # and 0 elsewhere
+_PADDING = dict.fromkeys(("label", "user", "item", "user_positives", "item_positives"), -1)  # 0 elsewhere
 
 
 class Fields:
@@ -21,21 +18,23 @@ class Fields:
 
     Args:
         dense: dense features D.
+        slots: category types of an item, at most; types: how many there are, the padding's code.
         positives: neighbours P of the user and of the item.
 
     Attributes:
         padding: i32 [W], a row of padding.
     """
 
-    def __init__(self, dense: int, positives: int) -> None:
-        widths = {"label": 1, "dense": dense, "category": CATEGORY_SLOTS, "user": 1, "item": 1}
+    def __init__(self, dense: int, slots: int, types: int, positives: int) -> None:
+        widths = {"label": 1, "dense": dense, "category": slots, "user": 1, "item": 1}
         widths |= {"user_positives": positives, "item_positives": positives}
         self._places: dict[str, slice] = {}
         self._width = 0
         for name, width in widths.items():
             self._places[name] = slice(self._width, self._width + width)
             self._width += width
-        values = {name: np.full((1, width), _PADDING.get(name, 0)) for name, width in widths.items()}
+        padding = _PADDING | {"category": types}
+        values = {name: np.full((1, width), padding.get(name, 0)) for name, width in widths.items()}
         short = {n: v.astype(np.float32 if _TYPES[n] is np.float32 else np.int32) for n, v in values.items()}
         self.padding = self.join(short, 1)[0]
 
@@ -52,7 +51,7 @@ class Fields:
         """Copies of the columns of i32 [n, W].
 
         Returns:
-            label f32 [n]; dense f32 [n, D]; category i32 [n, 11]; user, item i64 [n]; user_positives,
+            label f32 [n]; dense f32 [n, D]; category i32 [n, slots]; user, item i64 [n]; user_positives,
             item_positives i64 [n, P].
         """
         found = {}

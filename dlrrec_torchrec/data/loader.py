@@ -12,13 +12,14 @@ from __future__ import annotations
 import gc
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from dlrrec_torchrec.data.batch import SPARSE_KEYS, Batch, make_sparse
+from dlrrec_torchrec.data.batch import Batch, make_sparse
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.order import WINDOW_ROWS, EpochOrder
 from dlrrec_torchrec.data.shard_reader import ShardReader
 from dlrrec_torchrec.store.errors import DataError
@@ -31,16 +32,15 @@ class ShardDataset(Dataset):
         self,
         reader: ShardReader,
         batch_size: int,
-        sparse_keys: tuple[str, ...],
+        spec: BatchSpec,
         rank: int,
         world_size: int,
         seed: int,
         shuffle: bool,
         drop_last: bool,
         window_rows: int,
-        lookups: Callable[[Batch, int], Batch] | None,
     ) -> None:
-        self.reader, self._keys, self._lookups = reader, sparse_keys, lookups
+        self.reader, self._spec = reader, spec
         self._rank, self._world, self._seed, self._shuffle = rank, world_size, seed, shuffle
         self._window_rows = window_rows
         self._sizes = [chunk.rows for chunk in reader.chunks]
@@ -74,20 +74,20 @@ class ShardDataset(Dataset):
         share = slice(*((high - low) * r // self._world for r in (self._rank, self._rank + 1)))
         size = -(-(high - low) // self._world)
         batch = self._batch(self._order[1].pieces(places[share]), size)
-        return self._lookups(batch, (epoch - 1) * self.batches + number) if self._lookups else batch
+        return self._spec.complete(batch, (epoch - 1) * self.batches + number)
 
-    def _batch(self, found: list[tuple[int, np.ndarray]], size: int) -> Batch:
+    def _batch(self, chunks: list[tuple[int, np.ndarray]], size: int) -> Batch:
         """These rows of chunks, and as much padding as makes them `size`."""
         # Of padding alone: it needs the columns' types.
-        found = found or [(0, np.empty(0, np.int64))]
-        pieces = [(self._columns(chunk), rows) for chunk, rows in found]
+        chunks = chunks or [(0, np.empty(0, np.int64))]
+        pieces = [(self._columns(chunk), rows) for chunk, rows in chunks]
         vectors = {name: _gather(pieces, name, size, 0) for name in self.reader.modalities}
         fields = self.reader.fields
         rows = fields.split(_gather(pieces, "fields", size, fields.padding))
         columns = {name: torch.from_numpy(values) for name, values in rows.items()}
-        category = columns.pop("category")
+        category, padding = columns.pop("category"), self._spec.facts.category_types
         return Batch(
-            sparse=make_sparse(category, columns["user"], columns["item"], self._keys),
+            sparse=make_sparse(category, columns["user"], columns["item"], self._spec.sparse, padding),
             vectors={name: torch.from_numpy(values) for name, values in vectors.items()},
             **columns,
         )
@@ -185,10 +185,8 @@ def make_loader(
     shards_dir: str | os.PathLike,
     split: str,
     batch_size: int,
+    spec: BatchSpec,
     *,
-    modalities: list[str],
-    positives: int,
-    sparse_keys: tuple[str, ...] = ("category",),
     rank: int = 0,
     world_size: int = 1,
     seed: int = 0,
@@ -197,7 +195,6 @@ def make_loader(
     drop_last: bool = False,
     pin_memory: bool = False,
     window_rows: int = WINDOW_ROWS,
-    lookups: Callable[[Batch, int], Batch] | None = None,
 ) -> ShardLoader:
     """A loader of one split's batches for one rank.
 
@@ -206,38 +203,20 @@ def make_loader(
         split: train, val or test.
         batch_size: rows of a batch on each rank, at most: batches of equal size fill the epoch. With
             `drop_last` every batch has exactly so many, and the rest of the epoch's order is left out.
-        modalities: vectors to read, out of those in the shards.
-        positives: neighbours of the user and of the item to hand on, at most.
-        sparse_keys: jagged features to make, out of category, user and item.
+        spec: what batches hold. Step 0, of which they are completed, is the first of epoch 1.
         rank, world_size: which share of each global batch.
         seed, shuffle: what decides the order of each epoch; without `shuffle`, the order of the files.
         workers: processes that make batches (batch g by worker g mod workers); 0: this process. The order is
             the same. Each keeps its own two windows of rows.
         pin_memory: put batches into page-locked memory, for a GPU.
         window_rows: rows shuffled together.
-        lookups: what a batch looks up in content tables, from the batch and the number of its training step
-            (0 is the first of epoch 1) to the batch with it.
 
     Raises:
-        DataError: shards, split, modality or key that is not there; a part of the wrong schema; while
+        DataError: shards, split or modality that is not there; a part of the wrong schema; while
             iterating, a value that is out of range.
     """
     if batch_size < 1:
         raise DataError(f"batch size {batch_size}: must be at least 1 for each rank")
-    for key in sparse_keys:
-        if key not in SPARSE_KEYS:
-            raise DataError(f"unknown sparse feature '{key}' (known: {', '.join(SPARSE_KEYS)})")
-    reader = ShardReader(shards_dir, split, list(modalities), positives)
-    dataset = ShardDataset(
-        reader,
-        batch_size,
-        tuple(sparse_keys),
-        rank,
-        world_size,
-        seed,
-        shuffle,
-        drop_last,
-        window_rows,
-        lookups,
-    )
+    reader = ShardReader(shards_dir, split, spec.in_rows, spec.positives)
+    dataset = ShardDataset(reader, batch_size, spec, rank, world_size, seed, shuffle, drop_last, window_rows)
     return ShardLoader(dataset, workers, pin_memory)

@@ -11,9 +11,14 @@ from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from torchrec.streamable import Pipelineable
 
+from dlrrec_torchrec.store.modality import Modality
+
 
 class Parts(Pipelineable):
-    """Moves the tensors in a dataclass's fields, in dictionaries and in parts of its own kind; None stays."""
+    """Moves the tensors in a dataclass's fields, in dictionaries and in parts of its own kind.
+
+    None and tuples, which say what the tensors are, stay as they are.
+    """
 
     def to(self, device: torch.device, non_blocking: bool = False) -> Self:
         """A copy on `device`."""
@@ -30,19 +35,22 @@ class Parts(Pipelineable):
     @property
     def nbytes(self) -> int:
         """Bytes of all numbers."""
-        found: list[Any] = []
-        self._map(found.append)
-        ids = [one for one in found if isinstance(one, KeyedJaggedTensor)]
-        whole = [one for one in found if not isinstance(one, KeyedJaggedTensor)]
+        parts: list[Any] = []
+        self._map(parts.append)
+        ids = [one for one in parts if isinstance(one, KeyedJaggedTensor)]
+        whole = [one for one in parts if not isinstance(one, KeyedJaggedTensor)]
         return sum(one.nbytes for one in [*whole, *(part for k in ids for part in (k.values(), k.lengths()))])
 
     def _map(self, function: Callable) -> Self:
         def mapped(value: Any) -> Any:
             if isinstance(value, dict):
-                return {name: function(part) for name, part in value.items()}
-            return None if value is None else function(value)
+                return {name: mapped(part) for name, part in value.items()}
+            return value if value is None or isinstance(value, tuple) else function(value)
 
         return type(self)(**{f.name: mapped(getattr(self, f.name)) for f in dataclasses.fields(self)})
+
+
+ROLES = ("anchor", "positive", "negative")
 
 
 @dataclasses.dataclass
@@ -50,47 +58,45 @@ class Lookup(Parts):
     """The distinct entities whose vectors a batch looks up in content tables, each once.
 
     Attributes:
+        modalities: of the content tables.
         ids: for each modality the distinct codes of its side, ascending, spread over the batch's rows.
         codes: "user", "item" -> these codes, i64 [U].
-        places: "SIDE_anchor" i64 [B], and with contrastive terms "SIDE_positive" i64 [B], "SIDE_negative"
-            i64 [N] -> where in `codes` each row's entity is; U where there is none.
+        places: side -> role -> where in `codes` each row's entity is; U where there is none. The roles are
+            "anchor" i64 [B], and with contrastive terms "positive" i64 [B] and "negative" i64 [N].
     """
 
+    modalities: tuple[Modality, ...]
     ids: KeyedJaggedTensor
     codes: dict[str, Tensor]
-    places: dict[str, Tensor]
+    places: dict[str, dict[str, Tensor]]
 
     def of_rows(self, rows: slice) -> Lookup:
         """What the batch's `rows` alone look up, against the same negatives."""
-        wanted: dict[str, dict[str, Tensor]] = {side: {} for side in self.codes}
-        for name, places in self.places.items():
-            side, role = name.split("_")
-            codes = torch.cat([self.codes[side], torch.tensor([-1])])[places]
-            wanted[side][role] = codes if role == "negative" else codes[rows]
-        return make_lookup(wanted, self.ids.keys())
+        asked: dict[str, dict[str, Tensor]] = {}
+        for side, roles in self.places.items():
+            known = torch.cat([self.codes[side], torch.tensor([-1])])
+            codes = {role: known[places] for role, places in roles.items()}
+            asked[side] = {role: c if role == "negative" else c[rows] for role, c in codes.items()}
+        return make_lookup(asked, self.modalities)
 
 
-def make_lookup(wanted: Mapping[str, Mapping[str, Tensor]], modalities: Sequence[str]) -> Lookup:
-    """Of the codes i64 (-1 for none) that are wanted: side -> "anchor", "positive", "negative" -> codes."""
+def make_lookup(asked: Mapping[str, Mapping[str, Tensor]], modalities: Sequence[Modality]) -> Lookup:
+    """Of the codes i64 (-1 for none) that are asked for: side -> role (ROLES) -> codes."""
     codes: dict[str, Tensor] = {}
-    places: dict[str, Tensor] = {}
+    places: dict[str, dict[str, Tensor]] = {}
     rows = 1
-    for side, roles in wanted.items():
+    for side, roles in asked.items():
         codes[side], place = distinct_codes(torch.cat(list(roles.values())))
-        found = zip(roles, place.split([len(one) for one in roles.values()]), strict=True)
-        places |= {f"{side}_{role}": part for role, part in found}
+        sizes = [len(one) for one in roles.values()]
+        places[side] = dict(zip(roles, place.split(sizes), strict=True))
         rows = max(rows, len(roles["anchor"]))
     # FBGEMM's kernels work row by row, so the ids are spread evenly over as many rows as the batch has.
     cuts = torch.arange(rows + 1)
-    values = [codes[side_of(name)] for name in modalities]
+    values = [codes[one.side] for one in modalities]
     lengths = [(cuts * len(one) // rows).diff().int() for one in values]
-    ids = KeyedJaggedTensor(list(modalities), torch.cat(values), lengths=torch.cat(lengths))
-    return Lookup(ids, codes, places)
-
-
-def side_of(modality: str) -> str:
-    """ "user" or "item": whose vectors they are."""
-    return modality.split("_")[0]
+    names = [one.name for one in modalities]
+    ids = KeyedJaggedTensor(names, torch.cat(values), lengths=torch.cat(lengths))
+    return Lookup(tuple(modalities), ids, codes, places)
 
 
 def distinct_codes(codes: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,8 @@ from dlrrec_torchrec.data.fields import Fields
 from dlrrec_torchrec.store import packed, schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files
-from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.modality import Modality
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ShardReader:
     Args:
         shards_dir: what the prepare stage wrote.
         split: train, val or test.
-        modalities: vector columns to read.
+        modalities: whose vectors to read.
         positives: columns of the padded positives, at most; with 0 they are not read.
 
     Attributes:
@@ -51,29 +53,30 @@ class ShardReader:
     """
 
     def __init__(
-        self, shards_dir: str | os.PathLike, split: str, modalities: list[str], positives: int
+        self, shards_dir: str | os.PathLike, split: str, modalities: Sequence[Modality], positives: int
     ) -> None:
         if split not in schema.SPLITS:
             raise DataError(f"unknown split '{split}' (known: {', '.join(schema.SPLITS)})")
-        facts = Manifest.read(shards_dir).facts
-        for name in modalities:
-            if name not in facts["modalities"]:
+        facts = ShardFacts.read(shards_dir)
+        for one in modalities:
+            if one.name not in facts.in_rows:
                 raise DataError(
-                    f"{shards_dir}: modality '{name}' is not in these shards (they hold: "
-                    f"{', '.join(facts['modalities']) or 'none'}); set model.vectors=table or change "
+                    f"{shards_dir}: modality '{one.name}' is not in these shards' rows (they hold: "
+                    f"{', '.join(facts.in_rows) or 'none'}); set model.vectors=table or change "
                     "model.modalities, or run prepare again with it"
                 )
-        self.modalities = list(modalities)
-        self.users, self.items = facts["users"], facts["items"]
-        self.schema = schema.shard_schema(facts["dense_width"], modalities, facts["positives"])
-        self.positives = min(positives, facts["positives"])
+        self.modalities = [one.name for one in modalities]
+        self.users, self.items = facts.users, facts.items
+        self.schema = facts.row_schema(modalities)
+        self.positives = min(positives, facts.positives)
         unread = ["rating"] if self.positives else ["rating", "user_positives", "item_positives"]
-        self.fields = Fields(facts["dense_width"], self.positives)
+        types = facts.category_types
+        self.fields = Fields(facts.dense_width, facts.category_slots, types, self.positives)
         self.columns = [name for name in self.schema.names if name not in unread]
         stored = packed.stored_schema(self.schema)
         user, item = self.users - 1, self.items - 1
         self._limits = {
-            "category": (0, schema.PAD_CATEGORY, f"is outside 0..{schema.PAD_CATEGORY}"),
+            "category": (0, types, f"is outside 0..{types}"),
             "user": (0, user, f"is outside 0..{user} (entity table)"),
             "item": (0, item, f"is outside 0..{item} (entity table)"),
             "user_positives": (-1, user, f"is outside -1..{user} (entity table; -1 is padding)"),
@@ -101,7 +104,7 @@ class ShardReader:
         Raises DataError naming file, column and row of the first label that is not 0 or 1, dense value that
         is not finite, or code outside of its table.
         """
-        names = [name for name in self.schema.names if name not in schema.MODALITIES]
+        names = [name for name in self.schema.names if name not in self.modalities]
         for chunk in self.chunks[rank::world_size]:
             self._columns(chunk, names)
 
@@ -109,7 +112,7 @@ class ShardReader:
         """Chunk `index`, one row of each array for a row of the chunk.
 
         Returns:
-            "fields": everything but the vectors, i32 [n, W] (see `fields`); each modality: f16 [n, 384], a
+            "fields": everything but the vectors, i32 [n, W] (see `fields`); each modality: f16 [n, V], a
             view of Arrow's memory.
 
         Raises:

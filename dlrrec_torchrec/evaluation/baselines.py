@@ -11,8 +11,7 @@ import numpy as np
 from dlrrec_torchrec.features.dense import DENSE_FEATURES
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.store.schema import shard_schema
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +39,11 @@ class Prediction:
 
 def read_rows(shards_dir: str | os.PathLike, split: str) -> Rows:
     """All rows of one split of the shards, without their vectors. Raises DataError as `read_table` does."""
-    width = int(Manifest.read(shards_dir).facts["dense_width"])
+    facts = ShardFacts.read(shards_dir)
     names = [f.name for f in dataclasses.fields(Rows)]
-    table = read_table(Path(shards_dir) / split, shard_schema(width, [], 0), names).combine_chunks()
+    table = read_table(Path(shards_dir) / split, facts.row_schema([]), names).combine_chunks()
     dense = table["dense"].combine_chunks()
-    flat = dense.flatten().to_numpy(zero_copy_only=False).reshape(len(dense), width)
+    flat = dense.flatten().to_numpy(zero_copy_only=False).reshape(len(dense), facts.dense_width)
     return Rows(**{n: table[n].to_numpy() for n in names if n != "dense"}, dense=flat)
 
 

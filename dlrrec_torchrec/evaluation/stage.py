@@ -33,6 +33,7 @@ from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
+from dlrrec_torchrec.store.modality import SIDES
 from dlrrec_torchrec.store.progress import track
 
 PREDICTIONS = pa.schema(
@@ -151,8 +152,8 @@ def true_probabilities(truth: str | os.PathLike, shards_dir: str | os.PathLike, 
     """The true probability f64 [N] of each row, joined by ids. Raises DataError for a row that has none."""
     table = pq.read_table(truth, columns=["user_id", "item_id", "probability"])
     codes = {}
-    for kind, columns in (("user", schema.USER_ENTITY), ("item", schema.ITEM_ENTITY)):
-        ids = read_table(Path(shards_dir) / "entities" / f"{kind}s", columns, ["id"])["id"]
+    for kind in SIDES:
+        ids = read_table(Path(shards_dir) / "entities" / f"{kind}s", schema.ENTITY, ["id"])["id"]
         found = pc.index_in(table[f"{kind}_id"].cast(pa.string()), value_set=ids.combine_chunks())
         codes[kind] = found.fill_null(-1).to_numpy().astype(np.int64), len(ids)
     (user, _), (item, items) = codes["user"], codes["item"]

@@ -11,17 +11,20 @@ import numpy as np
 from scipy.stats import rankdata
 
 from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, ITEM_CONTENT, ITEMS, PRICE_TAGS, category_types
+from dlrrec_torchrec.store.schema import ITEM_CONTENT, ITEMS, PRICE_TAGS, category_types
 
-DEPTHS = (1, 3, 5, CATEGORY_SLOTS)
+DEPTHS = (1, 3, 5)  # and as many types as are kept of an item
 
 
 def agreement(
     content_dir: str | os.PathLike,
     items_dir: str | os.PathLike,
+    slots: int,
     parts: tuple[str, ...] = ("price", "categories"),
 ) -> dict[str, Any]:
     """How far the content of fold -1 agrees with the metadata: {"price": ..., "categories": ...}.
+
+    `slots`: types kept of an item, the last depth of `category_agreement`.
 
     A part that is not requested, or about which the metadata says nothing, is left out. For the numbers see
     `price_agreement` and `category_agreement`.
@@ -39,7 +42,7 @@ def agreement(
     typed = [row for row in metadata if row["categories"]]
     if "categories" in parts and typed:
         extracted = [content_of[row["item_id"]]["categories"] or [] for row in typed]
-        result["categories"] = category_agreement(extracted, [row["categories"] for row in typed])
+        result["categories"] = category_agreement(extracted, [row["categories"] for row in typed], slots)
     return result
 
 
@@ -70,12 +73,12 @@ def price_agreement(tags: list[str], prices: np.ndarray) -> dict[str, Any]:
     return result
 
 
-def category_agreement(extracted: list[list[str]], truth: list[list[str]]) -> dict[str, Any]:
+def category_agreement(extracted: list[list[str]], truth: list[list[str]], slots: int) -> dict[str, Any]:
     """Ranked types of N items against the metadata's types.
 
     The metadata's names are matched to the vocabulary without regard to case; `uncovered` counts those that
-    are not in it, and `items` the items with at least one that is. For each depth k, micro-averaged
-    [precision, recall, F1] of
+    are not in it, and `items` the items with at least one that is. For each depth k (DEPTHS and `slots`),
+    micro-averaged [precision, recall, F1] of
       extracted: the first k types of each item;
       in_use: the same after types that the metadata never uses are dropped (it may have no "Buffet" at all);
       baseline: the k types that are most common in the metadata, for every item.
@@ -93,7 +96,7 @@ def category_agreement(extracted: list[list[str]], truth: list[list[str]]) -> di
     }
     true_types = [names for _, names in comparable]
     result: dict[str, Any] = {"items": len(comparable), "uncovered": dict(uncovered.most_common())}
-    for k in DEPTHS:
+    for k in sorted({*DEPTHS, slots}):
         result[f"at_{k}"] = {name: micro_scores(ranked, true_types, k) for name, ranked in rows.items()}
     return result
 

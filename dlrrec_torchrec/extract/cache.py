@@ -2,7 +2,8 @@
 
 A cache folder holds segments: Parquet files of keys and half-precision vectors, each written under a
 temporary name and renamed, so an interrupted run leaves complete segments and loses seconds of work. The
-key of a text is a hash of the text and of the encoder's identity: one folder serves several encoders.
+key of a text is a hash of the text and of the encoder's identity: one folder serves several encoders, of any
+numbers of columns.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 
 from dlrrec_torchrec.extract.encoder import Encoder
 from dlrrec_torchrec.store.progress import Bar
-from dlrrec_torchrec.store.schema import VECTOR_DIM
 
 _KEY_BYTES = 16
-_ROW_BYTES = 2 * VECTOR_DIM
+_NUMBER_BYTES = 2  # half precision
 _SEGMENT_ROWS = 16384
 _SEGMENT_SECONDS = 15.0  # most work that a killed run loses
 
@@ -33,15 +33,23 @@ _SEGMENT_SECONDS = 15.0  # most work that a killed run loses
 def embed_cached(
     texts: list[str], encoder: Encoder, folder: str | os.PathLike, segment_rows: int = _SEGMENT_ROWS
 ) -> tuple[np.ndarray, int]:
-    """The unit vectors of distinct `texts`, f16 [N, 384], and how many of them the encoder had to compute.
+    """The unit vectors of distinct `texts`, f16 [N, V], and how many of them the encoder had to compute.
 
     Known texts are read from `folder`; the others are embedded with a progress bar on stderr and written at
     once. Vectors are rounded to half precision before use, so a second run sees the same numbers.
+    Where all texts are known, the encoder is not even asked for its `dim`, which may load a model.
     """
     folder = Path(folder)
     keys = _text_keys(texts, encoder.identity)
-    vectors, in_cache = _read_known(keys, folder)
-    missing = np.flatnonzero(~in_cache)
+    segments = _read_known(keys, folder)
+    widths = {stored.shape[1] for _, stored in segments}
+    covered = len(np.unique(np.concatenate([[], *(rows for rows, _ in segments)]))) == len(texts)
+    dim = widths.pop() if covered and len(widths) == 1 else encoder.dim
+    vectors, known = np.zeros((len(texts), dim), np.float16), np.zeros(len(texts), bool)
+    for rows, stored in segments:
+        if stored.shape[1] == dim:  # others are of an encoder with this identity and another width
+            vectors[rows], known[rows] = stored, True
+    missing = np.flatnonzero(~known)
     if len(missing):
         folder.mkdir(parents=True, exist_ok=True)
         _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows)
@@ -93,40 +101,40 @@ def _binary(raw: bytes | np.ndarray, width: int) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(width), buffer.size // width, [None, buffer])
 
 
-def _read_known(keys: pa.Array, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors f16 [N, 384], zeros where the cache has none, and which it has, bool [N]."""
-    vectors = np.zeros((len(keys), VECTOR_DIM), np.float16)
-    in_cache = np.zeros(len(keys), bool)
+def _read_known(keys: pa.Array, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each segment that has some of the keys: which they are, i64 [n], and their vectors f16 [n, V]."""
+    segments = []
     for path in sorted(folder.glob("*.parquet")):
         try:
-            _read_segment(path, keys, vectors, in_cache)
+            if segment := _read_segment(path, keys):
+                segments.append(segment)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             warnings.warn(
                 f"{path}: this part of the cache cannot be read and is ignored; its texts are embedded again "
                 f"(delete the file to end this warning): {error}",
                 stacklevel=3,
             )
-    return vectors, in_cache
+    return segments
 
 
-def _read_segment(path: Path, keys: pa.Array, vectors: np.ndarray, in_cache: np.ndarray) -> None:
+def _read_segment(path: Path, keys: pa.Array) -> tuple[np.ndarray, np.ndarray] | None:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        places = pc.index_in(file.read(["key"])["key"].combine_chunks(), value_set=keys)
-        if places.null_count == len(places):
-            return  # no text of this run: do not read its vectors
+        place = pc.index_in(file.read(["key"])["key"].combine_chunks(), value_set=keys)
+        if place.null_count == len(place):
+            return None  # no vector of these texts: leave them on disk
         stored = file.read(["vector"])["vector"].combine_chunks()
-    if stored.type != pa.binary(_ROW_BYTES):
+    if not pa.types.is_fixed_size_binary(stored.type) or stored.type.byte_width % _NUMBER_BYTES:
         raise ValueError(f"vectors have type {stored.type}")
-    matches = np.flatnonzero(np.asarray(places.is_valid()))
-    rows = places.take(pa.array(matches)).to_numpy()
-    offset = stored.offset * _ROW_BYTES
-    body = np.frombuffer(stored.buffers()[1], np.uint8)[offset : offset + len(stored) * _ROW_BYTES]
-    vectors[rows] = body.view(np.float16).reshape(-1, VECTOR_DIM)[matches]
-    in_cache[rows] = True
+    here = np.flatnonzero(np.asarray(place.is_valid()))
+    size = stored.type.byte_width
+    body = np.frombuffer(stored.buffers()[1], np.uint8)[stored.offset * size :][: len(stored) * size]
+    vectors = body.view(np.float16).reshape(-1, size // _NUMBER_BYTES)[here]
+    return place.take(pa.array(here)).to_numpy(), vectors
 
 
 def _write_segment(folder: Path, keys: pa.Array, vectors: np.ndarray) -> None:
-    table = pa.table({"key": keys, "vector": _binary(np.ascontiguousarray(vectors), _ROW_BYTES)})
+    width = vectors.shape[1] * _NUMBER_BYTES
+    table = pa.table({"key": keys, "vector": _binary(np.ascontiguousarray(vectors), width)})
     path = folder / f"{uuid.uuid4().hex}.parquet"
     temporary = path.with_suffix(f".tmp-{os.getpid()}")
     pq.write_table(table, temporary, compression="none", use_dictionary=False, write_page_checksum=True)

@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from dlrrec_torchrec.store.schema import VECTOR_DIM
-
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """D documents, P distinct pieces (sentences or captions).
 
     texts: D strings or None. offsets i64 [D + 1], piece i64 [M]: document d has the pieces
-    piece[offsets[d] : offsets[d + 1]], in order. pieces: P strings. vectors: f16 [P, 384], unit length.
+    piece[offsets[d] : offsets[d + 1]], in order. pieces: P strings. vectors: f16 [P, V], unit length.
     """
 
     texts: list[str | None]
@@ -34,8 +32,8 @@ class Corpus:
         return np.concatenate([self.piece[self.offsets[d] : self.offsets[d + 1]] for d in documents])
 
     def document_means(self, normalize: bool) -> np.ndarray:
-        """Mean of each document's piece vectors, f32 [D, 384]; zeros where it has no piece."""
-        means = np.zeros((len(self), VECTOR_DIM), np.float32)
+        """Mean of each document's piece vectors, f32 [D, V]; zeros where it has no piece."""
+        means = np.zeros((len(self), self.vectors.shape[1]), np.float32)
         counts = np.diff(self.offsets)
         for start in range(0, len(self), 4096):  # bounded memory
             stop = min(start + 4096, len(self))

@@ -11,7 +11,6 @@ import numpy as np
 
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import file_digest
-from dlrrec_torchrec.store.schema import VECTOR_DIM
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -20,12 +19,18 @@ _LENGTHS_CHUNK = 8192  # texts tokenised at once to learn their lengths
 
 
 class Encoder(Protocol):
-    """Text to unit vectors. `identity` changes whenever the vectors of a text could."""
+    """Text to unit vectors. `identity` changes whenever the vectors of a text could.
+
+    `dim` is the numbers V of a vector; to ask for it may load the model.
+    """
 
     identity: str
 
+    @property
+    def dim(self) -> int: ...
+
     def encode_batches(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield (positions in `texts` i64 [n], their unit vectors f32 [n, 384]) until all are done."""
+        """Yield (positions in `texts` i64 [n], their unit vectors f32 [n, V]) until all are done."""
         ...
 
 
@@ -39,7 +44,7 @@ class SentenceEncoder:
         batch_tokens: most tokens of one batch, padding included; a longer text is a batch alone.
         device: torch device; None: CUDA where there is one, else CPU.
 
-    Raises DataError if the weights cannot be found, are not those expected, or give other than 384 columns.
+    Raises DataError if the weights cannot be found, or are not those expected.
     """
 
     def __init__(self, name: str = DEFAULT_ENCODER, batch_tokens: int = 4096, device: str | None = None):
@@ -49,6 +54,10 @@ class SentenceEncoder:
         self.folder = encoder_folder(name)
         self.identity = file_digest(p for pattern in _MODEL_FILES for p in self.folder.rglob(pattern))
         self._model = None
+
+    @property
+    def dim(self) -> int:
+        return self._load().get_embedding_dimension()
 
     def encode_batches(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Batches of texts of similar length, longest first (so a lack of memory shows at once)."""
@@ -70,11 +79,10 @@ class SentenceEncoder:
 
             logging.disable_progress_bar()  # that of loading the weights below
             model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
-            width = model.get_embedding_dimension()
-            if width != VECTOR_DIM:
+            if not model.get_embedding_dimension():
                 raise DataError(
-                    f"extract.encoder: {self.name} gives vectors of {width} columns, not {VECTOR_DIM}; "
-                    f"choose another encoder, such as {DEFAULT_ENCODER}"
+                    f"extract.encoder: {self.name} does not say how many numbers its vectors have; choose "
+                    f"another encoder, such as {DEFAULT_ENCODER}"
                 )
             self._model = model.eval()
         return self._model

@@ -24,6 +24,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.progress import track
+from dlrrec_torchrec.store.schema import with_vectors
 
 
 def extract(
@@ -72,8 +73,9 @@ def extract(
             config.seed,
             config.categories_from == "items",
             config.price_from == "items",
+            config.category_slots,
         )
-        manifest.facts |= provenance | {"encoder": config.encoder}
+        manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
     return manifest
 
 
@@ -83,10 +85,15 @@ class _CountedEmbedding:
     def __init__(self, encoder: Encoder, folder: Path):
         self.encoder, self.folder = encoder, folder
         self.embedded = 0
+        self._dim = 0
 
     def __call__(self, texts: list[str]) -> np.ndarray:
+        """f16 [N, V]; of no texts too, for which no model is loaded if V is known already."""
+        if not texts and self._dim:
+            return np.zeros((0, self._dim), np.float16)
         vectors, made = embed_cached(texts, self.encoder, self.folder)
         self.embedded += made
+        self._dim = vectors.shape[1]
         return vectors
 
 
@@ -101,6 +108,7 @@ def _write_content(
     seed: int,
     categories_from_items: bool,
     price_from_items: bool,
+    slots: int,
 ) -> None:
     reviews = read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions"])
     users, user_code = _codes(reviews["user_id"])
@@ -123,10 +131,14 @@ def _write_content(
     )
     has_words, has_pictures = (np.diff(c.offsets) > 0 for c in (words, pictures))
 
+    # Captions are texts too: one encoder makes both kinds of vector.
+    dims = {"text_vector": words.vectors.shape[1], "image_vector": pictures.vectors.shape[1]}
+    manifest.facts["vector_dims"] = {name.removesuffix("_vector"): dim for name, dim in dims.items()}
+
     n = reviews.num_rows
     columns = [reviews["user_id"], reviews["item_id"], user_fold, item_fold]
     columns += [_vectors(text_vectors[:n], has_words[:n]), _vectors(image_vectors[:n], has_pictures[:n])]
-    manifest.rows["reviews"] = _write(columns, schema.REVIEW_CONTENT, folder / "reviews")
+    manifest.rows["reviews"] = _write(columns, with_vectors(schema.REVIEW_CONTENT, dims), folder / "reviews")
 
     own = np.flatnonzero(has_words[n:] | has_pictures[n:])
     columns = [
@@ -136,15 +148,18 @@ def _write_content(
             for v, h in ((text_vectors, has_words), (image_vectors, has_pictures))
         ),
     ]
-    manifest.rows["metadata"] = _write(columns, schema.METADATA_CONTENT, folder / "metadata")
+    manifest.rows["metadata"] = _write(
+        columns, with_vectors(schema.METADATA_CONTENT, dims), folder / "metadata"
+    )
 
     writer = provider.read(words)
     user_side = [(c, f, rows) for c, f, rows in versions(user_code, user_fold, len(users))]
-    columns, _ = _described(writer, "user", users, user_side, words, embed)
-    manifest.rows["users"] = _write(columns, schema.USER_CONTENT, folder / "users")
+    columns, summary_vectors, _ = _described(writer, "user", users, user_side, words, embed)
+    kind = with_vectors(schema.USER_CONTENT, {"text_vector": dims["text_vector"]})
+    manifest.rows["users"] = _write([*columns, summary_vectors], kind, folder / "users")
 
     item_side = [(c, f, np.r_[rows, n + c]) for c, f, rows in versions(item_code, item_fold, len(items))]
-    columns, contents = _described(writer, "item", items, item_side, words, embed)
+    columns, summary_vectors, contents = _described(writer, "item", items, item_side, words, embed)
     seen = _means([pictures.pieces_of(documents) for *_, documents in item_side], pictures, normalize=False)
     code = [c for c, *_ in item_side]
     if price_from_items:
@@ -154,16 +169,17 @@ def _write_content(
     else:
         tags = [content.price_tag for content in contents]
     if categories_from_items:
-        kinds = [(metadata[c].get("categories") or [])[: schema.CATEGORY_SLOTS] for c in code]
+        kinds = [metadata[c].get("categories") or [] for c in code]
     else:
         kinds = [content.categories for content in contents]
-    manifest.rows["items"] = _write([*columns, seen, tags, kinds], schema.ITEM_CONTENT, folder / "items")
+    columns += [tags, [names[:slots] for names in kinds], summary_vectors, seen]
+    manifest.rows["items"] = _write(columns, with_vectors(schema.ITEM_CONTENT, dims), folder / "items")
 
     manifest.facts |= {"texts": len(words.pieces), "embedded": embed.embedded}
     manifest.facts["reviews_with_words"] = int(has_words[:n].sum())
     manifest.facts["reviews_with_pictures"] = int(has_pictures[:n].sum())
     parts = [*([] if price_from_items else ["price"]), *([] if categories_from_items else ["categories"])]
-    if items_dir and (found := agreement(folder, items_dir, tuple(parts))):
+    if items_dir and (found := agreement(folder, items_dir, slots, tuple(parts))):
         manifest.facts["agreement"] = found
 
 
@@ -193,8 +209,8 @@ def _described(
     entities: list[tuple[int, int, np.ndarray]],
     corpus: Corpus,
     embed: Callable[[list[str]], np.ndarray],
-) -> tuple[list, list[Content]]:
-    """The columns id, fold, summary and text_vector, and all that the writer answered."""
+) -> tuple[list, pa.Array, list[Content]]:
+    """The columns id, fold and summary; the summaries' vectors; and all that the writer answered."""
 
     def asked() -> Iterator[EntityReviews]:
         for code, fold, documents in track(entities, f"describing {side}s", len(entities)):
@@ -212,7 +228,7 @@ def _described(
     )
     summaries = [" ".join(map(_ended, content.summary)) or None for content in contents]
     vectors = _means(said, sentences, normalize=True)
-    return [[ids[c] for c, *_ in entities], [f for _, f, _ in entities], summaries, vectors], contents
+    return [[ids[c] for c, *_ in entities], [f for _, f, _ in entities], summaries], vectors, contents
 
 
 def _check_contents(contents: list[Content], entities: int) -> None:
@@ -222,11 +238,6 @@ def _check_contents(contents: list[Content], entities: int) -> None:
         if content.price_tag not in schema.PRICE_TAGS:
             tags = ", ".join(schema.PRICE_TAGS)
             raise DataError(f"extract.provider: price tag {content.price_tag!r} is not one of {tags}")
-        if len(content.categories) > schema.CATEGORY_SLOTS:
-            raise DataError(
-                f"extract.provider: {len(content.categories)} categories of one item; at most "
-                f"{schema.CATEGORY_SLOTS} are kept"
-            )
 
 
 def _ended(sentence: str) -> str:
@@ -243,9 +254,9 @@ def _means(groups: list[np.ndarray], corpus: Corpus, normalize: bool) -> pa.Arra
 
 
 def _vectors(vectors: np.ndarray, present: np.ndarray) -> pa.Array:
-    """f32 [N, 384] as the tables hold it; null where not present."""
+    """f32 [N, V] as the tables hold it; null where not present."""
     flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, schema.VECTOR_DIM, mask=pa.array(~present))
+    return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(~present))
 
 
 def _write(columns: list, kind: pa.Schema, folder: Path) -> int:

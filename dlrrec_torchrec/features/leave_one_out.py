@@ -21,7 +21,6 @@ from typing import Protocol
 import numpy as np
 
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import VECTOR_DIM
 
 VECTOR_STEP = 2.0**-24  # every finite float16 is a multiple of it
 RATING_STEP = 2.0**-20
@@ -93,13 +92,16 @@ def rating_statistics(
 
 
 class Vectors(Protocol):
-    """The vectors of one modality."""
+    """The vectors of one modality, of V numbers each."""
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
-        """float16 [n, 384] of training rows, without what each leaves out; zeros where there is none."""
+        """float16 [n, V] of training rows, without what each leaves out; zeros where there is none."""
 
     def of_entities(self, codes: np.ndarray) -> np.ndarray:
-        """float16 [n, 384] of entities, from all their training reviews; zeros where there is none."""
+        """float16 [n, V] of entities, from all their training reviews; zeros where there is none."""
+
+    def number(self) -> int:
+        """How many entities have one."""
 
 
 class PooledVectors:
@@ -107,7 +109,8 @@ class PooledVectors:
 
     What an entity's metadata says counts as one more review that no row leaves out.
 
-    Holds 3 KiB for each entity, and as much for each group of `left_out`; the reviews' vectors stay on disk.
+    Holds 8 V bytes for each entity, and as much for each group of `left_out`; the reviews' vectors stay on
+    disk.
     """
 
     def __init__(
@@ -121,22 +124,22 @@ class PooledVectors:
         """Sum up the vectors of each entity.
 
         Args:
-            reviews: float16 [N, 384], the training rows' own vectors (a memory map), zeros for none.
+            reviews: float16 [N, V], the training rows' own vectors (a memory map), zeros for none.
             entity: int [N], codes of the rows' entities, below `num_entities`.
             left_out: int [N] or None, see the module.
-            metadata: float16 [E, 384], the entities' own vectors, zeros for none.
+            metadata: float16 [E, V], the entities' own vectors, zeros for none.
 
         Raises DataError where vectors are too large to be summed exactly.
         """
         self._reviews, self._entity, self._left_out = reviews, entity, left_out
-        self._sums = np.zeros((num_entities, VECTOR_DIM))
+        self._sums = np.zeros((num_entities, reviews.shape[1]))
         bound = _add_by_group(self._sums, reviews, entity)
         if metadata is not None:
             bound += _add_by_group(self._sums, metadata, np.arange(num_entities))
         if bound >= EXACT_STEPS * VECTOR_STEP:
             raise DataError(f"content: vectors whose sums may reach {bound:g} are too large to sum exactly")
         if left_out is not None:
-            self._left_out_sums = np.zeros((int(left_out.max()) + 1, VECTOR_DIM))
+            self._left_out_sums = np.zeros((int(left_out.max()) + 1, reviews.shape[1]))
             _add_by_group(self._left_out_sums, reviews, left_out)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
@@ -147,12 +150,15 @@ class PooledVectors:
     def of_entities(self, codes: np.ndarray) -> np.ndarray:
         return _unit(self._sums[codes])
 
+    def number(self) -> int:
+        return int(self._sums.any(axis=1).sum())
+
 
 class StoredVectors:
     """Vectors of (entity, fold) pairs: a training row reads that of its entity without its fold."""
 
     def __init__(self, stored: np.ndarray, by_row: np.ndarray, by_entity: np.ndarray):
-        """`stored`: float16 [C, 384]; `by_row` [N] and `by_entity` [E]: rows of it, -1 for none."""
+        """`stored`: float16 [C, V]; `by_row` [N] and `by_entity` [E]: rows of it, -1 for none."""
         self._stored, self._by_row, self._by_entity = stored, by_row, by_entity
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
@@ -161,6 +167,10 @@ class StoredVectors:
     def of_entities(self, codes: np.ndarray) -> np.ndarray:
         return self._take(self._by_entity[codes])
 
+    def number(self) -> int:
+        chunks = range(0, len(self._by_entity), CHUNK_ROWS)
+        return sum(int(self._take(self._by_entity[k : k + CHUNK_ROWS]).any(axis=1).sum()) for k in chunks)
+
     def _take(self, index: np.ndarray) -> np.ndarray:
         vectors = np.asarray(self._stored[index])  # a copy; -1 reads the last row, wiped below
         vectors[index < 0] = 0
@@ -168,7 +178,7 @@ class StoredVectors:
 
 
 def _add_by_group(sums: np.ndarray, vectors: np.ndarray, group: np.ndarray) -> float:
-    """Add float16 `vectors` to float64 `sums` [groups, 384]; return what no sum can have exceeded."""
+    """Add float16 `vectors` to float64 `sums` [groups, V]; return what no sum can have exceeded."""
     largest = 0.0
     for start in range(0, len(group), CHUNK_ROWS):
         numbers = group[start : start + CHUNK_ROWS]

@@ -12,31 +12,23 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.config.check import check_settings
-from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.managed import ManagedTables
-from dlrrec_torchrec.models.spec import in_tables, managed_keys, sparse_keys
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import MODALITIES, NUM_CATEGORIES, VECTOR_DIM
+from dlrrec_torchrec.store.modality import Modality
 
 _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
-def build_model(
-    model: ModelConfig,
-    *,
-    dense_width: int,
-    num_users: int,
-    num_items: int,
-    device: torch.device | str | None = None,
-) -> DLRREC:
-    """The model with embedding tables t_category (180 rows), t_user and t_item, as far as they are on.
+def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str | None = None) -> DLRREC:
+    """The model with embedding tables t_category, t_user and t_item, as far as they are on.
 
     Args:
-        dense_width: columns of the dense features.
-        num_users, num_items: rows of the id tables, unless model.tables gives them more.
+        spec: what `batch_spec` makes of `model` and the shards: modalities, dense features, users, items and
+            categories, of which the table has one row more, for the padding.
         device: of the tables. With "meta" (sharded training: no table is ever whole on one host) the dense
             part is on the CPU, else where the tables are. Its weights are drawn on the CPU, so that they
             follow from the seed alone. Tables of model.tables' data types are made on "meta" only: whole
@@ -45,9 +37,9 @@ def build_model(
     Raises:
         DataError: settings that do not fit together, naming the flags.
     """
-    needed = {"category": NUM_CATEGORIES + 1, "user": num_users, "item": num_items}
+    facts = spec.facts
+    needed = {"category": facts.category_types + 1} | facts.entities
     check_settings(model)
-    keys = sparse_keys(model)
     device = torch.device(device or "cpu")
     meta = device.type == "meta"
 
@@ -66,45 +58,66 @@ def build_model(
         ]
 
     place = torch.device("meta" if meta else "cpu")
-    tables = EmbeddingBagCollection(tables=tables_of(keys), device=place)
+    tables = EmbeddingBagCollection(tables=tables_of(spec.sparse), device=place)
     managed = None
-    if names := managed_keys(model):
-        chosen = [model.tables[key] for key in names]
+    if spec.managed:
+        chosen = [model.tables[key] for key in spec.managed]
         managed = ManagedTables(
-            tables_of(names, init_fn=nn.init.zeros_),
+            tables_of(spec.managed, init_fn=nn.init.zeros_),
             [table.evict for table in chosen],
             [table.admit for table in chosen],
             place,
         )
-    entities = {"user": num_users, "item": num_items}
     built = DLRREC(
         tables,
-        dense_width,
+        facts.dense_width,
         model.dense_arch,
         model.over_arch,
-        model.modalities,
-        model.text_tower,
-        model.image_tower,
+        spec.modalities,
+        tower_sizes(model, spec.modalities),
         tower_norm=model.tower_norm,
         tower_dropout=model.tower_dropout,
         interaction=model.interaction,
         dropout=model.dropout,
-        content=_content(model, entities, place) if in_tables(model) else None,
+        content=_content(model, spec, place) if spec.in_tables else None,
         managed=managed,
     )
     return built if meta else built.to(device)
 
 
-def _content(model: ModelConfig, entities: dict[str, int], device: torch.device) -> ContentTables:
+def tower_sizes(model: ModelConfig, modalities: Sequence[Modality]) -> dict[str, list[int]]:
+    """The layer sizes of each modality's tower: its own, or those of its kind.
+
+    Raises DataError for sizes of a tower that there is not.
+    """
+    names = [one.name for one in modalities]
+    if unknown := [name for name in model.towers if name not in names]:
+        raise DataError(
+            f"model.towers: there is no modality '{unknown[0]}' (there is: {', '.join(names) or 'none'})"
+        )
+    kinds = {"text": model.text_tower, "image": model.image_tower, "other": model.other_tower}
+    return {one.name: model.towers.get(one.name, kinds[one.kind]) for one in modalities}
+
+
+def _content(model: ModelConfig, spec: BatchSpec, device: torch.device) -> ContentTables:
     """Not yet filled. Whole ones keep their data type, unlike other tables: the vectors are fp16 anyway."""
-    settings = {name: model.tables.get(name, TableConfig()) for name in model.modalities}
-    rows = {n: _rows(n, entities[side_of(n)], settings[n], VECTOR_DIM) for n in model.modalities}
+    settings = {one.name: model.tables.get(one.name, TableConfig()) for one in spec.in_tables}
+    rows = {
+        one.name: _rows(one.name, spec.facts.entities[one.side], settings[one.name], one.dim, content=True)
+        for one in spec.in_tables
+    }
+    for one in spec.in_tables:
+        if one.dim % 4:
+            raise DataError(
+                f"model.vectors=table: the vectors of {one.name} have {one.dim} numbers, and FBGEMM's tables "
+                "need a multiple of 4; use model.vectors=row"
+            )
     data_types = {name: _DTYPES[table.dtype or "fp16"] for name, table in settings.items()}
-    tables = ContentTables(rows, entities, data_types, torch.device("meta"))
+    tables = ContentTables(spec.in_tables, rows, spec.facts.entities, data_types, torch.device("meta"))
     return tables if device.type == "meta" else tables.to_empty(device=device)
 
 
-def _rows(key: str, needed: int, settings: TableConfig, dim: int) -> int:
+def _rows(key: str, needed: int, settings: TableConfig, dim: int, content: bool = False) -> int:
     """Rows of a table that needs `needed` of them. Raises DataError for settings the model cannot follow."""
     if settings.ids == "managed":
         return max(settings.rows or needed + 1, 2)  # one is for ids that have none
@@ -117,8 +130,8 @@ def _rows(key: str, needed: int, settings: TableConfig, dim: int) -> int:
         raise DataError(
             f"model.tables.{key}.dim: {settings.dim}, but "
             + (
-                f"content vectors have {dim} numbers"
-                if key in MODALITIES
+                f"its content vectors have {dim} numbers"
+                if content
                 else f"the model's tables are of one dimension, model.embedding_dim ({dim})"
             )
         )

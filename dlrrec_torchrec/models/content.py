@@ -6,7 +6,7 @@ batch, so TorchRec's pipelined trainer fetches the vectors of the next batch whi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,21 +14,25 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingConfig
 from torchrec.modules.embedding_modules import EmbeddingCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrrec_torchrec.store.schema import VECTOR_DIM
+from dlrrec_torchrec.store.modality import Modality
 
 
 class ContentTables(nn.Module):
     """One frozen table `t_MODALITY` for each modality; row i is the vector of code i.
 
+    TorchRec's EmbeddingCollection holds tables of one dimension: there is one for each that there is.
+
     Args:
-        rows: modality -> rows.
+        modalities: of the tables.
+        rows: modality -> rows of its table.
         entities: "user", "item" -> their number; further rows are zeros.
         data_types: modality -> type of the table's numbers.
         device: of the tables.
 
     Example::
 
-        >>> content = ContentTables({"item_text": 3}, {"item": 3}, {"item_text": DataType.FP32})
+        >>> text = Modality("item_text", "item", "text", source="reviews", dim=384, encoder="MiniLM")
+        >>> content = ContentTables([text], {"item_text": 3}, {"item": 3}, {"item_text": DataType.FP32})
         >>> ids = KeyedJaggedTensor(["item_text"], torch.tensor([2, 0]), lengths=torch.tensor([1, 1]))
         >>> content(ids)["item_text"].shape
         torch.Size([2, 384])
@@ -36,30 +40,34 @@ class ContentTables(nn.Module):
 
     def __init__(
         self,
+        modalities: Sequence[Modality],
         rows: Mapping[str, int],
         entities: Mapping[str, int],
         data_types: Mapping[str, DataType],
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.modalities = list(rows)
+        self.modalities = {one.name: one for one in modalities}
         self.entities = dict(entities)
-        self.tables = EmbeddingCollection(
-            tables=[
+        self.tables = nn.ModuleDict()
+        for dim in dict.fromkeys(one.dim for one in modalities):
+            configs = [
                 EmbeddingConfig(
-                    name=f"t_{name}",
-                    embedding_dim=VECTOR_DIM,
-                    num_embeddings=number,
-                    feature_names=[name],
-                    data_type=data_types[name],
+                    name=f"t_{one.name}",
+                    embedding_dim=dim,
+                    num_embeddings=rows[one.name],
+                    feature_names=[one.name],
+                    data_type=data_types[one.name],
                 )
-                for name, number in rows.items()
-            ],
-            device=device,
-        )
+                for one in modalities
+                if one.dim == dim
+            ]
+            self.tables[f"dim_{dim}"] = EmbeddingCollection(tables=configs, device=device)
         self.tables.requires_grad_(False)
 
     def forward(self, ids: KeyedJaggedTensor) -> dict[str, Tensor]:
-        """The vectors of the ids, modality -> [U, 384], in their order; no gradient passes."""
-        vectors = self.tables(ids)
-        return {name: vectors[name].values().detach() for name in self.modalities}
+        """The vectors of the ids, modality -> [U, V], in their order; no gradient passes."""
+        looked_up = {dim: tables(ids) for dim, tables in self.tables.items()}
+        return {
+            name: looked_up[f"dim_{one.dim}"][name].values().detach() for name, one in self.modalities.items()
+        }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,13 +11,12 @@ from torchrec.models.dlrm import DLRM, InteractionArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
-from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import MODALITIES, VECTOR_DIM
+from dlrrec_torchrec.store.modality import Modality
 
 if TYPE_CHECKING:
     from dlrrec_torchrec.data.batch import Batch
@@ -33,10 +32,9 @@ class DLRREC(DLRM):
         dense_in_features: width of the dense features.
         dense_arch_layer_sizes: of the dense MLP; the last is E for `dot`.
         over_arch_layer_sizes: of the top MLP; the last is 1.
-        modalities: out of schema.MODALITIES, in order; may be empty.
-        text_tower, image_tower: layer sizes of the towers; the last is E for `dot`.
+        modalities: of the content vectors, in order; may be empty.
+        towers: modality -> layer sizes of its tower; the last is E for `dot`.
         tower_norm: "batch", "layer" or "none"; tower_dropout: on the towers' input.
-        vector_dim: size of the content vectors.
         interaction: "dot" (DLRM: all dot products of vectors), "pairwise" (all products of scalars) or "dcn".
         dropout: between the layers of the top MLP.
         content: tables of the content vectors; None: they come with the rows.
@@ -49,6 +47,7 @@ class DLRREC(DLRM):
     Example::
 
         >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        >>> text = Modality("item_text", "item", "text", source="reviews", dim=384, encoder="MiniLM")
         >>> table = EmbeddingBagConfig(
         ...     name="t_user", embedding_dim=32, num_embeddings=100, feature_names=["user"]
         ... )
@@ -57,9 +56,8 @@ class DLRREC(DLRM):
         ...     dense_in_features=7,
         ...     dense_arch_layer_sizes=[64, 32],
         ...     over_arch_layer_sizes=[64, 1],
-        ...     modalities=["item_text"],
-        ...     text_tower=[256, 32],
-        ...     image_tower=[256, 32],
+        ...     modalities=[text],
+        ...     towers={"item_text": [256, 32]},
         ... )
         >>> users = KeyedJaggedTensor(["user"], torch.tensor([3, 8]), lengths=torch.tensor([1, 1]))
         >>> logits = model(torch.randn(2, 7), users, {"item_text": torch.randn(2, 384)})
@@ -73,12 +71,10 @@ class DLRREC(DLRM):
         dense_in_features: int,
         dense_arch_layer_sizes: list[int],
         over_arch_layer_sizes: list[int],
-        modalities: Sequence[str],
-        text_tower: Sequence[int],
-        image_tower: Sequence[int],
+        modalities: Sequence[Modality],
+        towers: Mapping[str, Sequence[int]],
         tower_norm: str = "batch",
         tower_dropout: float = 0.0,
-        vector_dim: int = VECTOR_DIM,
         interaction: str = "dot",
         dropout: float = 0.1,
         content: ContentTables | None = None,
@@ -88,29 +84,26 @@ class DLRREC(DLRM):
         tables = embedding_bag_collection.embedding_bag_configs()
         embedding_dim = tables[0].embedding_dim
         sizes = {"dense_arch": dense_arch_layer_sizes, "over_arch": over_arch_layer_sizes}
-        sizes |= {"text_tower": text_tower, "image_tower": image_tower}
-        _check(sizes, modalities, embedding_dim, interaction, tower_norm, tower_dropout, dropout)
+        _check(sizes, modalities, towers, embedding_dim, interaction, tower_norm, tower_dropout, dropout)
 
         # The parent makes the sparse arch; the three others are our own, as in TorchRec's DLRM_DCN.
         super().__init__(embedding_bag_collection, dense_in_features, [embedding_dim], [1, 1], dense_device)
-        self.modalities = list(modalities)
+        self.modalities = tuple(modalities)
         self.interaction = interaction
         self.content = content
         self.managed = managed
         self.dense_arch = MultiModalDenseArch(
             dense_in_features,
             list(dense_arch_layer_sizes),
-            self.modalities,
-            text_tower,
-            image_tower,
-            vector_dim,
+            {one.name: one.dim for one in modalities},
+            towers,
             tower_norm,
             tower_dropout,
             dense_device,
         )
         tables = self.sparse_arch.F + (len(managed.features) if managed else 0)
         vectors = tables + len(self.modalities)
-        reduced = sum(_tower_size(m, text_tower, image_tower) for m in self.modalities)
+        reduced = sum(towers[one.name][-1] for one in self.modalities)
         width = dense_arch_layer_sizes[-1] + tables * embedding_dim + reduced
         if interaction == "dot":
             self.inter_arch = InteractionArch(vectors).to(dense_device)
@@ -122,7 +115,7 @@ class DLRREC(DLRM):
         self.over_arch = OverArch(over_in_features, over_arch_layer_sizes, dropout, dense_device)
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Content vectors (modality -> f16 or f32 [B, vector_dim]) to reduced ones (modality -> [B, R])."""
+        """Content vectors (modality -> f16 or f32 [B, V]) to reduced ones (modality -> [B, R])."""
         return self.dense_arch.reduce(vectors)
 
     def predict(
@@ -137,7 +130,7 @@ class DLRREC(DLRM):
         embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
         if self.managed is not None:
             embedded_sparse = torch.cat([embedded_sparse, self.managed(managed)], dim=1)
-        content = [reduced[name] for name in self.modalities]
+        content = [reduced[one.name] for one in self.modalities]
         if self.interaction == "dot":
             vectors = torch.cat([embedded_sparse, *(v.unsqueeze(1) for v in content)], dim=1)
             crossed = self.inter_arch(embedded_dense, vectors)
@@ -151,11 +144,11 @@ class DLRREC(DLRM):
         """Logits f32 [B] of a batch, wherever its vectors come from."""
         if self.content is None:
             return self(batch.dense, batch.sparse, batch.vectors, batch.managed)
-        found, places = self.content(batch.lookup.ids), batch.lookup.places
+        vectors, places = self.content(batch.lookup.ids), batch.lookup.places
         reduced = {}
-        for name in self.modalities:
-            anchors = (places[f"{side_of(name)}_anchor"], None, True)
-            (reduced[name],) = self.dense_arch.reduce_uses(found, name, [anchors])
+        for one in self.modalities:
+            anchors = (places[one.side]["anchor"], None, True)
+            (reduced[one.name],) = self.dense_arch.reduce_uses(vectors, one.name, [anchors])
         return self.predict(batch.dense, batch.sparse, reduced, batch.managed)
 
     def forward(
@@ -169,13 +162,10 @@ class DLRREC(DLRM):
         return self.predict(dense, sparse, self.reduce(vectors), managed)
 
 
-def _tower_size(modality: str, text_tower: Sequence[int], image_tower: Sequence[int]) -> int:
-    return image_tower[-1] if modality.endswith("_image") else text_tower[-1]
-
-
 def _check(
     sizes: dict[str, Sequence[int]],
-    modalities: Sequence[str],
+    modalities: Sequence[Modality],
+    towers: Mapping[str, Sequence[int]],
     embedding_dim: int,
     interaction: str,
     tower_norm: str,
@@ -185,28 +175,33 @@ def _check(
     for flag, choices, value in (
         ("interaction", INTERACTIONS, interaction),
         ("tower_norm", NORMS, tower_norm),
-        *(("modalities", MODALITIES, m) for m in modalities),
     ):
         if value not in choices:
             raise DataError(f"model.{flag}: {value!r} is not one of {', '.join(choices)}")
-    if len(set(modalities)) != len(modalities):
-        raise DataError(f"model.modalities: {', '.join(modalities)} names one twice")
+    names = [one.name for one in modalities]
+    if len(set(names)) != len(names):
+        raise DataError(f"model.modalities: {', '.join(names)} names one twice")
     for flag, share in (("tower_dropout", tower_dropout), ("dropout", dropout)):
         if not 0 <= share < 1:
             raise DataError(f"model.{flag}: {share} is not a share; give 0 <= dropout < 1")
-    for flag, layers in sizes.items():
+    tower_flags = {one.name: f"{one.kind}_tower" for one in modalities}
+    for name, layers in [*sizes.items(), *((tower_flags[name], towers[name]) for name in names)]:
         if not layers or not all(isinstance(n, int) and n > 0 for n in layers):
-            raise DataError(f"model.{flag}: {list(layers)} must be one or more positive layer sizes")
+            raise DataError(f"model.{name}: {list(layers)} must be one or more positive layer sizes")
     if sizes["over_arch"][-1] != 1:
         raise DataError(f"model.over_arch: {list(sizes['over_arch'])} must end in 1, the logit")
-    if interaction == "dot":
-        for flag in (
-            "dense_arch",
-            *("image_tower" if m.endswith("_image") else "text_tower" for m in modalities),
-        ):
-            if sizes[flag][-1] != embedding_dim:
-                raise DataError(
-                    f"model.interaction=dot needs vectors of one size: the last of model.{flag} is "
-                    f"{sizes[flag][-1]}, model.embedding_dim is {embedding_dim}; end model.dense_arch, "
-                    "model.text_tower and model.image_tower in model.embedding_dim, or use pairwise or dcn"
-                )
+    if interaction != "dot":
+        return
+    ends = {"model.dense_arch": sizes["dense_arch"][-1]}
+    ends |= {
+        f"{name}'s tower (model.towers.{name}, else model.{tower_flags[name]})": towers[name][-1]
+        for name in names
+    }
+    for flag, size in ends.items():
+        if size != embedding_dim:
+            raise DataError(
+                f"model.interaction=dot needs vectors of one size: the last of {flag} is {size}, "
+                f"model.embedding_dim is {embedding_dim}; end model.dense_arch and every tower "
+                "(model.text_tower, image_tower, other_tower, towers.NAME) in model.embedding_dim, or use "
+                "pairwise or dcn"
+            )

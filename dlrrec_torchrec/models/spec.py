@@ -1,62 +1,59 @@
-"""What a model asks of its batches, by its settings."""
+"""What a model asks of its batches, by its settings and the shards."""
 
 from __future__ import annotations
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
-from dlrrec_torchrec.data.draws import Draws, Lookups
-from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.data.batch_spec import BatchSpec
+from dlrrec_torchrec.data.draws import Draws
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.modality import Modality, chosen
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+
+VECTORS = ("row", "table")
 
 
-def sparse_keys(model: ModelConfig) -> tuple[str, ...]:
-    """Features of `Batch.sparse`, out of "category", "user", "item", that the model has tables `t_KEY` of."""
-    on = {"category": model.category, "user": model.user_id, "item": model.item_id}
-    return tuple(key for key, wanted in on.items() if wanted and id_scheme(model, key) != "managed")
-
-
-def managed_keys(model: ModelConfig) -> tuple[str, ...]:
-    """Features of `Batch.managed`, out of "user", "item", that the model has managed tables `t_KEY` of."""
-    on = {"user": model.user_id, "item": model.item_id}
-    return tuple(key for key, wanted in on.items() if wanted and id_scheme(model, key) == "managed")
-
-
-def id_scheme(model: ModelConfig, key: str) -> str:
-    return model.tables.get(key, TableConfig()).ids
-
-
-def in_tables(model: ModelConfig) -> bool:
-    """Whether the model looks its content vectors up in tables."""
-    return model.vectors == "table" and bool(model.modalities)
-
-
-def row_modalities(model: ModelConfig) -> list[str]:
-    """The vectors that the model needs in the rows."""
-    return [] if in_tables(model) else list(model.modalities)
-
-
-def build_lookups(
-    model: ModelConfig,
-    contrastive: ContrastiveConfig | None = None,
-    *,
-    num_users: int = 0,
-    num_items: int = 0,
-    seed: int = 0,
-) -> Lookups | None:
-    """What a loader adds to the batches of the model; None where that is nothing.
+def batch_spec(
+    model: ModelConfig, facts: ShardFacts, contrastive: ContrastiveConfig | None = None, seed: int = 0
+) -> BatchSpec:
+    """What the batches of the model hold.
 
     Args:
-        contrastive: also look up what stands against the anchors, as the wrapper of this `seed` expects it.
+        facts: of the shards that it is trained on.
+        contrastive: also what stands against the anchors, as the wrapper of this `seed` expects it.
+
+    Raises:
+        DataError: vectors, or a modality, that there are not; names the setting.
     """
-    hashed = {key: model.tables[key].rows for key in sparse_keys(model) if id_scheme(model, key) == "hash"}
-    managed = managed_keys(model)
-    if not in_tables(model):
-        return Lookups(hashed=hashed, managed=managed) if hashed or managed else None
+    if model.vectors not in VECTORS:
+        raise DataError(f"model.vectors: {model.vectors!r} is not one of {', '.join(VECTORS)}")
+    on = {"category": model.category, "user": model.user_id, "item": model.item_id}
+    ids = {key: model.tables.get(key, TableConfig()).ids for key, used in on.items() if used}
+    modalities = _modalities(model, facts)
     draws = []
     if contrastive is not None:
         negatives = contrastive.num_negatives if contrastive.negatives == "corpus" else 0
-        for side, weight, entities in (
-            ("item", contrastive.item_weight, num_items),
-            ("user", contrastive.user_weight, num_users),
-        ):
-            if weight and any(side_of(m) == side for m in model.modalities):
-                draws.append(Draws(side, entities, contrastive.positive, negatives, seed))
-    return Lookups(tuple(model.modalities), tuple(draws), hashed, managed)
+        for side, weight in (("item", contrastive.item_weight), ("user", contrastive.user_weight)):
+            if weight and any(one.side == side for one in modalities):
+                draws.append(Draws(side, facts.entities[side], contrastive.positive, negatives, seed))
+    tables = model.vectors == "table"
+    return BatchSpec(
+        facts,
+        sparse=tuple(key for key, scheme in ids.items() if scheme != "managed"),
+        managed=tuple(key for key, scheme in ids.items() if scheme == "managed"),
+        hashed={key: model.tables[key].rows for key, scheme in ids.items() if scheme == "hash"},
+        in_rows=() if tables else modalities,
+        in_tables=modalities if tables else (),
+        draws=tuple(draws),
+        positives=facts.positives if draws else 0,
+    )
+
+
+def _modalities(model: ModelConfig, facts: ShardFacts) -> tuple[Modality, ...]:
+    if model.vectors == "table":
+        return chosen(model.modalities, facts.modalities, "model.modalities")
+    if model.modalities is None and facts.modalities and not facts.in_rows:
+        raise DataError(
+            "model.vectors=row: the rows of these shards hold no vectors; set model.vectors=table to look "
+            "them up, model.modalities=[] to use none, or run `dlrrec prepare` again with prepare.modalities"
+        )
+    return chosen(model.modalities, facts.row_modalities, "model.modalities")

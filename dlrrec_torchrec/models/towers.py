@@ -1,8 +1,8 @@
-"""Projection towers: content vectors of 384 numbers reduced inside the model, trained with it."""
+"""Projection towers: content vectors reduced inside the model, trained with it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -86,9 +86,8 @@ class MultiModalDenseArch(DenseArch):
 
     Args:
         in_features, layer_sizes: of the dense features' MLP.
-        modalities: names; those that end in `_image` get the image tower, the others the text tower.
-        text_tower, image_tower: layer sizes.
-        vector_dim: size of the content vectors.
+        dims: modality -> numbers V of its vectors.
+        towers: modality -> layer sizes of its tower.
         norm, dropout: of the towers.
 
     Example::
@@ -96,14 +95,12 @@ class MultiModalDenseArch(DenseArch):
         >>> arch = MultiModalDenseArch(
         ...     in_features=7,
         ...     layer_sizes=[64, 32],
-        ...     modalities=["user_text", "item_image"],
-        ...     text_tower=[256, 32],
-        ...     image_tower=[128, 16],
-        ...     vector_dim=384,
+        ...     dims={"user_text": 384, "item_image": 2048},
+        ...     towers={"user_text": [256, 32], "item_image": [128, 16]},
         ... )
         >>> arch(torch.randn(4, 7)).shape  # the dense features
         torch.Size([4, 32])
-        >>> vectors = {"user_text": torch.randn(4, 384), "item_image": torch.randn(4, 384)}
+        >>> vectors = {"user_text": torch.randn(4, 384), "item_image": torch.randn(4, 2048)}
         >>> {name: tuple(reduced.shape) for name, reduced in arch.reduce(vectors).items()}
         {'user_text': (4, 32), 'item_image': (4, 16)}
     """
@@ -112,22 +109,19 @@ class MultiModalDenseArch(DenseArch):
         self,
         in_features: int,
         layer_sizes: list[int],
-        modalities: Sequence[str],
-        text_tower: Sequence[int],
-        image_tower: Sequence[int],
-        vector_dim: int,
+        dims: Mapping[str, int],
+        towers: Mapping[str, Sequence[int]],
         norm: str = "batch",
         dropout: float = 0.0,
         device: torch.device | None = None,
     ) -> None:
         super().__init__(in_features, layer_sizes, device=device)
         self.towers = nn.ModuleDict()
-        for name in modalities:
-            sizes = image_tower if name.endswith("_image") else text_tower
-            self.towers[name] = Tower(vector_dim, sizes, norm, dropout, device)
+        for name, dim in dims.items():
+            self.towers[name] = Tower(dim, towers[name], norm, dropout, device)
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The reduced vectors [B, R] of each modality's [B, vector_dim]."""
+        """The reduced vectors [B, R] of each modality's [B, V]."""
         return {name: tower(vectors[name]) for name, tower in self.towers.items()}
 
     def reduce_uses(
@@ -138,7 +132,7 @@ class MultiModalDenseArch(DenseArch):
         Each use has batch statistics of its own, as if its vectors had been reduced alone.
 
         Args:
-            vectors: modality -> [U, vector_dim]; name: the modality.
+            vectors: modality -> [U, V]; name: the modality.
             uses: (places i64 [n] among the distinct ones, U for a missing one; share f32 [n] or None; track),
                 the last two as in MaskedBatchNorm.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dlrrec_torchrec.data.draws import POSITIVE, Draws
-from dlrrec_torchrec.data.lookup import distinct_codes, side_of
+from dlrrec_torchrec.data.lookup import distinct_codes
 from dlrrec_torchrec.distributed.collectives import all_sum, world_size
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
@@ -42,7 +42,7 @@ class TrainWrapper(nn.Module):
 
     Args:
         model: the model.
-        corpus: modality -> f16 or f32 [entities, vector_dim], row i is code i, zeros where it has none.
+        corpus: modality -> f16 or f32 [entities, V], row i is code i, zeros where it has none.
             Needed for the modalities of every term whose weight is not 0, where the model has no content
             tables. Kept as f16, outside the state.
         class_weights: of the labels 0 and 1 (`losses.class_weights`).
@@ -64,6 +64,8 @@ class TrainWrapper(nn.Module):
         >>> from torchrec.modules.embedding_modules import EmbeddingBagCollection
         >>> from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
         >>> from dlrrec_torchrec.data.batch import Batch
+        >>> from dlrrec_torchrec.store.modality import Modality
+        >>> text = Modality("item_text", "item", "text", source="reviews", dim=384, encoder="MiniLM")
         >>> table = EmbeddingBagConfig(
         ...     name="t_user", embedding_dim=8, num_embeddings=9, feature_names=["user"]
         ... )
@@ -72,9 +74,8 @@ class TrainWrapper(nn.Module):
         ...     dense_in_features=7,
         ...     dense_arch_layer_sizes=[8],
         ...     over_arch_layer_sizes=[16, 1],
-        ...     modalities=["item_text"],
-        ...     text_tower=[8],
-        ...     image_tower=[8],
+        ...     modalities=[text],
+        ...     towers={"item_text": [8]},
         ... )
         >>> corpus = {"item_text": torch.randn(20, 384)}  # of 20 items
         >>> wrapper = TrainWrapper(model, corpus, item_weight=0.1, user_weight=0, num_negatives=4)
@@ -142,7 +143,7 @@ class TrainWrapper(nn.Module):
 
     def _add_corpus(self, side: str, corpus: Mapping[str, Tensor]) -> tuple[list[str], int]:
         """The side's modalities and entities; vectors that are not in tables are kept."""
-        names = [m for m in self.model.modalities if m.startswith(f"{side}_")]
+        names = [one.name for one in self.model.modalities if one.side == side]
         if not names:
             raise DataError(
                 f"contrastive.{side}_weight: there is no vector of {side}s to contrast; set it to 0, or add "
@@ -219,15 +220,14 @@ class TrainWrapper(nn.Module):
 
     def _from_tables(self, batch: Batch) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
         """As `_from_rows`, out of the content tables; each distinct entity passes the towers once."""
-        found, reduced = self.model.content(batch.lookup.ids), {}
+        vectors, reduced = self.model.content(batch.lookup.ids), {}
         against = {side: looked_up(draws, batch.lookup) for side, draws in self.draws.items()}
-        for name in self.model.modalities:
-            side = side_of(name)
-            uses = [(batch.lookup.places[f"{side}_anchor"], None, True)]
-            if side in against:
-                places, _, share = against[side]
+        for one in self.model.modalities:
+            uses = [(batch.lookup.places[one.side]["anchor"], None, True)]
+            if one.side in against:
+                places, _, share = against[one.side]
                 uses.append((places, share, False))
-            reduced[name] = self.model.dense_arch.reduce_uses(found, name, uses)
+            reduced[one.name] = self.model.dense_arch.reduce_uses(vectors, one.name, uses)
         anchors = {name: rows[0] for name, rows in reduced.items()}
         others = {name: rows[-1] for name, rows in reduced.items()}
         return anchors, {
@@ -288,9 +288,11 @@ def every_use(codes: Tensor) -> tuple[Tensor, Tensor]:
 @torch.fx.wrap
 def looked_up(draws: Draws, lookup: Lookup) -> tuple[Tensor, Tensor, Tensor]:
     """As `drawn_codes`, out of a lookup, but with places instead of the codes of the first."""
-    wanted = lookup.places[f"{draws.side}_positive"]
-    drawn = lookup.places[f"{draws.side}_negative"] if draws.negatives else wanted[:0]
-    return torch.cat([wanted, drawn]), lookup.codes[draws.side][drawn], shares(wanted, drawn)
+    roles = lookup.places[draws.side]
+    positives = roles["positive"]
+    negatives = roles["negative"] if draws.negatives else positives[:0]
+    codes = lookup.codes[draws.side][negatives]
+    return torch.cat([positives, negatives]), codes, shares(positives, negatives)
 
 
 def joined_vectors(reduced: dict[str, Tensor], names: Sequence[str]) -> Tensor:

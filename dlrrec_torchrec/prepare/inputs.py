@@ -14,7 +14,14 @@ from dlrrec_torchrec.features.leave_one_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.vocabulary import encode, encode_lists, sorted_names
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
-from dlrrec_torchrec.store.schema import ITEMS, METADATA_CONTENT, NEIGHBORS, REVIEW_CONTENT, SPLIT, VECTOR_DIM
+from dlrrec_torchrec.store.schema import (
+    ITEMS,
+    METADATA_CONTENT,
+    NEIGHBORS,
+    REVIEW_CONTENT,
+    SPLIT,
+    with_vectors,
+)
 
 
 @dataclass(frozen=True)
@@ -119,9 +126,9 @@ class FoldIndex:
 
 
 def map_vectors(
-    folder: Path, schema: pa.Schema, column: str, scratch: Path, row: np.ndarray | None = None, size: int = 0
+    folder: Path, column: str, dim: int, scratch: Path, row: np.ndarray | None = None, size: int = 0
 ) -> np.ndarray:
-    """Copy a vector column to the file `scratch` and map it: float16 [M, 384], zeros for null.
+    """Copy a vector column to the file `scratch` and map it: float16 [M, dim], zeros for null.
 
     On disk, not in memory, so that rows can be gathered in any order at any size. `row` gives each table row
     its place among `size` (default: its own number among all). Raises DataError for a value that is not
@@ -129,14 +136,14 @@ def map_vectors(
     """
     parts = part_files(folder)
     size = size or sum(pq.read_metadata(part).num_rows for part in parts)
-    vectors = np.memmap(scratch, np.float16, "w+", shape=(max(size, 1), VECTOR_DIM))
+    vectors = np.memmap(scratch, np.float16, "w+", shape=(max(size, 1), dim))
     start = 0
     for part in parts:
-        check_schema(pq.read_schema(part), pa.schema([schema.field(column)]), part)
+        check_schema(pq.read_schema(part), with_vectors(pa.schema([]), {column: dim}), part)
         for batch in pq.ParquetFile(part).iter_batches(CHUNK_ROWS, columns=[column]):
             chunk = batch.column(0)
             present = chunk.is_valid().to_numpy(zero_copy_only=False)
-            values = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, VECTOR_DIM)
+            values = chunk.flatten().to_numpy(zero_copy_only=False).reshape(-1, dim)
             if not np.isfinite(values).all():
                 raise DataError(
                     f"{part}: column '{column}' holds a value that is not finite; run extract again"
@@ -147,12 +154,12 @@ def map_vectors(
     return vectors
 
 
-def map_metadata(folder: Path, ids: pa.Array, column: str, scratch: Path) -> np.ndarray:
-    """The vectors of the items' own metadata in code order, mapped as by `map_vectors`: float16 [E, 384]."""
+def map_metadata(folder: Path, ids: pa.Array, column: str, dim: int, scratch: Path) -> np.ndarray:
+    """The vectors of the items' own metadata in code order, mapped as by `map_vectors`: float16 [E, dim]."""
     code = encode(read_table(folder, METADATA_CONTENT, ["id"])["id"], ids)
     if (code < 0).any():
         raise DataError(f"{folder}: row {int(np.argmin(code))} is of no training item; run extract again")
-    return map_vectors(folder, METADATA_CONTENT, column, scratch, code, len(ids))
+    return map_vectors(folder, column, dim, scratch, code, len(ids))
 
 
 def read_positives(folder: Path, ids: pa.Array, limit: int) -> pa.ListArray:

@@ -1,7 +1,9 @@
-"""The two sides out of the folders of split, extract and neighbors."""
+"""The two sides out of the folders of split, extract and swing, and of the user's own vectors."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +24,35 @@ from dlrrec_torchrec.prepare.inputs import (
     map_vectors,
     read_positives,
 )
+from dlrrec_torchrec.prepare.own_vectors import VectorFile, read_vector_file
 from dlrrec_torchrec.prepare.sides import ItemLabels, Side
-from dlrrec_torchrec.prepare.vocabulary import CategoryVocabulary, category_slots, category_vocabulary, encode
+from dlrrec_torchrec.prepare.vocabulary import CategoryVocabulary, category_codes, category_vocabulary, encode
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.schema import ITEM_CONTENT, PRICE_TAGS, REVIEW_CONTENT, USER_CONTENT
+from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.modality import Modality, modality
+from dlrrec_torchrec.store.schema import ITEM_CONTENT, PRICE_TAGS, USER_CONTENT
+
+
+@dataclasses.dataclass(frozen=True)
+class Assembled:
+    """All that the rows are made of.
+
+    Attributes:
+        users, items: the two sides.
+        vocabulary: of the categories; slots: of them an item has at most.
+        modalities: of all vectors that the sides hold, those that no entity has among them.
+    """
+
+    users: Side
+    items: Side
+    vocabulary: CategoryVocabulary
+    slots: int
+    modalities: tuple[Modality, ...]
+
+    def number(self, one: Modality) -> int:
+        """How many entities of its side have a vector of the modality."""
+        return {"user": self.users, "item": self.items}[one.side].vectors[one.name].number()
 
 
 def assemble(
@@ -42,7 +68,9 @@ def assemble(
     smoothing: float,
     prior: float,
     positives: int,
-) -> tuple[Side, Side, CategoryVocabulary]:
+    category_types: int,
+    files: Sequence[VectorFile] = (),
+) -> Assembled:
     """Users, items and the category vocabulary.
 
     Args:
@@ -52,58 +80,77 @@ def assemble(
         by_fold: leave out a row's whole fold of its entity instead of its own review.
         smoothing: pseudo-reviews of the rating `prior` in a mean rating.
         positives: neighbours kept for each entity.
+        category_types: that have a code, at most.
+        files: of the user's own vectors.
     """
+    facts = Manifest.read(content_dir).facts
+    dims, encoder = facts["vector_dims"], facts["encoder"]
     reviews = index_reviews(content_dir / "reviews", train, user_ids, item_ids)
 
-    def review_vectors(column: str) -> np.ndarray:
-        path = scratch / f"reviews-{column}"
+    def review_vectors(kind: str) -> np.ndarray:
+        place = {"row": reviews.row, "size": len(train.user)}
         return map_vectors(
-            content_dir / "reviews", REVIEW_CONTENT, column, path, reviews.row, len(train.user)
+            content_dir / "reviews", f"{kind}_vector", dims[kind], scratch / f"reviews-{kind}", **place
         )
 
-    def metadata_vectors(column: str) -> np.ndarray:
-        return map_metadata(content_dir / "metadata", item_ids, column, scratch / f"metadata-{column}")
+    def metadata_vectors(kind: str) -> np.ndarray:
+        return map_metadata(
+            content_dir / "metadata", item_ids, f"{kind}_vector", dims[kind], scratch / f"metadata-{kind}"
+        )
 
-    review_text = review_vectors("text_vector") if text == "mean" else None
-    made = {}
-    for name, schema, ids, entity, fold in (
-        ("users", USER_CONTENT, user_ids, train.user, reviews.user_fold),
-        ("items", ITEM_CONTENT, item_ids, train.item, reviews.item_fold),
+    review_text = review_vectors("text") if text == "mean" else None
+    text_source = "reviews" if text == "mean" else "summary"
+    sides: dict[str, Side] = {}
+    modalities: list[Modality] = []
+    for side, schema, ids, entity, fold in (
+        ("user", USER_CONTENT, user_ids, train.user, reviews.user_fold),
+        ("item", ITEM_CONTENT, item_ids, train.item, reviews.item_fold),
     ):
-        folder = content_dir / name
-        content = read_table(folder, schema, [c for c in schema.names if not c.endswith("_vector")])
+        folder = content_dir / f"{side}s"
+        content = read_table(folder, schema)
         by_row, by_entity = _find_content(folder, content, ids, entity, fold)
         left_out = fold_groups(entity, fold) if by_fold else None
         if text == "mean":
-            metadata = metadata_vectors("text_vector") if name == "items" else None
+            metadata = metadata_vectors("text") if side == "item" else None
             text_vectors = PooledVectors(review_text, entity, len(ids), left_out, metadata)
         else:
-            stored = map_vectors(folder, schema, "text_vector", scratch / f"{name}-text")
+            stored = map_vectors(folder, "text_vector", dims["text"], scratch / f"{side}-text")
             text_vectors = StoredVectors(stored, by_row, by_entity)
-        vectors, labels = {f"{name[:-1]}_text": text_vectors}, None
-        if name == "items":
-            vectors["item_image"] = PooledVectors(
-                review_vectors("image_vector"),
-                entity,
-                len(ids),
-                left_out,
-                metadata_vectors("image_vector"),
+        named = modality(f"{side}_text", dims["text"], source=text_source, encoder=encoder, flag="extract")
+        vectors, labels = {named.name: text_vectors}, None
+        modalities.append(named)
+        if side == "item":
+            named = modality("item_image", dims["image"], source="captions", encoder=encoder, flag="extract")
+            modalities.append(named)
+            vectors[named.name] = PooledVectors(
+                review_vectors("image"), entity, len(ids), left_out, metadata_vectors("image")
             )
-            vocabulary = category_vocabulary(content["categories"], content["fold"].to_numpy() == -1)
+            vocabulary = category_vocabulary(
+                content["categories"], content["fold"].to_numpy() == -1, category_types
+            )
             labels = ItemLabels(
                 _price_codes(folder, content["price_tag"]),
-                category_slots(content["categories"], vocabulary.names),
+                category_codes(
+                    content["categories"], vocabulary.names, facts["category_slots"], category_types
+                ),
+                category_types,
                 by_row,
                 by_entity,
             )
-        made[name] = Side(
+        sides[side] = Side(
             entity,
             rating_statistics(train.rating, entity, len(ids), left_out, smoothing, prior),
             vectors,
-            read_positives(swing_dir / name, ids, positives),
+            read_positives(swing_dir / f"{side}s", ids, positives),
             labels,
         )
-    return made["users"], made["items"], vocabulary
+    for file in files:
+        own, stored = read_vector_file(file, {"user": user_ids, "item": item_ids}, scratch / file.name)
+        side = sides[own.side]
+        every = np.arange(len(stored))
+        side.vectors[own.name] = StoredVectors(stored, side.entity, every)
+        modalities.append(own)
+    return Assembled(sides["user"], sides["item"], vocabulary, facts["category_slots"], tuple(modalities))
 
 
 def _find_content(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from dlrrec_torchrec.prepare.sides import Features, Side
 from dlrrec_torchrec.store import packed
 from dlrrec_torchrec.store.files import parquet_options
 from dlrrec_torchrec.store.packed import lists
-from dlrrec_torchrec.store.schema import ITEM_ENTITY, USER_ENTITY
 
 SHUFFLE_SEED = 0  # of the training rows' order, which is the same for every run over the same number of rows
 
@@ -47,14 +46,16 @@ def write_parts(
 
 
 class Coverage:
-    """Shares of a split's rows that have each vector and a positive on each side."""
+    """Shares of a split's rows that have each of the `names`' vectors and a positive on each side."""
 
-    def __init__(self):
+    def __init__(self, names: Sequence[str]):
+        self._names = names
         self._rows = 0
         self._present: dict[str, int] = {}
 
     def add(self, user: Features, item: Features) -> None:
-        present = {m: v.any(axis=1) for m, v in (user.vectors | item.vectors).items()}
+        vectors = user.vectors | item.vectors
+        present = {name: vectors[name].any(axis=1) for name in self._names}
         present["user_positives"] = user.positives.value_lengths().to_numpy() > 0
         present["item_positives"] = item.positives.value_lengths().to_numpy() > 0
         self._rows += len(user.code)
@@ -93,14 +94,14 @@ def rows_table(
     return pa.table([pa.array(columns[name]) for name in schema.names], schema=schema)
 
 
-def entity_tables(
-    users: Side, items: Side, user_ids: pa.Array, item_ids: pa.Array, titles: pa.Array
-) -> dict[str, tuple[pa.Schema, int, Callable[[int, int], pa.Table]]]:
-    """For "users" and "items": schema, number of rows, and what `write_parts` calls for rows."""
+def entity_rows(
+    side: Side, ids: pa.Array, schema: pa.Schema, titles: pa.Array | None = None
+) -> Callable[[int, int], pa.Table]:
+    """What `write_parts` calls for rows of an entity table with the columns of `schema`."""
 
-    def common(side: Side, ids: pa.Array, start: int, stop: int) -> tuple[Features, dict]:
+    def make(start: int, stop: int) -> pa.Table:
         features = side.of_entities(np.arange(start, stop, dtype=np.int32))
-        return features, {
+        columns = {
             "code": features.code,
             "id": ids.slice(start, stop - start),
             "count": features.count.astype(np.int32),
@@ -108,24 +109,15 @@ def entity_tables(
             "positives": features.positives,
             **{m: lists(v) for m, v in features.vectors.items()},
         }
+        if titles is not None:
+            columns |= {
+                "title": titles.slice(start, stop - start),
+                "price_tag": pa.array(features.price_tag, pa.string()),
+                "category": lists(features.category),
+            }
+        return pa.table([pa.array(columns[name]) for name in schema.names], schema=schema)
 
-    def make_users(start: int, stop: int) -> pa.Table:
-        _, columns = common(users, user_ids, start, stop)
-        return pa.table([pa.array(columns[name]) for name in USER_ENTITY.names], schema=USER_ENTITY)
-
-    def make_items(start: int, stop: int) -> pa.Table:
-        features, columns = common(items, item_ids, start, stop)
-        columns |= {
-            "title": titles.slice(start, stop - start),
-            "price_tag": pa.array(features.price_tag, pa.string()),
-            "category": lists(features.category),
-        }
-        return pa.table([pa.array(columns[name]) for name in ITEM_ENTITY.names], schema=ITEM_ENTITY)
-
-    return {
-        "users": (USER_ENTITY, len(user_ids), make_users),
-        "items": (ITEM_ENTITY, len(item_ids), make_items),
-    }
+    return make
 
 
 def training_order(num_rows: int) -> np.ndarray:

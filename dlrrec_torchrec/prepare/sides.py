@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.features.leave_one_out import RatingStatistics, Vectors
-from dlrrec_torchrec.store.schema import PAD_CATEGORY, PRICE_TAGS
+from dlrrec_torchrec.store.schema import PRICE_TAGS
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class ItemLabels:
     """Price tags and categories by content row (an item without one fold), and where to look them up."""
 
     price: np.ndarray  # uint8 [C], position in PRICE_TAGS
-    category: np.ndarray  # uint8 [C, 11]
+    category: np.ndarray  # unsigned [C, slots]
+    padding: int  # the code of no category
     by_row: np.ndarray  # int64 [N], content row of each training row, -1 for none
     by_entity: np.ndarray  # int64 [E], content row of each item, from all its reviews
 
@@ -28,10 +29,10 @@ class Features:
     code: np.ndarray  # int32 [n]
     count: np.ndarray  # int64 [n]
     mean: np.ndarray  # float32 [n], NaN for none
-    vectors: dict[str, np.ndarray]  # modality -> float16 [n, 384]
+    vectors: dict[str, np.ndarray]  # modality -> float16 [n, V]
     positives: pa.ListArray  # int32 lists
     price_tag: np.ndarray | None = None  # str objects [n]
-    category: np.ndarray | None = None  # int32 [n, 11]
+    category: np.ndarray | None = None  # int32 [n, slots]
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,6 @@ class Side:
         labels = {}
         if self.labels:
             price, category = self.labels.price[content], self.labels.category[content].astype(np.int32)
-            price[content < 0], category[content < 0] = 0, PAD_CATEGORY
+            price[content < 0], category[content < 0] = 0, self.labels.padding
             labels = {"price_tag": np.array(PRICE_TAGS, object)[price], "category": category}
         return Features(code, count, mean, vectors, self.positives.take(pa.array(code)), **labels)

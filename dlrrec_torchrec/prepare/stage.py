@@ -1,13 +1,14 @@
 """Splits, content and neighbours -> training shards and entity tables.
 
 A training row sees its user and item without its own review; a validation or test row sees them from
-training rows only (`leave_one_out`). Memory grows with the number of entities (3 KiB of vector sums for each
-modality) and by a few numbers with each row; vectors of single reviews stay on disk.
+training rows only (`leave_one_out`). Memory grows with the number of entities (8 bytes for each number of a
+modality's vectors) and by a few numbers with each row; vectors of single reviews stay on disk.
 """
 
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,19 +20,20 @@ from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.prepare import inputs
 from dlrrec_torchrec.prepare.inputs import SplitRows
-from dlrrec_torchrec.prepare.join import assemble
+from dlrrec_torchrec.prepare.join import Assembled, assemble
+from dlrrec_torchrec.prepare.own_vectors import vector_files
 from dlrrec_torchrec.prepare.shard_writer import (
     Coverage,
-    entity_tables,
+    entity_rows,
     rows_table,
     training_order,
     write_parts,
 )
-from dlrrec_torchrec.prepare.sides import Side
-from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
+from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
+from dlrrec_torchrec.store.modality import SIDES, Modality, chosen
 from dlrrec_torchrec.store.progress import Bar
-from dlrrec_torchrec.store.schema import MODALITIES, SPLITS, shard_schema
+from dlrrec_torchrec.store.schema import SPLITS
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 __all__ = ["prepare"]
 
@@ -48,23 +50,26 @@ def prepare(
 ) -> Manifest:
     """Write the shards of every split, the entity tables and categories.txt (line number = code).
 
+    The manifest's facts are those of `ShardFacts`, and `coverage` of each split's rows.
+
     Args:
-        split_dir, content_dir, swing_dir: outputs of split, extract and neighbors over the same rows.
+        split_dir, content_dir, swing_dir: outputs of split, extract and swing over the same rows.
         items_dir: item metadata, for titles; need not exist.
 
     Raises DataError for settings that make no sense, for inputs that do not belong together, for an id of the
-    validation or test split without a training row, and for a rating outside the configured range.
+    validation or test split without a training row, for a rating outside the configured range, and for
+    vectors of config.vectors that cannot be used (see `own_vectors`).
     """
     split_dir, content_dir, swing_dir, items_dir = map(Path, (split_dir, content_dir, swing_dir, items_dir))
     _check(config)
+    files = vector_files(config.vectors)
     sources = {"split": split_dir, "content": content_dir, "swing": swing_dir}
     if (items_dir / "manifest.json").exists():
         sources["items"] = items_dir
     fingerprints = {name: Manifest.read(folder).fingerprint for name, folder in sources.items()}
+    fingerprints |= {f"vectors/{file.name}": file_digest(file.files) for file in files}
     rating_range = (float(config.rating_range[0]), float(config.rating_range[1]))
-    prior = (
-        sum(rating_range) / 2
-    )  # a constant: the middle of the range, as also an entity without reviews has
+    prior = sum(rating_range) / 2  # a constant, the middle of the range, as an entity without reviews has
     manifest = Manifest("prepare", jsonable(config) | {"prior": prior}, fingerprints)
     if done := manifest.current(out_dir):
         return done
@@ -72,7 +77,7 @@ def prepare(
         user_ids, item_ids = inputs.training_ids(split_dir / "train")
         splits = {s: inputs.read_split(split_dir / s, user_ids, item_ids, rating_range) for s in SPLITS}
         train = splits["train"]
-        users, items, vocabulary = assemble(
+        sides = assemble(
             train,
             user_ids,
             item_ids,
@@ -84,38 +89,43 @@ def prepare(
             smoothing=config.smoothing,
             prior=prior,
             positives=config.positives,
+            category_types=config.category_types,
+            files=files,
         )
-        titles = inputs.read_titles(items_dir, item_ids)
-        (folder / "categories.txt").write_text("".join(n + "\n" for n in vocabulary.names), encoding="utf-8")
-        coverage = _write(
-            folder,
-            splits,
-            users,
-            items,
-            entity_tables(users, items, user_ids, item_ids, titles),
-            dense=config.dense,
-            rating_range=rating_range,
-            modalities=config.modalities,
-            positives=config.positives,
-            rows_per_shard=config.rows_per_shard,
-        )
+        modalities = _modalities(sides, config.modalities)
         positive = int((train.label > 0.5).sum())
+        facts = ShardFacts(
+            users=len(user_ids),
+            items=len(item_ids),
+            dense=tuple(config.dense),
+            dense_width=dense_width(config.dense),
+            rating_range=rating_range,
+            modalities=modalities,
+            in_rows=tuple(m.name for m in chosen(config.modalities, modalities, "prepare.modalities")),
+            positives=config.positives,
+            category_slots=sides.slots,
+            category_types=config.category_types,
+            label_counts={"negative": len(train.label) - positive, "positive": positive},
+        )
+        names = sides.vocabulary.names
+        (folder / "categories.txt").write_text("".join(n + "\n" for n in names), encoding="utf-8")
+        titles = inputs.read_titles(items_dir, item_ids)
+        entities = {
+            "users": entity_rows(sides.users, user_ids, facts.entity_schema("user")),
+            "items": entity_rows(sides.items, item_ids, facts.entity_schema("item"), titles),
+        }
+        coverage = _write(folder, splits, sides, entities, facts, config.rows_per_shard)
         manifest.rows = {name: len(rows.label) for name, rows in splits.items()}
-        manifest.rows |= {"users": len(user_ids), "items": len(item_ids)}
-        manifest.facts = {
-            "users": len(user_ids),
-            "items": len(item_ids),
-            "dense": config.dense,
-            "dense_width": dense_width(config.dense),
-            "rating_range": list(rating_range),
-            "modalities": config.modalities,
-            "positives": config.positives,
-            "label_counts": {"negative": len(train.label) - positive, "positive": positive},
+        manifest.rows |= {"users": facts.users, "items": facts.items}
+        manifest.rows |= {
+            f"{m.side}s with {m.name}": sides.number(m) for m in modalities if m.source == "file"
+        }
+        manifest.facts = facts.as_facts() | {
             "global_mean": float(train.rating.mean(dtype=np.float64)),
             "categories": {
-                "names": len(vocabulary.names),
-                "closed": vocabulary.closed,
-                "dropped": vocabulary.dropped,
+                "names": len(names),
+                "closed": sides.vocabulary.closed,
+                "dropped": sides.vocabulary.dropped,
             },
             "rows_per_shard": config.rows_per_shard,
             "coverage": coverage,
@@ -123,49 +133,61 @@ def prepare(
     return manifest
 
 
+def _modalities(sides: Assembled, named: Sequence[str] | None) -> tuple[Modality, ...]:
+    """Those that the entity tables hold: of which there is a vector, or that `named` asks for in rows.
+
+    A side that has no vector at all keeps its text, all zeros, so that the default settings always have a
+    vector of users and of items; what is missing counts in no loss.
+    """
+    chosen(named, sides.modalities, "prepare.modalities")  # refuses what is not there
+    numbers = {one.name: sides.number(one) for one in sides.modalities}
+    kept = {name for name, number in numbers.items() if number} | set(named or [])
+    for side in SIDES:
+        own = [one for one in sides.modalities if one.side == side]
+        if not kept & {one.name for one in own}:
+            kept.add(own[0].name)
+    return tuple(one for one in sides.modalities if one.name in kept)
+
+
 def _check(config: PrepareConfig) -> None:
     check_settings(config)
     dense_width(config.dense)
-    for name in config.modalities:
-        if name not in MODALITIES:
-            raise DataError(f"prepare.modalities: unknown '{name}' (known: {', '.join(MODALITIES)})")
 
 
 def _write(
     folder: Path,
     splits: dict[str, SplitRows],
-    users: Side,
-    items: Side,
-    entities: dict,
-    *,
-    dense: list[str],
-    rating_range: tuple[float, float],
-    modalities: list[str],
-    positives: int,
+    sides: Assembled,
+    entities: dict[str, Callable[[int, int], pa.Table]],
+    facts: ShardFacts,
     rows_per_shard: int,
 ) -> dict[str, dict[str, float]]:
     """Write the parts of all splits and entity tables; the shares of rows that have each thing, by split."""
-    schema = shard_schema(dense_width(dense), modalities, positives)
-    coverage = {name: Coverage() for name in splits}
+    schema = facts.row_schema()
+    coverage = {name: Coverage([one.name for one in facts.modalities]) for name in splits}
     order = training_order(len(splits["train"].label))
 
     def make(name: str, start: int, stop: int) -> pa.Table:
         rows = splits[name]
-        chosen = order[start:stop] if name == "train" else np.arange(start, stop)
+        chosen_rows = order[start:stop] if name == "train" else np.arange(start, stop)
         if name == "train":
-            user, item = users.of_rows(chosen), items.of_rows(chosen)
+            user, item = sides.users.of_rows(chosen_rows), sides.items.of_rows(chosen_rows)
         else:
-            user, item = users.of_entities(rows.user[chosen]), items.of_entities(rows.item[chosen])
+            user = sides.users.of_entities(rows.user[chosen_rows])
+            item = sides.items.of_entities(rows.item[chosen_rows])
         coverage[name].add(user, item)
-        return rows_table(schema, rows.label[chosen], rows.rating[chosen], user, item, dense, rating_range)
+        label, rating = rows.label[chosen_rows], rows.rating[chosen_rows]
+        return rows_table(schema, label, rating, user, item, list(facts.dense), facts.rating_range)
 
     jobs = {
         name: (schema, len(rows.label), rows_per_shard, partial(make, name)) for name, rows in splits.items()
     }
-    jobs |= {f"entities/{n}": (s, size, ENTITIES_PER_PART, rows) for n, (s, size, rows) in entities.items()}
+    for side, number in facts.entities.items():
+        rows = entities[f"{side}s"]
+        jobs[f"entities/{side}s"] = facts.entity_schema(side), number, ENTITIES_PER_PART, rows
     with Bar() as progress:
         task = progress.add_task("prepare", total=sum(size for _, size, _, _ in jobs.values()))
         for name, (kind, size, rows_per_part, rows) in jobs.items():
             progress.update(task, description=f"prepare {name}")
             write_parts(folder / name, kind, size, rows_per_part, rows, partial(progress.advance, task))
-    return {name: found.shares() for name, found in coverage.items()}
+    return {name: shares.shares() for name, shares in coverage.items()}

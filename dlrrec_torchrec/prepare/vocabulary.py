@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, NUM_CATEGORIES, PAD_CATEGORY, category_types
+from dlrrec_torchrec.store.schema import category_types
 
 
 def sorted_names(names: pa.ChunkedArray) -> pa.Array:
@@ -57,8 +57,9 @@ class CategoryVocabulary:
     dropped: int  # names seen in the content that have no code
 
 
-def category_vocabulary(lists: pa.ChunkedArray, whole: np.ndarray) -> CategoryVocabulary:
-    """The project's types if they cover every name; else the names of most items, at most 179, ties by name.
+def category_vocabulary(lists: pa.ChunkedArray, whole: np.ndarray, most: int) -> CategoryVocabulary:
+    """The project's types if they cover every name and are not more than `most`; else the `most` names of
+    most items, ties by name.
 
     A ranked vocabulary of names that a provider took out of review text depends, if weakly, on every review;
     leave-one-out is exact for the fixed types and for names out of item metadata.
@@ -69,19 +70,19 @@ def category_vocabulary(lists: pa.ChunkedArray, whole: np.ndarray) -> CategoryVo
     """
     names = pc.unique(pc.drop_null(pc.list_flatten(lists)))
     types = category_types()
-    if pc.all(pc.is_in(names, value_set=pa.array(types)), min_count=0).as_py():
+    if len(types) <= most and pc.all(pc.is_in(names, value_set=pa.array(types)), min_count=0).as_py():
         return CategoryVocabulary(types, True, 0)
     known = sorted_names(names)
     _, _, code = encode_lists(lists.filter(pa.array(whole)), known, len(known))
     items = np.bincount(code, minlength=len(known))
-    ranked = np.argsort(-items, kind="stable")[:NUM_CATEGORIES]
+    ranked = np.argsort(-items, kind="stable")[:most]
     ranked = ranked[items[ranked] > 0]
     return CategoryVocabulary(known.take(pa.array(ranked)).to_pylist(), False, len(known) - len(ranked))
 
 
-def category_slots(lists: pa.ChunkedArray, names: list[str]) -> np.ndarray:
-    """uint8 [M, 11] codes of each list's first 11 distinct names, padded with 179."""
-    slots = np.full((len(lists), CATEGORY_SLOTS), PAD_CATEGORY, np.uint8)
-    parent, position, code = encode_lists(lists, pa.array(names, pa.string()), CATEGORY_SLOTS)
-    slots[parent, position] = code
-    return slots
+def category_codes(lists: pa.ChunkedArray, names: list[str], slots: int, padding: int) -> np.ndarray:
+    """Codes of each list's first `slots` distinct names, padded: the smallest unsigned [M, slots]."""
+    codes = np.full((len(lists), slots), padding, np.min_scalar_type(padding))
+    parent, position, code = encode_lists(lists, pa.array(names, pa.string()), slots)
+    codes[parent, position] = code
+    return codes

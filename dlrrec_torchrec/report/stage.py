@@ -19,6 +19,7 @@ from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.paths import RunPaths
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 FIGURES = {
     "roc.png": "ROC curves",
@@ -208,7 +209,7 @@ def _swing(runs: Sequence[RunPaths]) -> tuple[dict[str, list[np.ndarray]], dict[
             lists = read_table(run.swing / kind, schema.NEIGHBORS, ["scores"])["scores"].combine_chunks()
             seed_scores.append(lists.flatten().to_numpy())
             with_any += int((lists.value_lengths().to_numpy(zero_copy_only=False) > 0).sum())
-            entities += int(Manifest.read(run.shards).facts[kind])
+            entities += int(getattr(ShardFacts.read(run.shards), kind))
         coverage[kind] = (
             f"{with_any / max(entities, 1):.0%} have neighbours" if seed_scores else "not computed"
         )

@@ -10,11 +10,13 @@ from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import resolve_device
 from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.sharding.fill import fill_content
 from dlrrec_torchrec.store.checkpoint_files import BEST
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, device: str = "cpu") -> DLRREC:
@@ -31,13 +33,8 @@ def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, de
     trained, shards = Manifest.read(train_dir), Manifest.read(shards_dir)
     if trained.inputs.get("shards") != shards.fingerprint:
         raise DataError(f"{train_dir}: not trained on {shards_dir}; run `dlrrec train` again")
-    model = build_model(
-        from_dict(ModelConfig, trained.config["model"], str(train_dir)),
-        dense_width=shards.facts["dense_width"],
-        num_users=shards.facts["users"],
-        num_items=shards.facts["items"],
-        device="cpu",
-    )
+    settings = from_dict(ModelConfig, trained.config["model"], str(train_dir))
+    model = build_model(settings, batch_spec(settings, ShardFacts.of(shards, shards_dir)), device="cpu")
     with quiet():
         load_model(Path(train_dir) / "checkpoints" / BEST, model, prefix="model.")
     fill_content(model, shards_dir)

@@ -24,7 +24,6 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
 from dlrrec_torchrec.store.folders import stage_of
 from dlrrec_torchrec.store.manifest import jsonable
-from dlrrec_torchrec.store.schema import PAD_CATEGORY
 
 _MANY_IDS = 50_000  # above this, only ids that begin alike are compared with a mistyped one
 
@@ -135,7 +134,7 @@ def recommend(
 
 def example_user(shards_dir: str | os.PathLike) -> str:
     """The id of the user with the most training reviews (the first of several): one to try `recommend` on."""
-    users = read_table(Path(shards_dir) / "entities" / "users", schema.USER_ENTITY, ["id", "count"])
+    users = read_table(Path(shards_dir) / "entities" / "users", schema.ENTITY, ["id", "count"])
     if not users.num_rows:
         raise DataError(f"{shards_dir}/entities/users: there are no users; run prepare again")
     return users["id"][int(np.argmax(users["count"].to_numpy()))].as_py()
@@ -172,13 +171,14 @@ def similar_ids(wanted: str, ids: list[str], most: int = 3) -> list[str]:
 def _described(
     items: Items, codes: np.ndarray, probability: np.ndarray | None, names: list[str]
 ) -> list[Recommended]:
+    # The code of padding is above those of all names.
     return [
         Recommended(
             rank=place + 1,
             item_id=items.ids[code],
             title=items.titles[code] or "",
             probability=None if probability is None else float(probability[place]),
-            categories=[names[c] for c in items.category[code] if c != PAD_CATEGORY],
+            categories=[names[c] for c in items.category[code] if c < len(names)],
             reviews=int(items.count[code]),
         )
         for place, code in enumerate(codes)

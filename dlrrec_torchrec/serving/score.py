@@ -13,10 +13,11 @@ from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.entities import Entities, pair_batch
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
-from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 class Scorer:
@@ -27,6 +28,9 @@ class Scorer:
         shards_dir: the shards it was trained on.
         device: "cpu", "cuda" or "auto".
         batch_size: pairs that are scored at once.
+
+    Attributes:
+        spec: what its batches hold.
 
     Raises:
         DataError: as `load_trained`; from its methods also for a score that is not a number.
@@ -43,40 +47,21 @@ class Scorer:
         self._model = load_trained(train_dir, shards_dir, device)
         self._device = next(self._model.parameters()).device
         settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
-        self._facts = Manifest.read(shards_dir).facts
-        self._modalities, self._keys = row_modalities(settings), sparse_keys(settings)
-        self._lookups = build_lookups(settings)
+        self.spec = batch_spec(settings, ShardFacts.read(shards_dir))
 
     def split(self, name: str) -> ShardLoader:
         """The batches of a split's rows, in the shards' order, as `logits` takes them."""
-        return make_loader(
-            self._shards_dir,
-            name,
-            self._batch_size,
-            modalities=self._modalities,
-            positives=0,
-            sparse_keys=self._keys,
-            lookups=self._lookups,
-        )
+        return make_loader(self._shards_dir, name, self._batch_size, self.spec)
 
     def pairs(self, entities: Entities, users: np.ndarray, items: np.ndarray) -> Iterator[Batch]:
         """The batches of any pairs of codes, integers [N] each, as `logits` takes them.
 
         Args:
-            entities: of the shards (`load_entities`).
+            entities: of the shards, with the vectors of `spec.in_rows` (`load_entities`).
         """
         for start in range(0, len(items), self._batch_size):
             chosen = slice(start, start + self._batch_size)
-            batch = pair_batch(
-                entities,
-                users[chosen],
-                items[chosen],
-                self._facts["dense"],
-                self._facts["rating_range"],
-                self._modalities,
-                self._keys,
-            )
-            yield self._lookups(batch) if self._lookups else batch
+            yield pair_batch(entities, users[chosen], items[chosen], self.spec)
 
     @torch.no_grad()
     def logits(self, batches: Iterable[Batch]) -> np.ndarray:

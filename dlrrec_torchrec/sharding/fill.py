@@ -15,11 +15,11 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrrec_torchrec.data.entities import read_vectors
-from dlrrec_torchrec.data.lookup import side_of
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.sharding.tables import table_key
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.modality import Modality
 
 
 def fill_content(model: nn.Module, shards_dir: str | os.PathLike, ranks: Ranks | None = None) -> None:
@@ -38,8 +38,9 @@ def fill_content(model: nn.Module, shards_dir: str | os.PathLike, ranks: Ranks |
     try:
         for content in [module for module in model.modules() if isinstance(module, ContentTables)]:
             for name, parts in _local_parts(content).items():
+                modality = content.modalities[name]
                 for part, top, left in parts:
-                    _fill(part, top, left, shards_dir, name, content.entities[side_of(name)])
+                    _fill(part, top, left, shards_dir, modality, content.entities[modality.side])
     except DataError as found:
         error = found
     if ranks is not None:
@@ -61,15 +62,18 @@ def _local_parts(content: ContentTables) -> dict[str, list[tuple[Tensor, int, in
 
 
 @torch.no_grad()
-def _fill(part: Tensor, top: int, left: int, shards_dir: str | os.PathLike, name: str, entities: int) -> None:
+def _fill(
+    part: Tensor, top: int, left: int, shards_dir: str | os.PathLike, modality: Modality, entities: int
+) -> None:
     part.zero_()
     last, done = min(top + part.shape[0], entities), top
-    for first, vectors in read_vectors(shards_dir, name, top, last):
+    for first, vectors in read_vectors(shards_dir, modality, top, last):
         done = first + len(vectors)
         part[first - top : done - top].copy_(torch.from_numpy(vectors[:, left : left + part.shape[1]]))
     if done < last:
         raise DataError(
-            f"{shards_dir}/entities: {done} rows of {name}, but there are {entities} ids; run prepare again"
+            f"{shards_dir}/entities: {done} rows of {modality.name}, but there are {entities} ids; "
+            "run prepare again"
         )
 
 

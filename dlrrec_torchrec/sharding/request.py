@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 import torch
 
-from dlrrec_torchrec.config import RunConfig, TableConfig
-from dlrrec_torchrec.data.lookup import side_of
+from dlrrec_torchrec.config import ENCODER_DIMS, RunConfig, TableConfig
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.models.build import build_model, build_wrapper
-from dlrrec_torchrec.models.spec import in_tables, managed_keys, sparse_keys
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.sharding.devices import Device
 from dlrrec_torchrec.sharding.planner import Request
 from dlrrec_torchrec.sharding.tables import configured, dense_bytes, tables_in
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.store.schema import VECTOR_DIM
+from dlrrec_torchrec.store.modality import BUILT_IN, SIDES, Modality, modality
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 def run_request(
@@ -43,23 +44,14 @@ def run_request(
     settings, taken = dict(config.model.tables), 0
     tables = []
     if model:
-        facts = Manifest.read(shards).facts if shards else {}
-        content = config.model.modalities if in_tables(config.model) else []
-        own, ids = (*sparse_keys(config.model), *managed_keys(config.model), *content), {}
-        for key in ("user", "item"):
-            needing = [name for name in own if side_of(name) == key]
-            ids[key] = facts.get(f"{key}s") or _rows(needing, settings)
-        built = module = build_model(
-            config.model,
-            dense_width=facts.get("dense_width") or dense_width(config.prepare.dense),
-            num_users=ids["user"],
-            num_items=ids["item"],
-            device="meta",
-        )
-        if facts and not content:
+        facts = ShardFacts.read(shards) if shards else _planned_facts(config)
+        spec = batch_spec(config.model, facts)
+        own = _tables_of(spec)
+        built = module = build_model(config.model, spec, device="meta")
+        if shards and not spec.in_tables:
             vectors = {
-                m: torch.empty(ids[side_of(m)], VECTOR_DIM, dtype=torch.float16, device="meta")
-                for m in facts["modalities"]
+                one.name: torch.empty(facts.entities[one.side], one.dim, dtype=torch.float16, device="meta")
+                for one in spec.in_rows
             }
             module = build_wrapper(built, config.contrastive, corpus=vectors)
         tables = tables_in(module, {name: settings[name] for name in own if name in settings})
@@ -77,6 +69,51 @@ def run_request(
         optimizer=config.train.table_optimizer,
         dense_bytes=taken,
     )
+
+
+def _tables_of(spec: BatchSpec) -> list[str]:
+    """The names of the model's tables in model.tables."""
+    return [*spec.sparse, *spec.managed, *(one.name for one in spec.in_tables)]
+
+
+def _planned_facts(config: RunConfig) -> ShardFacts:
+    """What the shards would be by the settings alone, the numbers of ids by those of model.tables."""
+    names = config.model.modalities
+    names = [*BUILT_IN, *config.prepare.vectors] if names is None else names
+    modalities = tuple(_planned_modality(name, config) for name in names)
+    facts = ShardFacts(
+        users=1,
+        items=1,
+        dense=tuple(config.prepare.dense),
+        dense_width=dense_width(config.prepare.dense),
+        rating_range=tuple(config.prepare.rating_range),
+        modalities=modalities,
+        in_rows=tuple(names),
+        positives=config.prepare.positives,
+        category_slots=config.extract.category_slots,
+        category_types=config.prepare.category_types,
+        label_counts={"negative": 0, "positive": 0},
+    )
+    spec = batch_spec(config.model, facts)
+    ids = {}
+    for side in SIDES:
+        needing = [name for name in (*spec.sparse, *spec.managed) if name == side]
+        needing += [one.name for one in spec.in_tables if one.side == side]
+        ids[f"{side}s"] = _rows(needing, config.model.tables)
+    return dataclasses.replace(facts, **ids)
+
+
+def _planned_modality(name: str, config: RunConfig) -> Modality:
+    table = config.model.tables.get(name)
+    dim = table.dim if table and table.dim else None
+    if dim is None and name in BUILT_IN:
+        dim = ENCODER_DIMS.get(config.extract.encoder)
+    if dim is None:
+        raise DataError(
+            f"table {name}: how many columns? give the --run-dir of a run with shards, or "
+            f"--set model.tables.{name}.dim=N with model.vectors=table"
+        )
+    return modality(name, dim, flag="model.modalities")
 
 
 def _rows(needing: list[str], settings: dict[str, TableConfig]) -> int:

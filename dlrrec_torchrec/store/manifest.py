@@ -48,26 +48,46 @@ class Manifest:
         """The manifest in `folder` if that folder already holds the output of this very stage, else None."""
         if stage_of(folder) != self.stage or not (Path(folder) / MANIFEST).exists():
             return None
-        found = Manifest.read(folder)
-        found.reused = True
-        return found if found.fingerprint == self.fingerprint else None
+        there = _load(Path(folder) / MANIFEST)
+        there.reused = True
+        return there if there.fingerprint == self.fingerprint else None
 
     @staticmethod
     def read(folder: str | os.PathLike) -> Manifest:
+        """The manifest in `folder`.
+
+        Raises DataError where there is none, where it is damaged, and where another version of this package
+        has made the folder, each with the command that makes it.
+        """
         path = Path(folder) / MANIFEST
-        try:
-            body = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        manifest = _load(path)
+        if manifest.schema_version < SCHEMA_VERSION:
+            command = manifest.stage.removesuffix("-items")  # `ingest` writes a second folder
             raise DataError(
-                f"{path}: not there; run the stage that writes '{Path(folder).name}' first "
-                "(`dlrrec run` runs all in order)"
-            ) from None
-        except json.JSONDecodeError as error:
+                f"{path}: made by an earlier version of dlrrec (schema {manifest.schema_version}, this is "
+                f"{SCHEMA_VERSION}); run `dlrrec {command}` again, or `dlrrec run`, which makes all that is "
+                "older anew"
+            )
+        if manifest.schema_version > SCHEMA_VERSION:
             raise DataError(
-                f"{path}: not valid JSON ({error}); delete the folder and run its stage"
-            ) from None
-        names = {f.name for f in dataclasses.fields(Manifest)}
-        return Manifest(**{k: v for k, v in body.items() if k in names})
+                f"{path}: made by a later version of dlrrec (schema {manifest.schema_version}, this is "
+                f"{SCHEMA_VERSION}); install that version, or name another --run-dir"
+            )
+        return manifest
+
+
+def _load(path: Path) -> Manifest:
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"{path}: not there; run the stage that writes '{path.parent.name}' first "
+            "(`dlrrec run` runs all in order)"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}: not valid JSON ({error}); delete the folder and run its stage") from None
+    names = {f.name for f in dataclasses.fields(Manifest)}
+    return Manifest(**{k: v for k, v in body.items() if k in names})
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.models.build import build_model, build_wrapper
 from dlrrec_torchrec.models.compiled import compile_dense
@@ -52,7 +52,7 @@ def assemble(
     model: ModelConfig,
     contrastive: ContrastiveConfig,
     train: TrainConfig,
-    facts: Mapping[str, Any],
+    spec: BatchSpec,
     ranks: Ranks,
     *,
     corpus: Mapping[str, Tensor],
@@ -63,7 +63,7 @@ def assemble(
     Weights follow from `train.seed` alone, the same for every number of ranks.
 
     Args:
-        facts: of the shards: `dense_width`, `users`, `items`, `label_counts` (`negative`, `positive`).
+        spec: of the model's batches (`models.spec.batch_spec`).
         corpus: modality -> the vectors of all entities, for the contrastive terms (`TrainWrapper`).
         shards_dir: fills content tables; needed only where the model has any.
 
@@ -71,14 +71,8 @@ def assemble(
         DataError: settings that do not fit together, the data or the devices; on all ranks.
     """
     torch.manual_seed(train.seed)
-    plain = build_model(
-        model,
-        dense_width=facts["dense_width"],
-        num_users=facts["users"],
-        num_items=facts["items"],
-        device="meta",
-    )
-    labels = facts["label_counts"]
+    plain = build_model(model, spec, device="meta")
+    labels = spec.facts.label_counts
     wrapper = build_wrapper(
         plain,
         contrastive,

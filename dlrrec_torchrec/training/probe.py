@@ -7,7 +7,7 @@ cannot tell entities apart, whatever the loss says.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from dlrrec_torchrec.data.entities import first_entities
 from dlrrec_torchrec.metrics import alignment, effective_rank, uniformity
 from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.store.modality import Modality
 
 SAMPLE = 512  # entities of a side
 _FIRST = 16384  # entities of a side that the sample is drawn from
@@ -29,19 +30,24 @@ class Probe:
     """A sample of users and of items with their content vectors, and their nearest neighbours where known.
 
     Args:
-        vectors: modality ("user_text", "item_text", ...) -> f16 or f32 [N, V], zeros where missing.
+        modalities: of the vectors.
+        vectors: modality -> f16 or f32 [N, V], zeros where missing.
         positives: "user" and "item" -> i64 [N, P], best first, padded with -1.
         seed: of the sample of up to SAMPLE entities that have all vectors of their side.
     """
 
     def __init__(
-        self, vectors: Mapping[str, np.ndarray], positives: Mapping[str, np.ndarray], seed: int = 0
+        self,
+        modalities: Sequence[Modality],
+        vectors: Mapping[str, np.ndarray],
+        positives: Mapping[str, np.ndarray],
+        seed: int = 0,
     ) -> None:
         self._vectors: dict[str, Tensor] = {}  # modality -> [n + pairs, V]: the sample, then neighbours
         self._sides: dict[str, tuple[list[str], int, np.ndarray]] = {}  # modalities, n, who has a neighbour
         self._possible: dict[str, float] = {}
         for side, listed in positives.items():
-            names = [name for name in vectors if name.startswith(side)]
+            names = [one.name for one in modalities if one.side == side]
             present = np.all([vectors[name].any(1) for name in names], axis=0)
             codes = np.flatnonzero(present)
             draw = np.random.default_rng(seed)
@@ -112,4 +118,4 @@ class Probe:
 
 def open_probe(shards_dir: str | os.PathLike, model: DLRREC) -> Probe:
     """The probe of a training on these shards. Raises DataError as `load_entities`."""
-    return Probe(*first_entities(shards_dir, model.modalities, _FIRST))
+    return Probe(model.modalities, *first_entities(shards_dir, model.modalities, _FIRST))

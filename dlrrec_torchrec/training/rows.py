@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlrrec_torchrec.config import ModelConfig, TrainConfig
-from dlrrec_torchrec.data.draws import Lookups
+from dlrrec_torchrec.config import TrainConfig
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.distributed.ranks import Ranks
-from dlrrec_torchrec.models.spec import build_lookups, in_tables, row_modalities, sparse_keys
 from dlrrec_torchrec.store.errors import DataError
 
 
 def open_rows(
     shards_dir: str | os.PathLike,
-    facts: dict[str, Any],
-    model: ModelConfig,
+    spec: BatchSpec,
     settings: TrainConfig,
     share: int,
     split: str,
     ranks: Ranks,
-    lookups: Lookups | None,
 ) -> tuple[ShardLoader, ShardLoader, dict[str, Tensor]]:
-    """Rows to train on, rows of `split`, and the entities' vectors by modality, unless they are in tables.
+    """Rows to train on, rows of `split`, and the entities' vectors that contrastive terms draw from.
+
+    The latter by modality, f16 [entities, V]; none where they are in tables.
 
     Shards that would fail in the middle of a training are refused, on all ranks together.
     """
     loading = {
-        "modalities": row_modalities(model),
-        "sparse_keys": sparse_keys(model),
         "rank": ranks.rank,
         "world_size": ranks.world_size,
         "workers": settings.workers,
@@ -42,22 +38,15 @@ def open_rows(
     }
     error = None
     try:
-        rows = make_loader(
-            shards_dir,
-            "train",
-            share,
-            positives=facts["positives"],
-            seed=settings.seed,
-            shuffle=True,
-            lookups=lookups,
-            **loading,
-        )
-        held_out = make_loader(shards_dir, split, share, positives=0, lookups=build_lookups(model), **loading)
+        rows = make_loader(shards_dir, "train", share, spec, seed=settings.seed, shuffle=True, **loading)
+        held_out = make_loader(shards_dir, split, share, spec.to_predict(), **loading)
         rows.check()
         held_out.check()
+        contrasted = {draws.side for draws in spec.draws}
         vectors = {}
-        if not in_tables(model):
-            vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards_dir).vectors.items()}
+        if drawn_from := [one for one in spec.in_rows if one.side in contrasted]:
+            entities = load_entities(shards_dir, drawn_from)
+            vectors = {name: torch.from_numpy(matrix) for name, matrix in entities.vectors.items()}
     except DataError as found:
         error = found
     ranks.agree(error)

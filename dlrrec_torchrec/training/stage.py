@@ -23,10 +23,11 @@ from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
-from dlrrec_torchrec.models.spec import build_lookups, in_tables
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.folders import check_output, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 from dlrrec_torchrec.training.assemble import Assembly, assemble, rows_per_rank, schedule
 from dlrrec_torchrec.training.checkpoint import Checkpoints, clear_unless_resumed
 from dlrrec_torchrec.training.history import History
@@ -81,21 +82,18 @@ def train(
     check_output(out_dir, manifest.stage)
 
     warn_of_restarts()
-    out_dir, facts = Path(out_dir), shards.facts
+    out_dir = Path(out_dir)
+    spec = batch_spec(model, ShardFacts.of(shards, shards_dir), contrastive, train.seed)
     with quiet(), process_group(train.device) as ranks, timed(manifest):
         selection = selection_for(protocol, train.select, train.patience)
-        lookups = build_lookups(
-            model, contrastive, num_users=facts["users"], num_items=facts["items"], seed=train.seed
-        )
-        rows, held_out, corpus = open_rows(
-            shards_dir, facts, model, train, rows_per_rank(train, ranks), selection.split, ranks, lookups
-        )
-        assembly = assemble(model, contrastive, train, facts, ranks, corpus=corpus, shards_dir=shards_dir)
+        share = rows_per_rank(train, ranks)
+        rows, held_out, corpus = open_rows(shards_dir, spec, train, share, selection.split, ranks)
+        assembly = assemble(model, contrastive, train, spec, ranks, corpus=corpus, shards_dir=shards_dir)
 
         clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.first:
             save_plan(assembly.plan, out_dir)
-            if in_tables(model):
+            if spec.in_tables:
                 print(NOT_LEFT_OUT, file=sys.stderr)
         with stop_requests() as stop_requested:
             _Run(
@@ -123,7 +121,7 @@ def train(
                 "ranks": ranks.world_size,
                 "device": ranks.device.type,
                 "tables": describe_plan(assembly.model),
-                "leave_one_out": not in_tables(model),
+                "leave_one_out": not spec.in_tables,
             }
         )
     if ranks.first:

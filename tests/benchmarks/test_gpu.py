@@ -14,11 +14,11 @@ from dlrrec_torchrec.benchmarks.cases import TrainCase
 from dlrrec_torchrec.benchmarks.embeddings.traffic import memory_needed
 from dlrrec_torchrec.benchmarks.step.batches import random_data, shards_data
 from dlrrec_torchrec.benchmarks.step.roofline import Counter, peaks
-from dlrrec_torchrec.benchmarks.step.trainings import Project
-from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.benchmarks.step.trainings import Project, case_spec, random_spec
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 from tests.helpers.shards import write_shards
 
 CPU = torch.device("cpu")
@@ -56,13 +56,13 @@ def alone():
 
 def test_random_batches_have_the_form_of_real_ones(alone, tmp_path):
     """Both are trained on, with counts of operations that follow from the model."""
-    model = ModelConfig()
+    case, flops = TrainCase(batch=32, negatives=8, users=30, items=20), {}
     shards = write_shards(tmp_path, rows=(90, 5, 5), users=30, items=20)
     data = {
-        "random": random_data(model, 32, 3, users=30, items=20),
-        "shards": shards_data(shards, model, 32, 3),
+        "random": random_data(random_spec(case), 32, 3),
+        "shards": shards_data(shards, case_spec(case, ShardFacts.read(shards)), 32, 3),
     }
-    assert data["shards"].facts["users"] == 30 and len(data["shards"].batches) == 2
+    assert data["shards"].spec.facts.users == 30 and len(data["shards"].batches) == 2
     real, drawn = (data[name].batches[0] for name in ("shards", "random"))
     for field in dataclasses.fields(real):
         ours, theirs = getattr(drawn, field.name), getattr(real, field.name)
@@ -70,7 +70,6 @@ def test_random_batches_have_the_form_of_real_ones(alone, tmp_path):
             assert ours.dtype == theirs.dtype and ours.shape[0] == theirs.shape[0], field.name
     assert real.dense.shape == drawn.dense.shape and real.sparse.keys() == drawn.sparse.keys()
 
-    case, flops = TrainCase(batch=32, negatives=8, users=30, items=20), {}
     for name, weight in itertools.product(data, (0.1, 0.0)):
         project = Project(case, data[name], weight, alone)
         flops[name, weight] = project.counted_step(data[name].batches[0]).flops
@@ -79,7 +78,7 @@ def test_random_batches_have_the_form_of_real_ones(alone, tmp_path):
     for name in data:
         assert flops[name, 0.0] < flops[name, 0.1] < 2.5 * flops[name, 0.0]
     with pytest.raises(DataError, match="fewer than 91 training rows"):
-        shards_data(shards, model, 91, 1)
+        shards_data(shards, data["shards"].spec, 91, 1)
 
 
 def test_the_script_without_a_gpu(capsys):

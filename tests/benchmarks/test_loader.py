@@ -10,28 +10,28 @@ import pytest
 from dlrrec_torchrec import cli
 from dlrrec_torchrec.benchmarks import loading
 from dlrrec_torchrec.benchmarks.cases import LoaderCase
-from dlrrec_torchrec.benchmarks.random_shards import DENSE, write_random_shards
+from dlrrec_torchrec.benchmarks.random_shards import DENSE, random_facts, write_random_shards
 from dlrrec_torchrec.config import PrepareConfig
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import make_loader
-from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import part_files, read_table
 from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+from tests.helpers.shards import plain_spec
 
-OPTIONS = {"users": 50, "items": 20, "modalities": ["user_text", "item_text"], "positives": 3}
+FACTS = random_facts(users=50, items=20, modalities=["user_text", "item_text"], positives=3)
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("random") / "shards"
-    write_random_shards(folder, 9000, **OPTIONS)
+    write_random_shards(folder, 9000, FACTS)
     return folder
 
 
-def rows(folder, **changes):
-    options = {"modalities": ["user_text"], "positives": 3, "sparse_keys": ("category",)} | changes
-    return make_loader(folder, "train", 1000, **options)
+def rows(folder, positives=3, **options):
+    return make_loader(folder, "train", 1000, plain_spec(folder, ["user_text"], positives), **options)
 
 
 def test_random_shards_are_as_prepare_writes_them(shards):
@@ -42,9 +42,8 @@ def test_random_shards_are_as_prepare_writes_them(shards):
     rows(shards).check()
     entities = load_entities(shards)
     assert (len(entities.users), len(entities.items)) == (50, 20)
-    table = read_table(shards / "train", schema.shard_schema(7, OPTIONS["modalities"], 3))
-    facts = Manifest.read(shards).facts
-    assert facts["label_counts"]["positive"] == sum(table["label"].to_pylist())
+    table = read_table(shards / "train", FACTS.row_schema())
+    assert ShardFacts.read(shards).label_counts["positive"] == sum(table["label"].to_pylist())
     for row in table.slice(0, 20).to_pylist():  # of the entities, but for the vectors, which leave a row out
         assert row["category"] == entities.items.category[row["item"]].tolist()
         positives = [k for k in row["user_positives"] if k >= 0]
@@ -54,7 +53,7 @@ def test_random_shards_are_as_prepare_writes_them(shards):
 def test_what_is_there_is_not_written_again(shards):
     part = part_files(shards / "train")[0]
     before = part.stat().st_mtime_ns
-    write_random_shards(shards, 9000, **OPTIONS)
+    write_random_shards(shards, 9000, FACTS)
     assert part.stat().st_mtime_ns == before
 
 
@@ -118,7 +117,7 @@ def test_what_cannot_be_measured(monkeypatch, tmp_path):
     for wrong, match in (
         ({"batch": 0}, "--batch: 0"),
         ({"workers": [-1]}, "--workers: -1"),
-        ({"modalities": ["user_image"]}, "--modalities user_image: is not one of user_text"),
+        ({"modalities": ["sound"]}, "--modalities: 'sound' must begin with user_ or item_"),
     ):
         with pytest.raises(DataError, match=match):
             LoaderCase(**wrong)

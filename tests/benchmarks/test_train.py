@@ -14,7 +14,7 @@ from dlrrec_torchrec.benchmarks.step import measure, parts, plain, trainings
 from dlrrec_torchrec.benchmarks.step.batches import random_data
 from dlrrec_torchrec.benchmarks.step.measure import run
 from dlrrec_torchrec.benchmarks.step.parts import FORWARD, PARTS
-from dlrrec_torchrec.benchmarks.step.trainings import Plain, Project, Rows, check, model_config
+from dlrrec_torchrec.benchmarks.step.trainings import Plain, Project, Rows, check, random_spec
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
@@ -84,7 +84,7 @@ def test_a_part_is_its_region_without_those_inside():
 
 def test_every_part_of_a_step_is_found(alone):
     case = TrainCase(**SMALL)
-    data = random_data(model_config(case), 48, 2, users=40, items=30)
+    data = random_data(random_spec(case), 48, 2)
     project, rows = Project(case, data, 0.1, alone), Rows(data.batches, 2, 1)
     project.epoch(rows, 1)
     found = parts.profiled(project.assembly.wrapper, alone.device, 2, lambda: project.once_more(rows))
@@ -155,7 +155,7 @@ def test_what_cannot_be_measured():
     for wrong, match in (
         ({"batch": 1}, "--batch 1"),
         ({"modalities": ["user_text"]}, "one of users and one of items"),
-        ({"modalities": ["x"]}, "--modalities x"),
+        ({"modalities": ["x"]}, "--modalities: .x. must begin"),
     ):
         with pytest.raises(DataError, match=match):
             TrainCase(**wrong)

@@ -147,6 +147,20 @@ def test_every_field_is_a_flag_with_help():
         assert done.value.code == 0
 
 
+def test_towers_are_sizes_by_name(tmp_path):
+    for body in ({"item_audio": "128,32"}, {"item_audio": [128, 32]}, {"item_audio": ["128", 32]}):
+        assert load_config(None, {"model.towers": body}).model.towers == {"item_audio": [128, 32]}
+    assert load_config(None, {"model.towers.item_audio": 32}).model.towers == {"item_audio": [32]}
+    arguments = build_parser().parse_args(["train", "--towers", "item_audio=48,32", "user_text=32"])
+    config, _ = run_settings(arguments)
+    assert config.model.towers == {"item_audio": [48, 32], "user_text": [32]}
+    for wrong in ({"item_audio": "big"}, {"item_audio": [None]}):
+        with pytest.raises(DataError, match="towers: item_audio: .* is not layer sizes, as 128,32"):
+            load_config(None, {"model.towers": wrong})
+    with pytest.raises(DataError, match="towers: must name towers"):
+        load_config(None, {"model.towers": [32]})
+
+
 def test_bad_flags_say_what_they_want(capsys):
     with pytest.raises(SystemExit):
         build_parser().parse_args(["ingest", "--columns", "user"])

@@ -20,13 +20,11 @@ from dlrrec_torchrec.data.fields import Fields
 from dlrrec_torchrec.data.loader import ShardDataset, make_loader
 from dlrrec_torchrec.data.order import EpochOrder
 from dlrrec_torchrec.data.shard_reader import ShardReader
-from dlrrec_torchrec.store import packed, schema
+from dlrrec_torchrec.store import packed
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.manifest import Manifest
-from tests.helpers.shards import write_shards
-
-MODALITIES = list(schema.MODALITIES)
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+from tests.helpers.shards import MODALITIES, SLOTS, TYPES, modalities_of, plain_spec, write_shards
 
 
 @pytest.fixture(scope="module")
@@ -37,12 +35,9 @@ def shards(tmp_path_factory) -> Path:
 
 
 def loader(folder, split="train", batch_size=16, **changes):
-    options = {
-        "modalities": MODALITIES,
-        "positives": 3,
-        "sparse_keys": ("category", "user", "item"),
-    } | changes
-    return make_loader(folder, split, batch_size, **options)
+    asked = {"positives": 3, "sparse": ("category", "user", "item")}
+    asked |= {name: changes.pop(name) for name in ("modalities", "positives", "sparse") if name in changes}
+    return make_loader(folder, split, batch_size, plain_spec(folder, **asked), **changes)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -122,8 +117,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(shards, batch, seed
 
 
 def test_batches_equal_the_rows_of_the_files(shards):
-    wanted = schema.shard_schema(7, MODALITIES, 5)
-    table = read_table(shards / "test", wanted).to_pylist()
+    table = read_table(shards / "test", ShardFacts.read(shards).row_schema()).to_pylist()
     rows = [
         (batch, k, batch.sparse.to_dict()) for batch in loader(shards, "test", 7) for k in range(len(batch))
     ]
@@ -138,7 +132,7 @@ def test_batches_equal_the_rows_of_the_files(shards):
             assert np.array_equal(batch.vectors[name][k].numpy(), np.array(row[name], np.float16))
         for name in ("user_positives", "item_positives"):
             assert getattr(batch, name)[k].tolist() == row[name][:3]
-        codes = [c for c in row["category"] if c != schema.PAD_CATEGORY]
+        codes = [c for c in row["category"] if c != TYPES]
         assert sparse["category"].to_dense()[k].tolist() == codes
         assert sparse["user"].to_dense()[k].tolist() == [row["user"]]
         assert sparse["item"].to_dense()[k].tolist() == [row["item"]]
@@ -172,7 +166,7 @@ def test_a_worker_leaves_inherited_garbage_alone(shards, tmp_path, monkeypatch):
     gc.disable()
     try:
         Garbage(tmp_path / "collected")
-        loader = make_loader(shards, "train", 64, modalities=["user_text"], positives=3, workers=1)
+        loader = make_loader(shards, "train", 64, plain_spec(shards, ["user_text"]), workers=1)
         assert len(list(loader)) == len(loader)
         assert not (tmp_path / "collected").exists()
         gc.collect()
@@ -182,7 +176,7 @@ def test_a_worker_leaves_inherited_garbage_alone(shards, tmp_path, monkeypatch):
 
 
 def test_reading_is_a_view_of_arrow_memory_and_files_in_order_are_not_copied(shards):
-    columns = ShardReader(shards, "train", MODALITIES, 3).read(0)
+    columns = ShardReader(shards, "train", modalities_of(), 3).read(0)
     dataset = loader(shards, batch_size=8).dataset
     batch = dataset[0, 0]
     cached = dataset._cache[0]
@@ -230,13 +224,13 @@ def test_fields_come_apart_as_they_were(rows, dense, positives, wider, seed):
     if positives:
         for side in ("user", "item"):
             columns[f"{side}_positives"] = draw.integers(-1, 99, (rows, positives + wider), np.int32)
-    fields = Fields(dense, positives)
+    fields = Fields(dense, SLOTS, TYPES, positives)
     found = fields.split(np.concatenate([fields.join(columns, rows), fields.padding[None]]))
     for name, values in found.items():
         wide = name.endswith("_positives")
         given = columns.get(name, np.empty((rows, 0)))[:, :positives] if wide else columns[name]
         assert np.array_equal(values[:rows], given) and values.flags.c_contiguous
-        padding = {"label": -1, "dense": 0, "category": schema.PAD_CATEGORY}.get(name, -1)
+        padding = {"label": -1, "dense": 0, "category": TYPES}.get(name, -1)
         assert (values[rows] == padding).all()
     kinds = {name: str(values.dtype) for name, values in found.items()}
     assert kinds == {
@@ -256,33 +250,23 @@ def test_chunks_are_read_again_when_forgotten(shards):
 
 
 @settings(max_examples=40)
-@given(
-    st.lists(st.lists(st.integers(0, schema.PAD_CATEGORY), min_size=11, max_size=11), min_size=1, max_size=6)
-)
+@given(st.lists(st.lists(st.integers(0, TYPES), min_size=11, max_size=11), min_size=1, max_size=6))
 def test_sparse_ids_equal_plain_lists(rows):
     category = torch.tensor(rows, dtype=torch.int32).reshape(-1, 11)
     user = torch.arange(len(rows)) + 7
-    sparse = make_sparse(category, user, user * 2, ("item", "category")).to_dict()
+    sparse = make_sparse(category, user, user * 2, ("item", "category"), TYPES).to_dict()
     lists = sparse["category"]
     ends = lists.offsets().tolist()
     found = [lists.values()[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
-    assert found == [[c for c in row if c != schema.PAD_CATEGORY] for row in rows]
+    assert found == [[c for c in row if c != TYPES] for row in rows]
     assert sparse["item"].values().tolist() == (user * 2).tolist()
 
 
 def test_pair_batch_makes_the_row_that_the_shard_holds(shards):
-    facts = Manifest.read(shards).facts
-    (row,) = loader(shards, "test", 31, positives=Manifest.read(shards).facts["positives"])
+    spec = plain_spec(shards, sparse=("category", "user", "item"))
+    (row,) = make_loader(shards, "test", 31, spec)
     entities = load_entities(shards)
-    pair = pair_batch(
-        entities,
-        row.user.numpy(),
-        row.item.numpy(),
-        facts["dense"],
-        facts["rating_range"],
-        MODALITIES,
-        ("category", "user", "item"),
-    )
+    pair = pair_batch(entities, row.user.numpy(), row.item.numpy(), spec)
     row.label.zero_()
     assert same(row, pair)
     assert entities.users.codes["user-3"] == 3 and entities.items.titles[4] == "Item 4"
@@ -328,7 +312,7 @@ def test_a_wrong_value_is_named_before_training(tmp_path, column, value, why):
     folder = write_shards(tmp_path / "s", rows=(20, 2, 2), users=4, items=3, rows_per_shard=10)
     path = damage(folder, column, lambda values: values.__setitem__(6, value))
     with pytest.raises(DataError, match=why) as caught:
-        ShardReader(folder, "train", MODALITIES, 3).check()
+        ShardReader(folder, "train", modalities_of(), 3).check()
     assert str(path) in str(caught.value) and f"'{column}', row 6" in str(caught.value)
 
 
@@ -358,7 +342,7 @@ def test_unknown_names_are_refused(shards, tmp_path):
     with pytest.raises(DataError, match="unknown split 'dev'"):
         loader(shards, "dev")
     with pytest.raises(DataError, match="'brand'.*category, user, item"):
-        loader(shards, sparse_keys=("brand",))
+        loader(shards, sparse=("brand",))
     small = write_shards(tmp_path / "s", rows=(5, 2, 2), users=4, items=3, modalities=["item_text"])
     with pytest.raises(DataError, match="'user_text' is not in these shards.*item_text"):
         loader(small)

@@ -16,8 +16,8 @@ from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
-from dlrrec_torchrec.store.schema import MODALITIES, shard_schema
-from tests.helpers.shards import POSITIVES, write_shards
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+from tests.helpers.shards import write_shards
 
 DENSE = ["item_count", "user_mean", "item_mean", "user_count", "price"]
 MODEL = ModelConfig(modalities=["user_text", "item_image"], item_id=True)
@@ -49,7 +49,7 @@ class Linear(torch.nn.Module):
 
 def linear_logits(shards):
     """The same from the Parquet files, in plain numpy."""
-    rows = read_table(shards / "test", shard_schema(7, MODALITIES, POSITIVES)).to_pylist()
+    rows = read_table(shards / "test", ShardFacts.read(shards).row_schema()).to_pylist()
     return np.array(
         [
             np.arange(7) @ np.array(r["dense"])

@@ -40,7 +40,7 @@ def test_agreement_of_prices():
 def test_agreement_of_categories_equals_sklearn():
     truth = [["pizza", "Italian", "Space Food"], ["Sushi", "Pizza"], ["Moon Food"], ["Thai"]]
     extracted = [["Buffet", "Pizza"], ["Sushi", "Thai", "Pizza"], ["Pizza"], []]
-    scores = category_agreement(extracted, truth)
+    scores = category_agreement(extracted, truth, 11)
     assert scores["items"] == 3 and scores["uncovered"] == {"Space Food": 1, "Moon Food": 1}
     known_types = [{"Pizza", "Italian"}, {"Sushi", "Pizza"}, {"Thai"}]
     ranked = {
@@ -71,7 +71,7 @@ def test_extraction_beats_the_baselines_on_real_reviews():
     count = Counter(code.tolist())
     ranked = [rank_types(mentions[code == c].sum(axis=0), count[c], prevalence()) for c in range(len(names))]
     truth = [metadata[name]["Cuisines"].split(", ") for name in names]
-    scores = category_agreement([[matcher.types[t] for t in r] for r in ranked], truth)
+    scores = category_agreement([[matcher.types[t] for t in r] for r in ranked], truth, 11)
     assert not scores["uncovered"]
     for k in (3, 5, 11):
         at = scores[f"at_{k}"]

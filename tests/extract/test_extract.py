@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ PHRASES = [
 class FakeEncoder:
     """Random unit vectors that depend on the text alone."""
 
-    identity = "fake"
+    identity, dim = "fake", 384
 
     def __init__(self, limit=10**9):
         self.limit, self.made = limit, 0
@@ -93,10 +94,30 @@ def run(rows, root, items=None, encoder=None, **settings):
 def tables(root):
     """The content as {("users", id, fold): row, ...} and its reviews in order."""
     content_rows = {}
-    for side, kind in (("users", schema.USER_CONTENT), ("items", schema.ITEM_CONTENT)):
+    dims = {"text_vector": 384, "image_vector": 384}
+    for side, kind in (
+        ("users", schema.with_vectors(schema.USER_CONTENT, {"text_vector": 384})),
+        ("items", schema.with_vectors(schema.ITEM_CONTENT, dims)),
+    ):
         for row in read_table(root / "content" / side, kind).to_pylist():
             content_rows[side, row["id"], row["fold"]] = row
-    return content_rows, read_table(root / "content" / "reviews", schema.REVIEW_CONTENT).to_pylist()
+    return content_rows, read_table(
+        root / "content" / "reviews", schema.with_vectors(schema.REVIEW_CONTENT, dims)
+    ).to_pylist()
+
+
+def test_slots_cut_the_categories_and_dims_are_the_encoders(tmp_path):
+    text = " ".join(PHRASES[:8])
+    rows = [("u", "i", text, None), ("v", "i", text, None)]
+    every = run(rows, tmp_path / "all")
+    assert every.facts["vector_dims"] == {"text": 384, "image": 384} and every.facts["category_slots"] == 11
+    whole = tables(tmp_path / "all")[0]["items", "i", -1]["categories"]
+    assert len(whole) > 2
+    cut = run(rows, tmp_path / "two", category_slots=2)
+    assert cut.facts["category_slots"] == 2
+    assert tables(tmp_path / "two")[0]["items", "i", -1]["categories"] == whole[:2]
+    with pytest.raises(DataError, match="extract.category_slots: must be at least 1, not 0"):
+        run(rows, tmp_path / "none", category_slots=0)
 
 
 def random_rows(rng, n=40, users=8, items=5):
@@ -216,9 +237,9 @@ def test_metadata_counts_as_one_more_review(tmp_path):
         row = content["items", "i", fold]
         assert row["summary"] == "Biryani since 1950." and row["categories"][0] == "Biryani"
         np.testing.assert_allclose(row["image_vector"], vector("a hall"), atol=1e-3)
-    (metadata,) = read_table(tmp_path / "content" / "metadata", schema.METADATA_CONTENT).to_pylist()
-    assert metadata["id"] == "i" and manifest.rows["metadata"] == 1
-    np.testing.assert_allclose(metadata["text_vector"], vector("Biryani since 1950."), atol=1e-3)
+    (own,) = pq.read_table(tmp_path / "content" / "metadata").to_pylist()
+    assert own["id"] == "i" and manifest.rows["metadata"] == 1
+    np.testing.assert_allclose(own["text_vector"], vector("Biryani since 1950."), atol=1e-3)
     assert manifest.facts["agreement"] == {"price": {"items": 1, "tagged": 0}}
 
 
@@ -318,7 +339,7 @@ def test_agreement_reads_the_tables(tmp_path):
         {"item_id": "unseen", "price": 100.0, "categories": ["Thai"]},
     ]
     manifest = run(rows, tmp_path, items=items)
-    result = agreement(tmp_path / "content", tmp_path / "items")
+    result = agreement(tmp_path / "content", tmp_path / "items", 11)
     assert result == manifest.facts["agreement"]
     assert result["price"]["equal"] == 1.0 and result["price"]["spearman"] == 1.0
     assert result["categories"]["at_1"]["extracted"] == [1.0, 1.0, 1.0]

@@ -13,7 +13,7 @@ from dlrrec_torchrec.extract.rules import lexicon
 from dlrrec_torchrec.extract.rules.categories import TypeMatcher, rank_types
 from dlrrec_torchrec.extract.rules.price import CHEAP, FAIR, OVER, price_evidence, price_tag
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
-from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, category_types
+from dlrrec_torchrec.store.schema import category_types
 
 
 @pytest.mark.parametrize(
@@ -195,5 +195,5 @@ def test_ranking_follows_the_formula_and_its_limit():
     prevalence = np.asarray([0.5, 0.02, 0.02, 0.02, 0.3])
     # shares (m + q) / 11: 0.591, 0.275, 0.093, -, 0.118; p log(p / q): 0.099, 0.720, 0.142, -, below 0
     assert rank_types(mentions, 10, prevalence).tolist() == [1, 2, 0]
-    assert len(rank_types(np.ones(50), 2, np.full(50, 0.02))) == CATEGORY_SLOTS
+    assert len(rank_types(np.ones(50), 2, np.full(50, 0.02))) == 50
     assert len(rank_types(np.zeros(50), 2, np.full(50, 0.02))) == 0

@@ -35,8 +35,8 @@ TEXTS = [
 class FakeEncoder:
     """Random unit vectors that depend on the text alone; stops after `limit` batches of three."""
 
-    def __init__(self, identity="fake", limit=None):
-        self.identity, self.limit, self.seen = identity, limit, []
+    def __init__(self, identity="fake", limit=None, dim=384):
+        self.identity, self.limit, self.dim, self.seen = identity, limit, dim, []
 
     def encode_batches(self, texts):
         for number, start in enumerate(range(0, len(texts), 3)):
@@ -47,7 +47,7 @@ class FakeEncoder:
             yield batch, np.stack([self.vector(texts[i]) for i in batch])
 
     def vector(self, text):
-        numbers = np.random.default_rng(list(f"{self.identity} {text}".encode())).normal(size=384)
+        numbers = np.random.default_rng(list(f"{self.identity} {text}".encode())).normal(size=self.dim)
         return (numbers / np.linalg.norm(numbers)).astype(np.float32)
 
 
@@ -74,6 +74,23 @@ def test_only_new_texts_are_embedded_and_encoders_do_not_mix(tmp_path):
     vectors, embedded = embed_cached(TEXTS[:5], FakeEncoder("other"), tmp_path)
     assert embedded == 5
     np.testing.assert_array_equal(vectors, expected(TEXTS[:5], "other"))
+
+
+def test_widths_do_not_mix_and_known_texts_need_no_model(tmp_path):
+    """Also where a width changes under one identity; a folder of both serves both."""
+    wide, narrow = FakeEncoder(dim=768), FakeEncoder("other", dim=12)
+    assert embed_cached(TEXTS[:4], wide, tmp_path)[0].shape == (4, 768)
+    assert embed_cached(TEXTS[:4], narrow, tmp_path)[0].shape == (4, 12)
+    for encoder in (wide, narrow):
+        del encoder.dim  # to ask for it would load the model
+        vectors, made = embed_cached(TEXTS[:4], encoder, tmp_path)
+        assert made == 0 and vectors.any(axis=1).all()
+    changed = FakeEncoder(dim=20)
+    vectors, made = embed_cached(TEXTS[:5], changed, tmp_path)
+    assert made == 5 and vectors.shape == (5, 20)
+    np.testing.assert_array_equal(
+        vectors, np.stack([changed.vector(t) for t in TEXTS[:5]]).astype(np.float16)
+    )
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path):
@@ -150,7 +167,7 @@ def test_a_cached_run_imports_no_encoder(tmp_path):
 def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"other weights")
     monkeypatch.setattr(encoders, "_packaged_folder", lambda: tmp_path)
-    with pytest.raises(DataError, match=r"model\.safetensors: SHA-256 is .* wanted 53aa51"):
+    with pytest.raises(DataError, match=r"model\.safetensors: SHA-256 is .* expected 53aa51"):
         SentenceEncoder()
     with pytest.raises(DataError, match=r"absent\.safetensors: .* missing"):
         check_weights(tmp_path / "absent.safetensors", "00")

@@ -7,19 +7,82 @@ carry and the labels follow; without it the labels are coin tosses. A row's feat
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
+from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.features.dense import dense_matrix
+from dlrrec_torchrec.models.build import build_model
+from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.files import write_table
-from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.modality import BUILT_IN, Modality, modality
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 LATENT = 4
 POSITIVES = 5
+DIM = 384  # of vectors, unless a test says otherwise
+SLOTS, TYPES = 11, 179  # category types of an item, and in all
+MODALITIES = tuple(BUILT_IN)
+
+
+def modalities_of(names: Iterable[str] = MODALITIES, dims: Mapping[str, int] | None = None) -> list[Modality]:
+    """The modalities of these names, of DIM numbers unless `dims` (name -> numbers) says otherwise."""
+    return [modality(name, (dims or {}).get(name, DIM), encoder="random", flag="test") for name in names]
+
+
+def make_facts(
+    *,
+    users: int = 60,
+    items: int = 40,
+    dense: int = 7,
+    modalities: Iterable[str] = MODALITIES,
+    dims: Mapping[str, int] | None = None,
+    positives: int = POSITIVES,
+    negative: int = 1,
+    positive: int = 1,
+) -> ShardFacts:
+    """The facts of shards as `write_shards` writes them."""
+    names = tuple(modalities)
+    return ShardFacts(
+        users=users,
+        items=items,
+        dense=tuple(_dense_names(dense)),
+        dense_width=dense,
+        rating_range=(1.0, 5.0),
+        modalities=tuple(modalities_of(names or MODALITIES, dims)),
+        in_rows=names,
+        positives=positives,
+        category_slots=SLOTS,
+        category_types=TYPES,
+        label_counts={"negative": negative, "positive": positive},
+    )
+
+
+def plain_spec(
+    shards: str | Path | ShardFacts,
+    modalities: Iterable[str] = MODALITIES,
+    positives: int = POSITIVES,
+    sparse: tuple[str, ...] = ("category",),
+) -> BatchSpec:
+    """What batches of these shards hold, without the settings of a model."""
+    facts = shards if isinstance(shards, ShardFacts) else ShardFacts.read(shards)
+    known = {one.name: one for one in (*modalities_of(), *facts.modalities)}
+    chosen = tuple(known[name] for name in modalities)
+    return BatchSpec(facts, sparse=sparse, in_rows=chosen, positives=positives)
+
+
+def build(config: ModelConfig, device: str | None = None, **facts) -> DLRREC:
+    """The model of shards with these facts (`make_facts`)."""
+    return build_model(config, batch_spec(config, make_facts(**facts)), device)
 
 
 def write_shards(
@@ -29,7 +92,8 @@ def write_shards(
     users: int = 60,
     items: int = 40,
     dense: int = 7,
-    modalities: tuple[str, ...] | list[str] = schema.MODALITIES,
+    modalities: tuple[str, ...] | list[str] = MODALITIES,
+    dims: Mapping[str, int] | None = None,
     seed: int = 0,
     signal: bool = True,
     rows_per_shard: int = 128,
@@ -39,18 +103,20 @@ def write_shards(
     Args:
         rows: rows of train, val and test.
         dense: width of the dense features, 1 to 7.
+        modalities: names of those in the rows; with none, the entity tables alone have the built-in ones.
+        dims: name -> numbers of a vector (default: DIM).
         rows_per_shard: rows of one Parquet part of a split.
     """
     rng = np.random.default_rng(seed)
     folder = Path(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    names = _dense_names(dense)
+    facts = make_facts(users=users, items=items, dense=dense, modalities=modalities, dims=dims)
     taste = {"user": rng.normal(size=(users, LATENT)), "item": rng.normal(size=(items, LATENT))}
     quality = rng.normal(size=items)
     user = {
         "count": rng.integers(1, 30, users).astype(np.int32),
         "mean_rating": rng.uniform(2, 5, users).astype(np.float32),
-        "user_text": _vectors(taste["user"], rng),
+        "user_text": _vectors(taste["user"], rng, facts, "user_text"),
         "positives": _neighbours(taste["user"], rng),
     }
     item = {
@@ -58,17 +124,17 @@ def write_shards(
         "mean_rating": np.clip(3.5 + 0.7 * quality, 1, 5).astype(np.float32),
         "price_tag": rng.choice(schema.PRICE_TAGS, items),
         "category": _categories(taste["item"], rng),
-        "item_text": _vectors(np.c_[taste["item"], quality], rng),
-        "item_image": _vectors(taste["item"], rng),
+        "item_text": _vectors(np.c_[taste["item"], quality], rng, facts, "item_text"),
+        "item_image": _vectors(taste["item"], rng, facts, "item_image"),
         "positives": _neighbours(taste["item"], rng),
     }
-    for entity, vectors in ((user, ["user_text"]), (item, ["item_text", "item_image"])):
-        for name in vectors:
-            if modalities and name not in modalities:  # rows without any leave them to the entity tables
-                entity[name] = np.zeros_like(entity[name])
+    entity = {"user": user, "item": item}
+    for one in facts.modalities:
+        if one.name not in BUILT_IN:
+            entity[one.side][one.name] = _vectors(taste[one.side], rng, facts, one.name)
 
     labels: dict[str, np.ndarray] = {}
-    wanted = schema.shard_schema(dense, modalities, POSITIVES)
+    wanted = facts.row_schema()
     for split, count in zip(schema.SPLITS, rows, strict=True):
         u = rng.integers(0, users, count)
         i = rng.integers(0, items, count)
@@ -76,16 +142,14 @@ def write_shards(
         label = (rng.random(count) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         labels[split] = label
         matrix = dense_matrix(
-            names,
+            list(facts.dense),
             user["count"][u],
             item["count"][i],
             user["mean_rating"][u],
             item["mean_rating"][i],
             item["price_tag"][i],
         )
-        vectors = {
-            m: (user["user_text"][u] if m == "user_text" else item[m][i]).reshape(-1) for m in modalities
-        }
+        codes = {"user": u, "item": i}
         columns = {
             "label": pa.array(label),
             "rating": pa.array(np.where(label == 1, 5, 2).astype(np.float32)),
@@ -95,51 +159,34 @@ def write_shards(
             "item": pa.array(i.astype(np.int32)),
             "user_positives": _positives(user["positives"], u),
             "item_positives": _positives(item["positives"], i),
-        } | {m: pa.FixedSizeListArray.from_arrays(v, schema.VECTOR_DIM) for m, v in vectors.items()}
+        } | {m.name: _fixed(entity[m.side][m.name][codes[m.side]]) for m in facts.row_modalities}
         write_table(pa.table(columns, schema=wanted), folder / split, rows_per_shard)
 
-    user_table = {
-        "code": np.arange(users, dtype=np.int32),
-        "id": [f"user-{k}" for k in range(users)],
-        "count": user["count"],
-        "mean_rating": user["mean_rating"],
-        "user_text": _fixed(user["user_text"]),
-        "positives": user["positives"],
-    }
-    item_table = {
-        "code": np.arange(items, dtype=np.int32),
-        "id": [f"item-{k}" for k in range(items)],
-        "title": [f"Item {k}" for k in range(items)],
-        "count": item["count"],
-        "mean_rating": item["mean_rating"],
-        "price_tag": item["price_tag"].tolist(),
-        "category": _fixed(item["category"]),
-        "item_text": _fixed(item["item_text"]),
-        "item_image": _fixed(item["item_image"]),
-        "positives": item["positives"],
-    }
-    write_table(pa.table(user_table, schema=schema.USER_ENTITY), folder / "entities" / "users")
-    write_table(pa.table(item_table, schema=schema.ITEM_ENTITY), folder / "entities" / "items")
+    for side, count in facts.entities.items():
+        entity[side] |= {
+            "code": np.arange(count, dtype=np.int32),
+            "id": [f"{side}-{k}" for k in range(count)],
+        }
+    item |= {"title": [f"Item {k}" for k in range(items)], "price_tag": item["price_tag"].tolist()}
+    for side, own in entity.items():
+        kind = facts.entity_schema(side)
+        columns = {
+            name: _fixed(values) if isinstance(values, np.ndarray) and values.ndim == 2 else values
+            for name, values in own.items()
+        }
+        table = pa.table({name: columns[name] for name in kind.names}, schema=kind)
+        write_table(table, folder / "entities" / f"{side}s")
     (folder / "categories.txt").write_text("\n".join(schema.category_types()) + "\n", encoding="utf-8")
     positive = int(labels["train"].sum())
-    facts = {
-        "users": users,
-        "items": items,
-        "dense": names,
-        "dense_width": dense,
-        "rating_range": [1.0, 5.0],
-        "modalities": list(modalities),
-        "positives": POSITIVES,
-        "label_counts": {"negative": rows[0] - positive, "positive": positive},
-        "global_mean": float(np.where(labels["train"] == 1, 5, 2).mean()) if rows[0] else 0.0,
-    }
-    config = {"seed": seed, "signal": signal, "rows": list(rows), "shape": [users, items, dense]}
+    counted = dataclasses.replace(facts, label_counts={"negative": rows[0] - positive, "positive": positive})
+    mean = float(np.where(labels["train"] == 1, 5, 2).mean()) if rows[0] else 0.0
+    config = {"seed": seed, "signal": signal, "rows": list(rows), "facts": jsonable(facts)}
     Manifest(
         "prepare",
-        config | {"modalities": list(modalities), "rows_per_shard": rows_per_shard},
+        config | {"rows_per_shard": rows_per_shard},
         {},
         rows=dict(zip(schema.SPLITS, rows, strict=True)),
-        facts=facts,
+        facts=counted.as_facts() | {"global_mean": mean},
     ).write(folder)
     return folder
 
@@ -150,9 +197,10 @@ def _dense_names(width: int) -> list[str]:
     return single[: width - 3] + ["price"] if width > 4 else single[:width]
 
 
-def _vectors(latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors, f16 [N, 384]: a random linear image of the latent values, with noise."""
-    image = latent @ rng.normal(size=(latent.shape[1], schema.VECTOR_DIM))
+def _vectors(latent: np.ndarray, rng: np.random.Generator, facts: ShardFacts, name: str) -> np.ndarray:
+    """Unit vectors, f16 [N, V]: a random linear image of the latent values, with noise."""
+    dim = next((one.dim for one in facts.modalities if one.name == name), DIM)
+    image = latent @ rng.normal(size=(latent.shape[1], dim))
     image += 0.5 * rng.normal(size=image.shape)
     return (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float16)
 
@@ -172,8 +220,8 @@ def _positives(neighbours: list[list[int]], codes: np.ndarray) -> pa.FixedSizeLi
 
 
 def _categories(latent: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """i32 [N, 11]: 0 to 3 types out of the item's taste, the rest padding."""
-    codes = np.full((len(latent), schema.CATEGORY_SLOTS), schema.PAD_CATEGORY, np.int32)
+    """i32 [N, SLOTS]: 0 to 3 types out of the item's taste, the rest padding."""
+    codes = np.full((len(latent), SLOTS), TYPES, np.int32)
     kind = latent.argmax(1) * 40
     for row, count in enumerate(rng.integers(0, 4, len(latent))):
         codes[row, :count] = kind[row] + rng.choice(40, count, replace=False)

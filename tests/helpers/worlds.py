@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.store.files import write_table
+from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest, file_digest
 from dlrrec_torchrec.store.paths import RunPaths
 from dlrrec_torchrec.store.schema import (
@@ -25,16 +25,19 @@ from dlrrec_torchrec.store.schema import (
     REVIEW_CONTENT,
     SPLIT,
     USER_CONTENT,
-    VECTOR_DIM,
     category_types,
+    with_vectors,
 )
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 FOLDS = 3
+DIM = 384  # of vectors, unless a world says otherwise
+SLOTS = 11  # category types of an item
 
 
 @dataclasses.dataclass
 class Review:
-    """One row of a split. Vectors are float16 [384] or None; folds count for training rows only."""
+    """One row of a split. Vectors are float16 [V] or None; folds count for training rows only."""
 
     user: str
     item: str
@@ -61,6 +64,8 @@ class World:
     titles: dict[str, str] | None = None  # None: the source has no metadata
     # item -> what its metadata says and shows; a training item's only
     metadata: dict[str, tuple[np.ndarray | None, np.ndarray | None]] = dataclasses.field(default_factory=dict)
+    dims: tuple[int, int] = (DIM, DIM)  # numbers of a text's and of an image's vector
+    slots: int = SLOTS
 
     def write(self, root: str | Path) -> RunPaths:
         """Write split/, content/, swing/ and, with titles, items/ under `root`."""
@@ -73,14 +78,21 @@ class World:
         return paths
 
 
-def random_vector(rng: np.random.Generator) -> np.ndarray:
-    """A vector of unit length up to rounding, float16 [384]."""
-    vector = rng.normal(size=VECTOR_DIM)
+def random_vector(rng: np.random.Generator, dim: int = DIM) -> np.ndarray:
+    """A vector of unit length up to rounding, float16 [dim]."""
+    vector = rng.normal(size=dim)
     return (vector / np.linalg.norm(vector)).astype(np.float16)
 
 
 def random_world(
-    seed: int, users: int = 5, items: int = 4, rows: int = 14, val: int = 3, test: int = 3, folds: int = FOLDS
+    seed: int,
+    users: int = 5,
+    items: int = 4,
+    rows: int = 14,
+    val: int = 3,
+    test: int = 3,
+    folds: int = FOLDS,
+    dims: tuple[int, int] = (DIM, DIM),
 ) -> World:
     """Random pairs with random ratings of 1 to 5 in steps of 0.1; some reviews lack words, some pictures,
     some items have metadata.
@@ -94,8 +106,8 @@ def random_world(
             user,
             item,
             round(float(rng.uniform(1, 5)), 1),
-            random_vector(rng) if rng.random() < 0.8 else None,
-            random_vector(rng) if rng.random() < 0.5 else None,
+            random_vector(rng, dims[0]) if rng.random() < 0.8 else None,
+            random_vector(rng, dims[1]) if rng.random() < 0.5 else None,
             int(rng.integers(folds)),
             int(rng.integers(folds)),
         )
@@ -112,12 +124,23 @@ def random_world(
             found[name] = list(zip(others, np.sort(rng.uniform(0.1, 1, len(others)))[::-1], strict=True))
         return found
 
-    world = World(train, rest[:val], rest[val:], neighbours(known[0]), neighbours(known[1]))
+    world = World(train, rest[:val], rest[val:], neighbours(known[0]), neighbours(known[1]), dims=dims)
     for name in sorted(known[1]):
-        vectors = [random_vector(rng) if rng.random() < 0.5 else None for _ in range(2)]
+        vectors = [random_vector(rng, dim) if rng.random() < 0.5 else None for dim in dims]
         if rng.random() < 0.5 and any(v is not None for v in vectors):
             world.metadata[name] = tuple(vectors)
     return world
+
+
+def entity_table(paths: RunPaths, side: str) -> pa.Table:
+    """What prepare wrote of all users ("user") or items ("item")."""
+    kind = ShardFacts.read(paths.shards).entity_schema(side)
+    return read_table(paths.shards / "entities" / f"{side}s", kind)
+
+
+def split_table(paths: RunPaths, split: str) -> pa.Table:
+    """What prepare wrote of a split's rows."""
+    return read_table(paths.shards / split, ShardFacts.read(paths.shards).row_schema())
 
 
 def label(review: Review) -> float:
@@ -153,8 +176,12 @@ def write_content(world: World, folder: Path) -> None:
         }
         for r in reversed(world.train)  # not the order of the split: readers must go by the ids
     ]
-    write_table(_table(rows, REVIEW_CONTENT), folder / "reviews", 5)
-    for side, schema in (("user", USER_CONTENT), ("item", ITEM_CONTENT)):
+    dims = dict(zip(("text_vector", "image_vector"), world.dims, strict=True))
+    write_table(_table(rows, with_vectors(REVIEW_CONTENT, dims)), folder / "reviews", 5)
+    for side, schema in (
+        ("user", with_vectors(USER_CONTENT, {"text_vector": world.dims[0]})),
+        ("item", with_vectors(ITEM_CONTENT, dims)),
+    ):
         reviews = defaultdict(list)
         for review in world.train:
             reviews[getattr(review, side)].append(review)
@@ -162,15 +189,18 @@ def write_content(world: World, folder: Path) -> None:
         for name, own in reviews.items():
             for fold in (-1, *sorted({getattr(r, f"{side}_fold") for r in own})):
                 seen = [r for r in own if getattr(r, f"{side}_fold") != fold]
-                found.append({"id": name, "fold": fold} | content(seen, world.category_names))
+                found.append({"id": name, "fold": fold} | content(seen, world))
         write_table(_table(found, schema), folder / f"{side}s", 7)
     described = [{"id": k, "text_vector": t, "image_vector": i} for k, (t, i) in world.metadata.items()]
-    write_table(_table(described, METADATA_CONTENT), folder / "metadata")
-    _manifest("extract", folder)
+    write_table(_table(described, with_vectors(METADATA_CONTENT, dims)), folder / "metadata")
+    facts = {"vector_dims": {"text": world.dims[0], "image": world.dims[1]}, "encoder": "random"}
+    _manifest("extract", folder, facts | {"category_slots": world.slots})
 
 
-def content(seen: list[Review], names: list[str]) -> dict:
+def content(seen: list[Review], world: World) -> dict:
     """Content out of the reviews `seen`: it changes with any of their ratings and vectors."""
+    names = world.category_names
+    most = min(len(seen) * 4, world.slots + 3)
     texts, images = ([v for r in seen if (v := getattr(r, kind)) is not None] for kind in ("text", "image"))
     tenths = sum(round(r.rating * 10) for r in seen) + sum(int(1000 * abs(v[0])) for v in texts)
     return {
@@ -178,7 +208,7 @@ def content(seen: list[Review], names: list[str]) -> dict:
         "text_vector": _mean(texts),
         "image_vector": _mean(images),
         "price_tag": PRICE_TAGS[tenths % len(PRICE_TAGS)] if seen else "none",
-        "categories": [names[(tenths + 7 * k) % len(names)] for k in range(min(len(seen) * 4, 14))],
+        "categories": [names[(tenths + 7 * k) % len(names)] for k in range(most)],
     }
 
 
@@ -208,15 +238,16 @@ def _table(rows: list[dict], schema: pa.Schema) -> pa.Table:
     for field in schema:
         values = [row.get(field.name) for row in rows]
         if pa.types.is_fixed_size_list(field.type):
-            missing = np.array([v is None for v in values], bool)
-            full = [np.zeros(VECTOR_DIM, np.float16) if v is None else v for v in values]
+            missing, dim = np.array([v is None for v in values], bool), field.type.list_size
+            full = [np.zeros(dim, np.float16) if v is None else v for v in values]
             flat = np.concatenate([np.zeros(0, np.float16), *full])
-            column = pa.FixedSizeListArray.from_arrays(pa.array(flat), VECTOR_DIM, mask=pa.array(missing))
+            column = pa.FixedSizeListArray.from_arrays(pa.array(flat), dim, mask=pa.array(missing))
             columns.append(column)
         else:
             columns.append(pa.array(values, field.type))
     return pa.table(columns, schema=schema)
 
 
-def _manifest(stage: str, folder: Path) -> None:
-    Manifest(stage, {}, {"rows": file_digest(folder.rglob("part-*.parquet"))}).write(folder)
+def _manifest(stage: str, folder: Path, facts: dict | None = None) -> None:
+    inputs = {"rows": file_digest(folder.rglob("part-*.parquet"))}
+    Manifest(stage, {}, inputs, facts=facts or {}).write(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import shlex
 import shutil
@@ -33,26 +34,25 @@ from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.evaluation.stage import evaluate
 from dlrrec_torchrec.models.build import build_model, build_wrapper
-from dlrrec_torchrec.models.spec import build_lookups
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.serving.recommend import recommend
+from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.sharding.advice import make_plan
 from dlrrec_torchrec.sharding.apply import plan_tables, shard_tables
 from dlrrec_torchrec.sharding.devices import named_device
 from dlrrec_torchrec.sharding.fill import fill_content
 from dlrrec_torchrec.sharding.request import run_request
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.store.schema import MODALITIES
 from dlrrec_torchrec.training.optimizers import make_optimizer
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import MODALITIES, build, make_facts, modalities_of, plain_spec, write_shards
 from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch, random_corpus
 
 SIZES = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
 SIZES |= {"over_arch": [20, 6, 1], "dropout": 0.0}
-NUMBERS = {"num_users": USERS, "num_items": ITEMS}
+FACTS = make_facts(users=USERS, items=ITEMS, dense=DENSE)
 
 
 def configs(vectors: str, model: dict | None = None, **contrastive) -> tuple[ModelConfig, ContrastiveConfig]:
@@ -64,10 +64,10 @@ def wrapper_of(vectors: str, model: dict | None = None, **contrastive) -> TrainW
     """Weights follow from the seed, so both kinds have the same; tables hold `random_corpus`."""
     config, terms = configs(vectors, model, **contrastive)
     torch.manual_seed(0)
-    network = build_model(config, dense_width=DENSE, **NUMBERS)
-    if network.content is not None:
-        for name, vector in random_corpus().items():
-            network.content.tables.embeddings[f"t_{name}"].weight.copy_(vector)
+    network = build_model(config, batch_spec(config, FACTS))
+    for path, table in network.state_dict().items():
+        if "content" in path:
+            table.copy_(random_corpus()[path.split(".")[-2].removeprefix("t_")])
     corpus = random_corpus() if vectors == "row" else {}
     return build_wrapper(network, terms, corpus=corpus, seed=5)
 
@@ -80,14 +80,15 @@ def entity_batch(seed: int = 0, part: slice = slice(None), padding: bool = False
         for name in ("user", "item", "label", "user_positives", "item_positives"):
             getattr(batch, name)[-1] = -1
     for name in MODALITIES:
-        codes = getattr(batch, name.split("_")[0])
+        codes = batch.user if name == "user_text" else batch.item
         batch.vectors[name] = torch.where((codes >= 0)[:, None], corpus[name][codes], 0)
     return batch
 
 
 def with_lookup(batch: Batch, step: int, model: dict | None = None, **contrastive) -> Batch:
-    lookups = build_lookups(*configs("table", model, **contrastive), **NUMBERS, seed=5)
-    return dataclasses.replace(lookups(batch, step), vectors={})
+    chosen, terms = configs("table", model, **contrastive)
+    spec = batch_spec(chosen, FACTS, terms, seed=5)
+    return dataclasses.replace(spec.complete(batch, step), vectors={})
 
 
 CASES = {
@@ -121,7 +122,7 @@ def test_tables_equal_rows(case, norm):
             optimizer.step()
         held_out = entity_batch(9)
         if vectors == "table":
-            held_out = build_lookups(configs("table")[0])(held_out)
+            held_out = batch_spec(configs("table")[0], FACTS).complete(held_out)
         with torch.no_grad():
             scores = wrapper.eval().model.score(held_out)
         outcomes.append((steps, scores, dict(wrapper.model.dense_arch.named_buffers())))
@@ -146,9 +147,9 @@ def test_a_repeated_entity_passes_its_tower_once():
         needed_codes = {*getattr(batch, side).tolist(), *draws.corpus(0).tolist()}
         needed_codes |= {*draws.positives(neighbours, getattr(batch, side), 0).tolist()} - {-1}
         assert looked_up.lookup.codes[side].tolist() == sorted(needed_codes)
-        for name in MODALITIES:
-            if name.startswith(side):
-                assert rows[name] == [len(needed_codes)]
+        for one in modalities_of():
+            if one.side == side:
+                assert rows[one.name] == [len(needed_codes)]
     assert len(batch) > sum(rows["item_text"])  # many rows, few items
 
 
@@ -187,7 +188,7 @@ def test_ids_are_spread_over_the_rows_in_order(rows):
     lookup = with_lookup(entity_batch(part=slice(rows)), 3).lookup
     assert lookup.ids.stride() == max(rows, 1)
     for name, jagged in lookup.ids.to_dict().items():
-        assert jagged.values().equal(lookup.codes[name.split("_")[0]])
+        assert jagged.values().equal(lookup.codes["user" if name == "user_text" else "item"])
         assert jagged.lengths().max() - jagged.lengths().min() <= 1
 
 
@@ -211,9 +212,10 @@ def shards(tmp_path_factory):
 
 def test_parts_of_a_table_are_read_alone(shards):
     all_vectors = load_entities(shards).vectors
-    for name, matrix in all_vectors.items():
+    for one in modalities_of():
+        matrix = all_vectors[one.name]
         for first, last in ((0, len(matrix)), (3, 11), (7, 7)):
-            parts = list(read_vectors(shards, name, first, last))
+            parts = list(read_vectors(shards, one, first, last))
             joined = np.concatenate([part for _, part in parts]) if parts else matrix[:0]
             assert joined.tobytes() == matrix[first:last].tobytes()
             assert not parts or parts[0][0] == first
@@ -222,8 +224,7 @@ def test_parts_of_a_table_are_read_alone(shards):
 def test_tables_hold_the_entities_and_then_zeros(shards):
     tables = {"user_text": TableConfig(rows=40), "item_image": TableConfig(sharding=["column_wise"])}
     config = ModelConfig(vectors="table", tables=tables)
-    sizes = {"dense_width": 7, "num_users": 30, "num_items": 20}
-    module = build_model(config, **sizes, device="meta")
+    module = build(config, users=30, items=20, device="meta")
     with quiet(), process_group("cpu") as ranks:
         plan = plan_tables(module, ranks, batch_size=10, settings=tables)
         sharded = shard_tables(module, ranks, batch_size=10, plan=plan)
@@ -257,37 +258,45 @@ def test_rows_of_ids_alone_train_evaluate_and_recommend(shards, tmp_path, capsys
     assert "not leave-one-out" in capsys.readouterr().err
     evaluate({"dlrrec": tmp_path / "train"}, shards, tmp_path / "evaluation")
     entities, model = load_entities(shards), load_trained(tmp_path / "train", shards)
-    with pytest.raises(DataError, match=r"'user_text' is not in these shards.*model.vectors=table"):
+    with pytest.raises(DataError, match=r"rows of these shards hold no vectors.*model.vectors=table"):
         train(ModelConfig(), terms, settings_, "strict", shards, tmp_path / "row")
     recommended = recommend(shards, tmp_path / "train", "user-3", n=3, include_seen=True)
-    facts = Manifest.read(shards).facts
-    batch = pair_batch(
-        entities,
-        [3] * 20,
-        np.arange(20),
-        facts["dense"],
-        facts["rating_range"],
-        list(MODALITIES),
-        ["category"],
-    )
+    spec = plain_spec(shards)
+    batch = pair_batch(entities, [3] * 20, np.arange(20), spec)
     with torch.no_grad():  # the vectors handed over
         expected = model(batch.dense, batch.sparse, batch.vectors).sigmoid()
     assert [i.probability for i in recommended.items] == pytest.approx(
         expected.sort(descending=True).values[:3]
     )
     predicted = pq.read_table(tmp_path / "evaluation" / "predictions" / "dlrrec.parquet")
-    batch = pair_batch(
-        entities,
-        predicted["user"].to_numpy(),
-        predicted["item"].to_numpy(),
-        facts["dense"],
-        facts["rating_range"],
-        list(MODALITIES),
-        ["category"],
-    )
+    batch = pair_batch(entities, predicted["user"].to_numpy(), predicted["item"].to_numpy(), spec)
     with torch.no_grad():
         expected = model(batch.dense, batch.sparse, batch.vectors)
     assert predicted["score"].to_pylist() == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_vectors_of_several_sizes_train_alike_in_rows_and_in_tables(tmp_path):
+    """Five modalities of three widths, two of them of one's own; the rows' vectors are the entities' here."""
+    names = (*MODALITIES, "item_audio", "user_graph")
+    dims = {"item_image": 32, "item_audio": 128, "user_graph": 32}
+    shards = write_shards(
+        tmp_path / "shards", rows=(80, 20, 20), users=30, items=20, modalities=names, dims=dims
+    )
+    steps, scores = [], []
+    for vectors in ("row", "table"):
+        model = ModelConfig(vectors=vectors, towers={"item_audio": [24, 32]}, dropout=0.0)
+        out = tmp_path / vectors
+        settings_ = TrainConfig(epochs=2, batch_size=40, device="cpu", lr=1e-4)  # Adam's steps are of signs
+        train(model, ContrastiveConfig(num_negatives=8), settings_, "strict", shards, out)
+        steps.append([json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()])
+        scorer = Scorer(out, shards)
+        pairs = scorer.pairs(load_entities(shards), np.full(20, 3), np.arange(20))
+        scores.append(scorer.logits(pairs))
+        assert load_trained(out, shards).dense_arch.towers["item_audio"].layers[0].weight.shape == (24, 128)
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
+    for by_row, by_table in zip(*steps, strict=True):
+        for name in ("train_loss_rec", "train_loss_ii", "train_loss_uu", "auc"):
+            assert by_row[name] == pytest.approx(by_table[name], abs=1e-4), name
 
 
 @pytest.mark.parametrize(
@@ -302,15 +311,21 @@ def test_rows_of_ids_alone_train_evaluate_and_recommend(shards, tmp_path, capsys
 def test_settings_that_cannot_be_are_named(tables, words):
     config = ModelConfig(vectors="table", tables=tables)
     with pytest.raises(DataError) as caught, process_group("cpu") as ranks:
-        model = build_model(config, dense_width=7, num_users=30, num_items=20, device="meta")
+        model = build(config, users=30, items=20, device="meta")
         plan_tables(model, ranks, batch_size=10, settings=tables)
     assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_a_width_that_tables_cannot_take_is_named():
+    config = ModelConfig(vectors="table")
+    with pytest.raises(DataError, match="vectors of item_image have 30 numbers.*use model.vectors=row"):
+        build(config, dims={"item_image": 30})
 
 
 def test_damaged_entities_are_named(shards, tmp_path):
     broken = tmp_path / "shards"
     shutil.copytree(shards, broken)
-    model = build_model(ModelConfig(vectors="table"), dense_width=7, num_users=30, num_items=21)
+    model = build(ModelConfig(vectors="table"), users=30, items=21)
     with pytest.raises(DataError, match="20 rows of item_text, but there are 21 ids"):
         fill_content(model, broken)
     (broken / "entities" / "items" / "part-00000.parquet").write_bytes(b"PAR1")
@@ -328,15 +343,15 @@ def test_a_plan_without_shards_names_the_missing_rows():
     for name in MODALITIES:
         table = placed[name].table
         assert (table.rows, table.dim, table.dtype, table.pooled) == (10**8, 384, "fp16", False)
-        assert sum(s.weight_bytes for s in placed[name].shards) == 10**8 * 384 * 2
-        assert sum(s.optimizer_bytes for s in placed[name].shards) == 0
-        assert all(s.backward_ms == 0 for s in placed[name].shards)
+        assert sum(s.weight_bytes for s in placed[name].parts) == 10**8 * 384 * 2
+        assert sum(s.optimizer_bytes for s in placed[name].parts) == 0
+        assert all(s.backward_ms == 0 for s in placed[name].parts)
     del config.model.tables["item_image"]
     with pytest.raises(DataError, match=r"item_image: how many rows.*model.tables.item_image.rows=N"):
         run_request(config, named_device("h200"), **where)
 
 
-@pytest.mark.parametrize("page", ["content-tables", "ids"])
+@pytest.mark.parametrize("page", ["content-tables", "ids", "modalities"])
 def test_commands_of_the_page_are_understood(page):
     text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
@@ -345,6 +360,9 @@ def test_commands_of_the_page_are_understood(page):
         program, *words = shlex.split(line)
         assert program == "dlrrec"
         config, _ = run_settings(build_parser().parse_args(words))
-        lookups = build_lookups(config.model)
-        assert lookups or "prepare" in words
-        build_model(config.model, dense_width=7, num_users=30, num_items=20, device="meta")
+        names = (*MODALITIES, *config.model.towers)
+        rows = () if config.model.vectors == "table" else names
+        spec = batch_spec(config.model, make_facts(users=30, items=20, modalities=rows))
+        if page != "modalities":
+            assert spec.in_tables or spec.hashed or spec.managed or "prepare" in words
+        build_model(config.model, spec, device="meta")

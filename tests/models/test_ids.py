@@ -15,14 +15,15 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig, TrainConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.hashing import hash63, hash_rows
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.evaluation.stage import evaluate
-from dlrrec_torchrec.models.build import build_model, build_wrapper
+from dlrrec_torchrec.models.build import build_wrapper
 from dlrrec_torchrec.models.managed import loading_managed
-from dlrrec_torchrec.models.spec import build_lookups
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.serving.recommend import recommend
@@ -33,7 +34,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.checkpoint import Checkpoints
 from dlrrec_torchrec.training.optimizers import make_optimizer
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import TYPES, build, make_facts, write_shards
 from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch
 
 SMALL = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
@@ -64,16 +65,16 @@ def test_hash_spreads_ids_in_sequence():
 def batch_of(users: list[int], seed: int = 0) -> Batch:
     batch = random_batch(seed, rows=len(users))
     user = torch.tensor(users)
-    sparse = make_sparse(torch.full((len(users), 11), 3), user, batch.item, ["category", "user"])
+    sparse = make_sparse(torch.full((len(users), 11), 3), user, batch.item, ["category", "user"], TYPES)
     return dataclasses.replace(batch, user=user, sparse=sparse)
 
 
 def test_a_hashed_table_is_a_plain_one_under_the_hash():
     """With fewer rows than users, those that collide share a row and its gradients."""
     config = ModelConfig(**SMALL, tables={"user": TableConfig(rows=5, ids="hash")})
-    hashed = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS)
+    hashed = build(config, dense=DENSE, users=USERS, items=ITEMS)
     batch = batch_of([0, 7, -1, 11, 3, 7, 4])
-    hashed_batch = build_lookups(config)(batch)
+    hashed_batch = spec_of(config).complete(batch)
     user = hashed_batch.sparse["user"]
     assert user.values().tolist() == [plain_hash(u) % 5 for u in (0, 7, 11, 3, 7, 4)]
     assert user.lengths().tolist() == [1, 1, 0, 1, 1, 1, 1]
@@ -85,10 +86,14 @@ def test_a_hashed_table_is_a_plain_one_under_the_hash():
     assert {*table.grad.any(1).nonzero().flatten().tolist()} == touched
 
 
+def spec_of(config: ModelConfig) -> BatchSpec:
+    return batch_spec(config, make_facts(users=USERS, items=ITEMS))
+
+
 def managed_model(rows: int, device: str = "meta", **options) -> tuple[ModelConfig, torch.nn.Module]:
     config = ModelConfig(**SMALL, tables={"user": TableConfig(rows=rows, ids="managed", **options)})
     torch.manual_seed(0)
-    model = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS, device=device)
+    model = build(config, dense=DENSE, users=USERS, items=ITEMS, device=device)
     return config, build_wrapper(model, OFF, corpus={})
 
 
@@ -97,7 +102,7 @@ def sharded(ranks, rows: int, optimizer: str = "sgd", **options):
     settings = {"batch_size": 10, "table_optimizer": optimizer}
     plan = plan_tables(wrapper, ranks, settings=config.tables, **settings)
     model = shard_tables(wrapper, ranks, plan=plan, table_lr=0.1, **settings)
-    return model, make_optimizer(model, 0.01, table_optimizer=optimizer), build_lookups(config)
+    return model, make_optimizer(model, 0.01, table_optimizer=optimizer), spec_of(config).complete
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +121,7 @@ def test_with_enough_rows_a_managed_table_equals_a_plain_one(optimizer):
         managed, optimizers, lookups = sharded(ranks, USERS + 1, optimizer)
         config = ModelConfig(**SMALL)
         torch.manual_seed(0)
-        plain = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS, device="meta")
+        plain = build(config, dense=DENSE, users=USERS, items=ITEMS, device="meta")
         settings = {"batch_size": 10, "table_optimizer": optimizer}
         other = shard_tables(build_wrapper(plain, OFF, corpus={}), ranks, table_lr=0.1, **settings)
         plain_optimizer = make_optimizer(other, 0.01, table_optimizer=optimizer)
@@ -317,7 +322,7 @@ def test_managed_tables_are_pipelined(caplog):
 def test_settings_that_cannot_be_are_named(model, optimizer, words):
     config = ModelConfig(**SMALL | model)
     with pytest.raises(DataError) as caught, process_group("cpu") as ranks:
-        module = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS, device="meta")
+        module = build(config, dense=DENSE, users=USERS, items=ITEMS, device="meta")
         plan_tables(module, ranks, batch_size=10, table_optimizer=optimizer, settings=config.tables)
     assert all(word in str(caught.value) for word in words), caught.value
 

@@ -15,14 +15,13 @@ from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrrec_torchrec.config import ModelConfig
 from dlrrec_torchrec.data.batch import make_sparse
-from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.interactions import OverArch, PairwiseInteraction
 from dlrrec_torchrec.models.losses import class_weights, weighted_bce_sum
 from dlrrec_torchrec.models.norm import MaskedBatchNorm
 from dlrrec_torchrec.models.towers import Tower
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import MODALITIES, PAD_CATEGORY, VECTOR_DIM
+from tests.helpers.shards import DIM, MODALITIES, TYPES, build
 
 USERS, ITEMS, DENSE = 50, 40, 7
 
@@ -30,13 +29,13 @@ USERS, ITEMS, DENSE = 50, 40, 7
 def random_inputs(rows=16, seed=0, keys=("category", "user", "item")):
     """dense, sparse and vectors of random rows, about one vector in four missing."""
     rng = torch.Generator().manual_seed(seed)
-    category = torch.randint(0, PAD_CATEGORY + 1, (rows, 11), generator=rng)
-    category[torch.rand(rows, 11, generator=rng) < 0.5] = PAD_CATEGORY
+    category = torch.randint(0, TYPES + 1, (rows, 11), generator=rng)
+    category[torch.rand(rows, 11, generator=rng) < 0.5] = TYPES
     user, item = (torch.randint(0, n, (rows,), generator=rng) for n in (USERS, ITEMS))
-    vectors = {m: torch.randn(rows, VECTOR_DIM, generator=rng).half() for m in MODALITIES}
+    vectors = {m: torch.randn(rows, DIM, generator=rng).half() for m in MODALITIES}
     for value in vectors.values():
         value[torch.rand(rows, generator=rng) < 0.25] = 0
-    return torch.randn(rows, DENSE, generator=rng), make_sparse(category, user, item, keys), vectors
+    return torch.randn(rows, DENSE, generator=rng), make_sparse(category, user, item, keys, TYPES), vectors
 
 
 def small_model(**changes):
@@ -44,7 +43,7 @@ def small_model(**changes):
     settings = {"user_id": True, "item_id": True, "embedding_dim": 8, "dense_arch": [16, 8]}
     settings |= {"text_tower": [24, 8], "image_tower": [12, 8], "over_arch": [20, 6, 1]}
     config = dataclasses.replace(ModelConfig(), **settings | changes)
-    return build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS)
+    return build(config, dense=DENSE, users=USERS, items=ITEMS)
 
 
 # ---- batch normalisation and towers ----
@@ -216,26 +215,26 @@ def test_pooled_category_equals_embedding_bag():
             EmbeddingBagConfig(
                 name="t_category",
                 embedding_dim=8,
-                num_embeddings=PAD_CATEGORY + 1,
+                num_embeddings=TYPES + 1,
                 feature_names=["category"],
             )
         ]
     )
-    slots = torch.randint(0, PAD_CATEGORY + 1, (40, 11))
-    slots[torch.rand(40, 11) < 0.6] = PAD_CATEGORY
-    slots[3] = PAD_CATEGORY
+    slots = torch.randint(0, TYPES + 1, (40, 11))
+    slots[torch.rand(40, 11) < 0.6] = TYPES
+    slots[3] = TYPES
     ids = torch.zeros(40, dtype=torch.long)
     table = bags.embedding_bags["t_category"].weight
-    plain = nn.EmbeddingBag(PAD_CATEGORY + 1, 8, padding_idx=PAD_CATEGORY, mode="sum")
+    plain = nn.EmbeddingBag(TYPES + 1, 8, padding_idx=TYPES, mode="sum")
     plain.weight.data.copy_(table)
-    pooled = bags(make_sparse(slots, ids, ids, ["category"])).values()
+    pooled = bags(make_sparse(slots, ids, ids, ["category"], TYPES)).values()
     expected = plain(slots)
     torch.testing.assert_close(pooled, expected)
     slope = torch.randn(40, 8)
     (pooled * slope).sum().backward()
     (expected * slope).sum().backward()
     torch.testing.assert_close(table.grad, plain.weight.grad)
-    assert not table.grad[PAD_CATEGORY].any() and table.grad.any()
+    assert not table.grad[TYPES].any() and table.grad.any()
 
 
 def test_without_modalities_it_is_torchrecs_dlrm():
@@ -264,7 +263,7 @@ def plain_logits(model, dense, sparse, vectors):
     for key, table in model.sparse_arch.embedding_bag_collection.embedding_bags.items():
         jagged = sparse[key.removeprefix("t_")]
         parts.append(F.embedding_bag(jagged.values(), table.weight, jagged.offsets()[:-1], mode="sum"))
-    for name in model.modalities:
+    for name in (one.name for one in model.modalities):
         first, _, second = model.dense_arch.towers[name].layers
         norm = model.dense_arch.towers[name].norm
         rows = vectors[name].float()
@@ -330,7 +329,7 @@ def test_reduce_then_predict_is_forward():
 
 def test_tables_on_meta_leave_the_dense_part_real():
     config = dataclasses.replace(ModelConfig(), user_id=True)
-    model = build_model(config, dense_width=7, num_users=10**9, num_items=5, device="meta")
+    model = build(config, users=10**9, items=5, device="meta")
     devices = {n: p.device.type for n, p in model.named_parameters()}
     assert {n for n, d in devices.items() if d == "meta"} == {
         f"sparse_arch.embedding_bag_collection.embedding_bags.t_{t}.weight" for t in ("category", "user")

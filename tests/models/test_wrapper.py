@@ -12,11 +12,11 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse
 from dlrrec_torchrec.data.draws import choose_positives, draw_negatives
 from dlrrec_torchrec.models import wrapper as module
-from dlrrec_torchrec.models.build import build_model, build_wrapper
+from dlrrec_torchrec.models.build import build_wrapper
 from dlrrec_torchrec.models.contrastive import TermWeight
 from dlrrec_torchrec.models.wrapper import distinct_uses, every_use
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import MODALITIES, PAD_CATEGORY, VECTOR_DIM
+from tests.helpers.shards import DIM, MODALITIES, TYPES, build
 from tests.models.test_contrastive import naive_info_nce
 
 USERS, ITEMS, ROWS, DENSE = 12, 9, 24, 7
@@ -25,7 +25,7 @@ USERS, ITEMS, ROWS, DENSE = 12, 9, 24, 7
 def random_corpus(seed=0):
     rng = torch.Generator().manual_seed(seed)
     sizes = {"user_text": USERS, "item_text": ITEMS, "item_image": ITEMS}
-    corpus = {m: torch.randn(n, VECTOR_DIM, generator=rng).half() for m, n in sizes.items()}
+    corpus = {m: torch.randn(n, DIM, generator=rng).half() for m, n in sizes.items()}
     corpus["user_text"][2] = 0
     corpus["item_text"][4] = corpus["item_image"][4] = 0
     return corpus
@@ -38,9 +38,9 @@ def random_batch(seed=0, rows=ROWS, part=slice(None)):
     def integers(low, high, *shape):
         return torch.randint(low, high, shape, generator=rng)
 
-    category = integers(0, PAD_CATEGORY + 1, rows, 11)
+    category = integers(0, TYPES + 1, rows, 11)
     user, item = integers(0, USERS, rows), integers(0, ITEMS, rows)
-    vectors = {m: torch.randn(rows, VECTOR_DIM, generator=rng).half() for m in MODALITIES}
+    vectors = {m: torch.randn(rows, DIM, generator=rng).half() for m in MODALITIES}
     for m in MODALITIES:
         vectors[m][integers(0, 6, rows) == 0] = 0
     positives = {}
@@ -50,7 +50,7 @@ def random_batch(seed=0, rows=ROWS, part=slice(None)):
         positives[side] = torch.where(torch.arange(3) < length, listed, -1)[part]
     return Batch(
         dense=torch.randn(rows, DENSE, generator=rng)[part],
-        sparse=make_sparse(category[part], user[part], item[part], ["category"]),
+        sparse=make_sparse(category[part], user[part], item[part], ["category"], TYPES),
         vectors={m: v[part] for m, v in vectors.items()},
         label=integers(0, 2, rows).float()[part],
         user=user[part],
@@ -66,7 +66,7 @@ def small_wrapper(model=None, class_weights=(1.0, 1.0), seed=5, corpus=None, **c
     config = dataclasses.replace(
         ModelConfig(), **sizes | {"over_arch": [20, 6, 1], "dropout": 0.0} | (model or {})
     )
-    built = build_model(config, dense_width=DENSE, num_users=USERS, num_items=ITEMS)
+    built = build(config, dense=DENSE, users=USERS, items=ITEMS)
     settings = dataclasses.replace(ContrastiveConfig(), **{"num_negatives": 5} | contrastive)
     corpus = random_corpus() if corpus is None else corpus
     return build_wrapper(built, settings, corpus=corpus, class_weights=class_weights, seed=seed)
@@ -244,10 +244,10 @@ def test_traced_wrapper_equals_plain(training, negatives):
         ({"model": {"modalities": ["item_image"]}}, ["contrastive.user_weight", "model.modalities"]),
         ({"corpus": {}}, ["contrastive.item_weight", "item_text, item_image", "prepare.modalities"]),
         (
-            {"corpus": {m: torch.zeros(n, 384) for n, m in enumerate(MODALITIES)}},
+            {"corpus": {m: torch.zeros(n, DIM) for n, m in enumerate(MODALITIES)}},
             ["different numbers of rows"],
         ),
-        ({"corpus": {m: torch.zeros(0, 384) for m in MODALITIES}}, ["no items"]),
+        ({"corpus": {m: torch.zeros(0, DIM) for m in MODALITIES}}, ["no items"]),
         ({"temperature": 0.0}, ["contrastive.temperature"]),
         ({"num_negatives": 0}, ["contrastive.num_negatives"]),
         ({"negatives": "hard"}, ["contrastive.negatives", "corpus, batch"]),

@@ -18,27 +18,27 @@ from dlrrec_torchrec.features.dense import dense_matrix
 from dlrrec_torchrec.prepare import inputs
 from dlrrec_torchrec.prepare import shard_writer as shards
 from dlrrec_torchrec.prepare.stage import prepare
-from dlrrec_torchrec.prepare.vocabulary import category_slots, category_vocabulary
+from dlrrec_torchrec.prepare.vocabulary import category_codes, category_vocabulary
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.paths import RunPaths
 from dlrrec_torchrec.store.schema import (
     ITEM_CONTENT,
-    ITEM_ENTITY,
-    MODALITIES,
     NEIGHBORS,
-    PAD_CATEGORY,
     USER_CONTENT,
-    USER_ENTITY,
     category_types,
-    shard_schema,
+    with_vectors,
 )
+from tests.helpers.shards import TYPES
 from tests.helpers.worlds import (
+    DIM,
     Review,
     World,
+    entity_table,
     random_vector,
     random_world,
+    split_table,
     write_content,
     write_split,
     write_swing,
@@ -51,10 +51,6 @@ OTHER = random_vector(np.random.default_rng(6))
 def run(paths: RunPaths, **settings) -> Manifest:
     config = PrepareConfig(**settings)
     return prepare(config, paths.split, paths.content, paths.swing, paths.items, paths.shards)
-
-
-def rows_of(paths: RunPaths, split: str, dense: int = 7, positives: int = 10) -> pa.Table:
-    return read_table(paths.shards / split, shard_schema(dense, MODALITIES, positives))
 
 
 def vectors(table: pa.Table, column: str) -> np.ndarray:
@@ -74,10 +70,7 @@ def small_world(**changes) -> World:
 def test_few_reviews_by_hand(tmp_path):
     paths = small_world(user_neighbours={"a": [("b", 0.5)]}).write(tmp_path)
     run(paths)
-    users, items = (
-        read_table(paths.shards / f"entities/{n}", s)
-        for n, s in (("users", USER_ENTITY), ("items", ITEM_ENTITY))
-    )
+    users, items = (entity_table(paths, side) for side in ("user", "item"))
     assert users["id"].to_pylist() == ["a", "b"] and items["id"].to_pylist() == ["x", "y"]
     assert users["count"].to_pylist() == [2, 1] and items["count"].to_pylist() == [2, 1]
     assert users["mean_rating"].to_pylist() == [3.0, 5.0] and items["mean_rating"].to_pylist() == [3.5, 4.0]
@@ -87,7 +80,7 @@ def test_few_reviews_by_hand(tmp_path):
     assert vectors(items, "item_image")[1].tolist() == [0] * 384
     np.testing.assert_allclose(vectors(items, "item_image")[0], VECTOR, atol=6e-4)
 
-    train = {(r["user"], r["item"]): r for r in rows_of(paths, "train").to_pylist()}
+    train = {(r["user"], r["item"]): r for r in split_table(paths, "train").to_pylist()}
     first = train[1, 0]  # b's only review: nothing is left of b; a's is left of x
     assert first["dense"][1] == 0 and first["dense"][6] == 0 and not any(first["user_text"])
     assert first["dense"][0] == np.float32(np.log(2)) and first["dense"][2] == -0.5
@@ -95,7 +88,7 @@ def test_few_reviews_by_hand(tmp_path):
     np.testing.assert_allclose(first["item_image"], VECTOR, atol=6e-4)
     assert not any(train[0, 0]["item_image"]), "x has no picture but that of the row itself"
     np.testing.assert_allclose(train[0, 1]["user_text"], VECTOR, atol=6e-4)
-    test = rows_of(paths, "test").to_pylist()[0]
+    test = split_table(paths, "test").to_pylist()[0]
     assert (test["user"], test["item"], test["label"], test["rating"]) == (1, 1, 0.0, 3.0)
     assert test["dense"][1:3] == [1.0, 0.5] and test["dense"][0] == np.float32(np.log(2))
     np.testing.assert_allclose(test["user_text"], OTHER, atol=6e-4)
@@ -116,8 +109,8 @@ def test_manifest_tells_what_was_made(tmp_path):
         "user_positives": 0.6667,
         "item_positives": 0.0,
     }
-    assert read_table(paths.shards / "entities/items", ITEM_ENTITY)["title"].to_pylist() == [None, "Why?"]
-    assert rows_of(paths, "val", positives=4).num_rows == 0
+    assert entity_table(paths, "item")["title"].to_pylist() == [None, "Why?"]
+    assert split_table(paths, "val").num_rows == 0
 
 
 def test_positives_keep_their_order_and_drop_what_is_none(tmp_path):
@@ -127,28 +120,25 @@ def test_positives_keep_their_order_and_drop_what_is_none(tmp_path):
     world.item_neighbours = {"i1": [("i4", 3.0), ("i0", 2.0), ("i3", 1.0)], "gone": [("i0", 1.0)]}
     paths = world.write(tmp_path)
     run(paths, positives=2)
-    assert read_table(paths.shards / "entities/users", USER_ENTITY)["positives"].to_pylist()[0] == [5, 3]
-    items = read_table(paths.shards / "entities/items", ITEM_ENTITY)["positives"].to_pylist()
+    assert entity_table(paths, "user")["positives"].to_pylist()[0] == [5, 3]
+    items = entity_table(paths, "item")["positives"].to_pylist()
     assert items == [[], [4, 0], [], [], []]
-    for row in rows_of(paths, "train", positives=2).to_pylist():
+    for row in split_table(paths, "train").to_pylist():
         assert row["item_positives"] == (items[row["item"]] + [-1, -1])[:2]
     run(paths, positives=10)
-    assert read_table(paths.shards / "entities/users", USER_ENTITY)["positives"].to_pylist()[0] == [5, 3, 1]
+    assert entity_table(paths, "user")["positives"].to_pylist()[0] == [5, 3, 1]
     assert run(paths, positives=0).facts["coverage"]["train"]["item_positives"] == 0
     assert "item_positives" not in pq.read_schema(paths.shards / "train/part-00000.parquet").names
-    assert rows_of(paths, "train", positives=0).num_rows == 24
+    assert split_table(paths, "train").num_rows == 24
 
 
 def test_evaluation_rows_are_what_serving_makes_of_the_entities(tmp_path):
     paths = random_world(2, users=8, items=7, rows=30, val=8, test=8).write(tmp_path)
     names = ["price", "item_mean", "user_count"]
     run(paths, dense=names, smoothing=1.3)
-    users, items = (
-        read_table(paths.shards / f"entities/{n}", s)
-        for n, s in (("users", USER_ENTITY), ("items", ITEM_ENTITY))
-    )
+    users, items = (entity_table(paths, side) for side in ("user", "item"))
     for split in ("val", "test"):
-        rows = rows_of(paths, split, 5)
+        rows = split_table(paths, split)
         user, item = rows["user"].to_numpy(), rows["item"].to_numpy()
         dense = dense_matrix(
             names,
@@ -169,27 +159,27 @@ def test_parts_are_bounded_shuffled_and_the_same_each_time(tmp_path, monkeypatch
     run(paths, rows_per_shard=16)
     sizes = [pq.read_metadata(p).num_rows for p in sorted((paths.shards / "train").glob("part-*"))]
     assert sizes == [16, 16, 8]
-    rows = rows_of(paths, "train")
+    rows = split_table(paths, "train")
     order = list(zip(rows["user"].to_pylist(), rows["item"].to_pylist(), strict=True))
     assert len(set(order)) == 40 and order != sorted(order)
     for settings in ({"leave_out": "fold"}, {"text": "summary"}, {}):
         run(paths, rows_per_shard=1000, **settings)
-        whole = rows_of(paths, "train")
+        whole = split_table(paths, "train")
         with monkeypatch.context() as patch:
             for module in (inputs, leave_one_out, shards):
                 patch.setattr(module, "CHUNK_ROWS", 3)
             run(paths, rows_per_shard=16, **settings)
-        assert rows_of(paths, "train").equals(whole)
+        assert split_table(paths, "train").equals(whole)
     assert whole.equals(rows)
 
 
 def test_modalities_choose_the_columns(tmp_path):
     paths = random_world(4).write(tmp_path)
     run(paths, modalities=["item_image", "user_text"], dense=["item_count"])
-    wanted = shard_schema(1, ["item_image", "user_text"], 10)
-    assert pq.read_schema(paths.shards / "train/part-00000.parquet").names == wanted.names
-    assert read_table(paths.shards / "test", wanted).num_rows > 0
-    assert read_table(paths.shards / "entities/items", ITEM_ENTITY)["item_text"].null_count == 0
+    names = pq.read_schema(paths.shards / "train/part-00000.parquet").names
+    assert names[-2:] == ["item_image", "user_text"] and "item_text" not in names
+    assert split_table(paths, "test").num_rows > 0
+    assert entity_table(paths, "item")["item_text"].null_count == 0
 
 
 def test_finished_work_is_not_repeated_and_a_changed_input_is(tmp_path):
@@ -218,7 +208,7 @@ def test_fixed_types_are_used_where_they_cover_every_name(tmp_path):
 def test_other_names_are_ranked_by_items_then_name():
     lists = pa.chunked_array([[["b", "c"], ["zeta", "a", "a"]], [None, ["c"], ["only in a fold"], []]])
     whole = np.array([True, True, True, True, False, True])
-    found = category_vocabulary(lists, whole)
+    found = category_vocabulary(lists, whole, 179)
     assert found.names == ["c", "a", "b", "zeta"] and not found.closed and found.dropped == 1
 
 
@@ -229,25 +219,45 @@ def test_at_most_179_names_are_kept(tmp_path):
     facts = run(paths).facts["categories"]
     names = (paths.shards / "categories.txt").read_text().splitlines()
     assert len(names) == facts["names"] == 179 and facts["dropped"] > 0 and not facts["closed"]
-    codes = np.array(rows_of(paths, "train")["category"].to_pylist())
-    assert codes.max() == PAD_CATEGORY and codes.min() == 0
+    codes = np.array(split_table(paths, "train")["category"].to_pylist())
+    assert codes.max() == TYPES and codes.min() == 0
     content = read_table(paths.content / "items", ITEM_CONTENT).to_pylist()
-    made = {
-        r["id"]: r["category"] for r in read_table(paths.shards / "entities/items", ITEM_ENTITY).to_pylist()
-    }
+    made = {r["id"]: r["category"] for r in entity_table(paths, "item").to_pylist()}
     for row in content:
         if row["fold"] == -1:
             kept = [names.index(n) for n in row["categories"] if n in names][:11]
-            assert made[row["id"]] == kept + [PAD_CATEGORY] * (11 - len(kept))
+            assert made[row["id"]] == kept + [TYPES] * (11 - len(kept))
+
+
+def test_more_slots_and_more_types_than_a_byte_counts(tmp_path):
+    """Numbers of types and of slots are settings; the padding is the number of types."""
+    world = random_world(7, users=12, items=40, rows=240)
+    world.category_names, world.slots = [f"type {k}" for k in range(900)], 13
+    paths = world.write(tmp_path)
+    facts = run(paths, category_types=300).facts
+    assert (facts["category_slots"], facts["category_types"]) == (13, 300)
+    assert facts["categories"]["names"] == 300 and facts["categories"]["dropped"] > 0
+    codes = np.array(split_table(paths, "train")["category"].to_pylist())
+    assert codes.shape[1] == 13 and codes.max() == 300 and ((codes > 255) & (codes < 300)).any()
+    names = (paths.shards / "categories.txt").read_text().splitlines()
+    entities = dict(
+        zip(*(entity_table(paths, "item")[c].to_pylist() for c in ("id", "category")), strict=True)
+    )
+    for row in read_table(paths.content / "items", ITEM_CONTENT).to_pylist():
+        if row["fold"] == -1:
+            kept = [names.index(n) for n in row["categories"] if n in names][:13]
+            assert entities[row["id"]] == kept + [300] * (13 - len(kept))
+    with pytest.raises(DataError, match="prepare.category_types: 0 is less than 1"):
+        run(paths, category_types=0)
 
 
 @given(st.lists(st.lists(st.sampled_from("abcdefghijklmnop?"), max_size=30) | st.none(), max_size=6))
 def test_slots_hold_the_first_eleven_distinct_known_names(lists):
     names = list("ponmlkjihgfedcba")
-    slots = category_slots(pa.chunked_array([lists], pa.list_(pa.string())), names)
+    slots = category_codes(pa.chunked_array([lists], pa.list_(pa.string())), names, 11, TYPES)
     for given_names, found in zip(lists, slots.tolist(), strict=True):
         wanted = [names.index(n) for n in dict.fromkeys(given_names or []) if n in names][:11]
-        assert found == wanted + [PAD_CATEGORY] * (11 - len(wanted))
+        assert found == wanted + [TYPES] * (11 - len(wanted))
 
 
 # Errors
@@ -282,7 +292,7 @@ def test_a_rating_outside_the_range_names_the_flag(tmp_path, split):
         ({"rating_range": [5, 1]}, "prepare.rating_range"),
         ({"rating_range": [1]}, "prepare.rating_range"),
         ({"rating_range": ["1", "5"]}, "prepare.rating_range"),
-        ({"modalities": ["user_image"]}, "unknown 'user_image'.*item_image"),
+        ({"modalities": ["user_image"]}, "there is no 'user_image'.*item_image"),
         ({"dense": ["age"]}, "unknown feature 'age'"),
         ({"positives": -1}, "prepare.positives .*: -1"),
         ({"rows_per_shard": 0}, "prepare.rows_per_shard .*: 0"),
@@ -320,6 +330,8 @@ def test_content_of_other_rows_is_refused(tmp_path):
 
 def _edited(paths: RunPaths, name: str, schema: pa.Schema, edit: Callable[[dict], dict | None]) -> None:
     """Write content/`name` again with each row as `edit` makes it; None drops the row."""
+    dims = {"text_vector": DIM} | ({"image_vector": DIM} if name == "items" else {})
+    schema = with_vectors(schema, dims)
     rows = [made for row in read_table(paths.content / name, schema).to_pylist() if (made := edit(row))]
     write_table(pa.Table.from_pylist(rows, schema), paths.content / name)
 
@@ -351,8 +363,8 @@ def test_content_of_no_review_may_be_left_out(tmp_path):
     paths = small_world().write(tmp_path)
     _edited(paths, "items", ITEM_CONTENT, lambda row: row if (row["id"], row["fold"]) != ("y", 0) else None)
     run(paths, text="summary")
-    row = next(r for r in rows_of(paths, "train").to_pylist() if (r["user"], r["item"]) == (0, 1))
-    assert row["category"] == [PAD_CATEGORY] * 11 and row["dense"][3:6] == [0, 0, 0]
+    row = next(r for r in split_table(paths, "train").to_pylist() if (r["user"], r["item"]) == (0, 1))
+    assert row["category"] == [TYPES] * 11 and row["dense"][3:6] == [0, 0, 0]
     assert not any(row["item_text"])
 
 
@@ -360,11 +372,11 @@ def test_metadata_of_an_item_counts_as_one_more_review(tmp_path):
     world = small_world(metadata={"y": (OTHER, None), "x": (None, OTHER)})
     paths = world.write(tmp_path)
     run(paths)
-    items = read_table(paths.shards / "entities/items", ITEM_ENTITY)
+    items = entity_table(paths, "item")
     np.testing.assert_allclose(vectors(items, "item_text")[1], OTHER, atol=6e-4)
     both = VECTOR.astype(float) + OTHER
     np.testing.assert_allclose(vectors(items, "item_image")[0], both / np.linalg.norm(both), atol=6e-4)
-    rows = {(r["user"], r["item"]): r for r in rows_of(paths, "train").to_pylist()}
+    rows = {(r["user"], r["item"]): r for r in split_table(paths, "train").to_pylist()}
     np.testing.assert_allclose(rows[0, 1]["item_text"], OTHER, atol=6e-4)
     np.testing.assert_allclose(rows[0, 0]["item_image"], OTHER, atol=6e-4)
     world.metadata = {"stranger": (OTHER, None)}

@@ -14,24 +14,25 @@ from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import PrepareConfig
 from dlrrec_torchrec.prepare.stage import prepare
-from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.schema import (
-    CATEGORY_SLOTS,
-    ITEM_ENTITY,
-    MODALITIES,
-    PAD_CATEGORY,
-    PRICE_TAGS,
-    USER_ENTITY,
-    category_types,
-    shard_schema,
+from dlrrec_torchrec.store.modality import BUILT_IN
+from dlrrec_torchrec.store.schema import PRICE_TAGS, category_types
+from tests.helpers.shards import TYPES
+from tests.helpers.worlds import (
+    Review,
+    World,
+    content,
+    entity_table,
+    random_vector,
+    random_world,
+    split_table,
 )
-from tests.helpers.worlds import Review, World, content, random_vector, random_world
 
 MODES = [(text, leave_out) for text in ("mean", "summary") for leave_out in ("row", "fold")]
 ALL_DENSE = ["item_count", "user_mean", "item_mean", "price", "user_count"]
 USER_DENSE, ITEM_DENSE = [1, 6], [0, 2, 3, 4, 5]  # columns of the dense features by side
 modes = pytest.mark.parametrize(("text", "leave_out"), MODES)
 seeds = st.integers(0, 2**32 - 1)
+sizes = st.sampled_from([(384, 384), (5, 1025), (768, 3)])  # numbers of text and image vectors
 smoothings = st.sampled_from([0.0, 0.7, 3.0])
 
 
@@ -41,11 +42,10 @@ def prepared(world: World, **settings) -> dict[str, dict[tuple[str, str], dict[s
         paths = world.write(folder)
         config = PrepareConfig(dense=ALL_DENSE, rows_per_shard=8, **settings)
         prepare(config, paths.split, paths.content, paths.swing, paths.items, paths.shards)
-        users = read_table(paths.shards / "entities/users", USER_ENTITY)
-        items = read_table(paths.shards / "entities/items", ITEM_ENTITY)
+        users, items = (entity_table(paths, side) for side in ("user", "item"))
         made = {"entities": {("", "users"): _row(users, None), ("", "items"): _row(items, None)}}
         for split in ("train", "val", "test"):
-            table = read_table(paths.shards / split, shard_schema(7, MODALITIES, config.positives))
+            table = split_table(paths, split)
             rows = (_row(table, k) for k in range(table.num_rows))
             made[split] = {
                 (users["id"][int(r["user"][0])].as_py(), items["id"][int(r["item"][0])].as_py()): r
@@ -81,25 +81,26 @@ def assert_same_bits(
         assert same, f"{name}: {a[name]} became {b[name]}"
 
 
-def rewritten(review: Review, rng: np.random.Generator) -> Review:
+def rewritten(review: Review, rng: np.random.Generator, dims: tuple[int, int]) -> Review:
     """The same pair and folds with another rating, text and picture, of any size or absent."""
     changed = copy.copy(review)
     changed.rating = float(np.float32(rng.uniform(1, 5)))
     for kind in ("text", "image"):
         size = np.float16(10.0 ** rng.uniform(-4, 2))
-        setattr(changed, kind, random_vector(rng) * size if rng.random() < 0.8 else None)
+        vector = random_vector(rng, dims[kind == "image"])
+        setattr(changed, kind, vector * size if rng.random() < 0.8 else None)
     return changed
 
 
 @modes
 @settings(max_examples=5)
-@given(seed=seeds, smoothing=smoothings)
-def test_a_training_row_never_sees_its_own_rating_and_text(text, leave_out, seed, smoothing):
+@given(seed=seeds, smoothing=smoothings, dims=sizes)
+def test_a_training_row_never_sees_its_own_rating_and_text(text, leave_out, seed, smoothing, dims):
     rng = np.random.default_rng(seed)
-    world = random_world(seed, users=4, items=12, rows=36)
+    world = random_world(seed, users=4, items=12, rows=36, dims=dims)
     changed, k = copy.copy(world), int(rng.integers(36))
     changed.train = [*world.train]
-    changed.train[k] = rewritten(world.train[k], rng)
+    changed.train[k] = rewritten(world.train[k], rng, dims)
     setting = {"text": text, "leave_out": leave_out, "smoothing": smoothing}
     before, after = prepared(world, **setting), prepared(changed, **setting)
     own = world.train[k].user, world.train[k].item
@@ -122,7 +123,7 @@ def test_with_folds_a_training_row_sees_nothing_of_its_fold(seed, text, smoothin
     for side, columns in (("user", USER_DENSE), ("item", ITEM_DENSE)):
         changed = copy.copy(world)
         changed.train = [
-            rewritten(r, rng)
+            rewritten(r, rng, world.dims)
             if getattr(r, side) == getattr(one, side)
             and getattr(r, f"{side}_fold") == getattr(one, f"{side}_fold")
             else r
@@ -145,8 +146,8 @@ def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
     rng = np.random.default_rng(seed)
     world = random_world(seed, rows=11, val=4, test=4)
     changed = copy.copy(world)
-    changed.val = [rewritten(r, rng) for r in world.val if rng.random() < 0.7]
-    changed.test = [rewritten(r, rng) for r in world.test if rng.random() < 0.7]
+    changed.val = [rewritten(r, rng, world.dims) for r in world.val if rng.random() < 0.7]
+    changed.test = [rewritten(r, rng, world.dims) for r in world.test if rng.random() < 0.7]
     setting = {"text": text, "leave_out": leave_out, "smoothing": 0.7}
     before, after = prepared(world, **setting), prepared(changed, **setting)
     assert list(before["train"]) == list(after["train"])
@@ -161,9 +162,9 @@ def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
 
 @modes
 @settings(max_examples=5)
-@given(seed=seeds, smoothing=smoothings)
-def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing):
-    world = random_world(seed, users=6, items=5, rows=18, val=3, test=4)
+@given(seed=seeds, smoothing=smoothings, dims=sizes)
+def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing, dims):
+    world = random_world(seed, users=6, items=5, rows=18, val=3, test=4, dims=dims)
     made = prepared(world, text=text, leave_out=leave_out, smoothing=smoothing, positives=3)
     for split in ("train", "val", "test"):
         reviews = getattr(world, split)
@@ -173,7 +174,7 @@ def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing):
             wanted = by_loops(world, review, split == "train", text, leave_out, smoothing, 3)
             assert row.keys() == wanted.keys()
             for name, value in wanted.items():
-                tolerance = 6e-4 if name in MODALITIES else 1e-6
+                tolerance = 6e-4 if name in BUILT_IN else 1e-6
                 np.testing.assert_allclose(row[name], value, rtol=0, atol=tolerance, err_msg=name)
 
 
@@ -198,13 +199,13 @@ def by_loops(
         mean = (math.fsum(r.rating for r in seen) + smoothing * 3) / weight if weight else math.nan
         facts[side] = (len(seen), 0.0 if math.isnan(mean) else (mean - 1) / 4 * 2 - 1)
         words, picture = world.metadata.get(name, (None, None)) if side == "item" else (None, None)
-        vector = content(read, category_types())["text_vector"]
+        vector = content(read, world)["text_vector"]
         if text == "mean":
-            vector = pooled([r.text for r in seen] + [words])
-        wanted[f"{side}_text"] = np.zeros(384) if vector is None else vector
+            vector = pooled([r.text for r in seen] + [words], world.dims[0])
+        wanted[f"{side}_text"] = np.zeros(world.dims[0]) if vector is None else vector
         if side == "item":
-            wanted["item_image"] = pooled([r.image for r in seen] + [picture])
-            made = content(read, category_types())
+            wanted["item_image"] = pooled([r.image for r in seen] + [picture], world.dims[1])
+            made = content(read, world)
         ids = sorted({getattr(r, side) for r in world.train})
         neighbours = getattr(world, f"{side}_neighbours")[name][:positives]
         codes = [ids.index(n) for n, _ in neighbours]
@@ -213,12 +214,12 @@ def by_loops(
     price = [float(made["price_tag"] == tag) for tag in PRICE_TAGS[1:]]
     (users, user_mean), (items, item_mean) = facts["user"], facts["item"]
     wanted["dense"] = [math.log1p(items), user_mean, item_mean, *price, math.log1p(users)]
-    codes = [category_types().index(c) for c in made["categories"]][:CATEGORY_SLOTS]
-    wanted["category"] = codes + [PAD_CATEGORY] * (CATEGORY_SLOTS - len(codes))
+    codes = [category_types().index(c) for c in made["categories"]][: world.slots]
+    wanted["category"] = codes + [TYPES] * (world.slots - len(codes))
     return {name: np.asarray(value) for name, value in wanted.items()}
 
 
-def pooled(vectors: list[np.ndarray | None]) -> np.ndarray:
+def pooled(vectors: list[np.ndarray | None], dim: int) -> np.ndarray:
     total = np.sum([v.astype(np.float64) for v in vectors if v is not None], axis=0)
     norm = np.linalg.norm(total)
-    return total / norm if norm else np.zeros(384)
+    return total / norm if norm else np.zeros(dim)

@@ -20,12 +20,12 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import MODALITIES
 from dlrrec_torchrec.training import stage as training
 from dlrrec_torchrec.training.checkpoint import Checkpoints
 from dlrrec_torchrec.training.signals import Stopped, stop_requests
 from dlrrec_torchrec.training.steps import PlainPipeline
 from dlrrec_torchrec.training.trainer import Trainer
+from tests.helpers.shards import plain_spec
 from tests.programs.ranks import MODEL, sharded
 
 # Nothing here depends on the number of ranks but rounding (see tests/programs/ranks.py).
@@ -80,8 +80,7 @@ def logits_kept(path: Path, shards: Path) -> Iterator[None]:
 
     @torch.no_grad()
     def write(model, name: str) -> None:
-        keys = ("category", "user")
-        rows = make_loader(shards, "val", 256, modalities=list(MODALITIES), positives=0, sparse_keys=keys)
+        rows = make_loader(shards, "val", 256, plain_spec(shards, positives=0, sparse=("category", "user")))
         model.eval()
         (batch,) = rows
         logits = get_unwrapped_module(model).model(batch.dense, batch.sparse, batch.vectors)

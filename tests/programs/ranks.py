@@ -9,12 +9,12 @@ from pathlib import Path
 
 from dlrrec_torchrec.config import SHARDING_TYPES, ContrastiveConfig, ModelConfig, TableConfig, TrainConfig
 from dlrrec_torchrec.distributed.ranks import process_group
-from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.sharding import apply as parallel
 from dlrrec_torchrec.sharding.apply import plan_tables
 from dlrrec_torchrec.sharding.describe import to_json
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.stage import train
+from tests.helpers.shards import build
 
 # Adam turns the rounding noise of a gradient that is exactly 0, as that of a bias before batch normalisation,
 # into whole steps. With layer normalisation there is none such, so that equal means equal.
@@ -85,7 +85,7 @@ def train_all(shards: Path, small: Path, out: Path) -> None:
 def plan_all(out: Path) -> None:
     """What each rank takes for the plan, and is told where there is none: only rank 0 may plan."""
     with process_group("cpu") as ranks:
-        model = build_model(MODEL, dense_width=7, num_users=5000, num_items=9, device="meta")
+        model = build(MODEL, users=5000, items=9, device="meta")
         if ranks.rank:
             parallel.make_plan = None
         plan = plan_tables(model, ranks, batch_size=30, table_optimizer="sgd")

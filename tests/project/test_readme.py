@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -69,6 +71,8 @@ def clone(tmp_path_factory):
     (folder / "restaurants.csv").write_text(
         "Name,Cost,Cuisines\n" + "".join(f'{i},{200 + 50 * n},"Pizza, Tea"\n' for n, i in enumerate(items))
     )
+    sounds = {"name": items, "embedding": [[float(n), 1.0, -2.0, 0.5] for n in range(len(items))]}
+    pq.write_table(pa.table(sounds), folder / "audio.parquet")
     test = [n % 5 == 0 for n in range(len(rows))]
     for name, part in (("u1.base", False), ("u1.test", True)):
         (folder / name).write_text(
@@ -125,8 +129,6 @@ def test_every_command_runs(clone):
 
 
 def known_user(clone):
-    import pyarrow.parquet as pq
-
     part = next((clone / "runs/demo/shards/entities/users").glob("part-*.parquet"))
     return pq.read_table(part, columns=["id"])["id"][0].as_py()
 

@@ -12,7 +12,6 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import load_entities, pair_batch
 from dlrrec_torchrec.evaluation.baselines import read_rows
 from dlrrec_torchrec.evaluation.stage import evaluate
-from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.serving.recommend import example_user, recommend, seen_items, similar_ids
 from dlrrec_torchrec.store.errors import DataError
@@ -20,11 +19,10 @@ from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.schema import REVIEWS, category_types
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import build, plain_spec, write_shards
 
 SETTINGS = ModelConfig(user_id=True, item_id=True)
 KEYS = ("category", "user", "item")
-MODALITIES = ["user_text", "item_text", "item_image"]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +35,7 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    made = build_model(SETTINGS, dense_width=7, num_users=30, num_items=45)
+    made = build(SETTINGS, users=30, items=45)
     for parameter in made.parameters():  # as drawn, all items score nearly alike
         torch.nn.init.normal_(parameter, std=0.2)
     return made.eval()
@@ -52,10 +50,7 @@ def trained(tmp_path, model, monkeypatch):
 
 def score_alone(model, shards, user, item):
     """One pair by itself."""
-    facts = Manifest.read(shards).facts
-    batch = pair_batch(
-        load_entities(shards), [user], [item], facts["dense"], facts["rating_range"], MODALITIES, KEYS
-    )
+    batch = pair_batch(load_entities(shards), [user], [item], plain_spec(shards, sparse=KEYS))
     with torch.no_grad():
         return model(batch.dense, batch.sparse, batch.vectors).sigmoid().item()
 
@@ -196,7 +191,8 @@ def test_text_lists_titles_or_ids_in_order(shards, trained, tmp_path):
     table = pq.read_table(part)
     ids = pa.array([f"[bold]item-{k}" for k in range(45)])  # not to be taken for markup
     table = table.set_column(1, table.schema.field("id"), ids)
-    pq.write_table(table.set_column(2, table.schema.field("title"), pa.nulls(45, pa.string())), part)
+    place = table.schema.get_field_index("title")
+    pq.write_table(table.set_column(place, table.schema.field("title"), pa.nulls(45, pa.string())), part)
     found = recommend(untitled, trained, "user-3", n=2)
     assert found.items[0].title == "" and found.items[0].item_id in found.to_text()
 

@@ -14,7 +14,6 @@ from torchrec.distributed.planner.types import Storage
 from dlrrec_torchrec.cli import main
 from dlrrec_torchrec.config import SHARDING_TYPES, ModelConfig, TableConfig, load_config
 from dlrrec_torchrec.distributed.ranks import process_group
-from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.sharding.advice import Impossible, make_plan
 from dlrrec_torchrec.sharding.apply import plan_tables
 from dlrrec_torchrec.sharding.describe import to_text
@@ -24,7 +23,7 @@ from dlrrec_torchrec.sharding.request import run_request
 from dlrrec_torchrec.sharding.tables import Table, constraints, tables_in
 from dlrrec_torchrec.store.errors import DataError
 from tests.helpers.plans import BATCH, DIM, GIB, ROWS, only, request, without_known_warnings  # noqa: F401
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import build, write_shards
 
 # Requests that cannot be planned: arguments of `dlrrec plan`, what the message names, a change that helps.
 BIG = "id=1e9,64"
@@ -185,7 +184,7 @@ def test_what_cannot_be_is_refused_with_the_reason(call, words):
 def test_settings_of_a_model_must_fit_it():
     def model(**tables):
         config = ModelConfig(user_id=True, tables={k: TableConfig(**v) for k, v in tables.items()})
-        return build_model(config, dense_width=7, num_users=50, num_items=9, device="meta"), config
+        return build(config, users=50, items=9, device="meta"), config
 
     with pytest.raises(DataError, match="model.tables.user.rows: 10, but there are 50 ids"):
         model(user={"rows": 10})
@@ -240,6 +239,16 @@ def test_a_plan_without_a_run_asks_for_what_it_cannot_know(capsys):
     config = load_config(None, {"model.user_id": True})
     with pytest.raises(DataError, match="table user: how many rows"):
         run_request(config, DEVICES["l4"])
+    vectors = {"prepare.vectors": {"item_audio": "audio.parquet"}, "model.vectors": "table"}
+    rows = {f"model.tables.{name}.rows": 9 for name in ("user_text", "item_text", "item_image", "item_audio")}
+    with pytest.raises(DataError, match="table item_audio: how many columns.*model.tables.item_audio.dim=N"):
+        run_request(load_config(None, vectors | rows), DEVICES["l4"])
+    planned = run_request(
+        load_config(None, vectors | rows | {"model.tables.item_audio.dim": 128}), DEVICES["l4"]
+    )
+    assert {t.name: t.dim for t in planned.tables}["item_audio"] == 128
+    with pytest.raises(DataError, match="table user_text: how many columns"):
+        run_request(load_config(None, {"extract.encoder": "mine"}), DEVICES["l4"])
     assert main("plan --table id=,64 --device l4".split()) == 2
     assert "write rows,dim,pooling" in capsys.readouterr().err
     assert main("plan --table id=dim=64 --device l4".split()) == 2

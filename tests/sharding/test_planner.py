@@ -17,7 +17,6 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from dlrrec_torchrec.config import ModelConfig, TableConfig
 from dlrrec_torchrec.distributed.ranks import process_group
-from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.sharding.advice import make_plan
 from dlrrec_torchrec.sharding.apply import plan_tables, shard_tables
@@ -29,6 +28,7 @@ from dlrrec_torchrec.store.checkpoint_files import BEST
 from dlrrec_torchrec.training.checkpoint import Checkpoints
 from dlrrec_torchrec.training.optimizers import make_optimizer
 from tests.helpers.plans import BATCH, DIM, GIB, ROWS, only, request, without_known_warnings  # noqa: F401
+from tests.helpers.shards import build
 
 STATE = {"sgd": 0, "rowwise_adagrad": 4 * ROWS, "adam": 8 * ROWS * DIM}
 
@@ -114,7 +114,7 @@ def test_bytes_are_those_of_the_tensors_that_fbgemm_and_torch_make(optimizer):
     dtype = "fp32" if optimizer == "adam" else "fp16"
     tables = {"user": TableConfig(dtype=dtype), "category": TableConfig(sharding=["data_parallel"])}
     config = ModelConfig(user_id=True, tables=tables)
-    module = build_model(config, dense_width=7, num_users=50, num_items=9, device="meta")
+    module = build(config, users=50, items=9, device="meta")
     with process_group("cpu") as ranks:
         plan = plan_tables(module, ranks, batch_size=BATCH, table_optimizer=optimizer, settings=tables)
         sharded = shard_tables(module, ranks, batch_size=BATCH, table_optimizer=optimizer, plan=plan)
@@ -140,7 +140,7 @@ def size_of(tensor: torch.Tensor | ShardedTensor) -> int:
 def test_tables_that_are_kept_in_different_ways_survive_a_checkpoint(optimizer, tmp_path):
     tables = {"user": TableConfig(dtype="fp16"), "category": TableConfig(sharding=["data_parallel"])}
     config = ModelConfig(user_id=True, item_id=True, tables=tables)
-    module = build_model(config, dense_width=7, num_users=50, num_items=9, device="meta")
+    module = build(config, users=50, items=9, device="meta")
     with process_group("cpu") as ranks:
         options = {"batch_size": BATCH, "table_optimizer": optimizer}
         plan = plan_tables(module, ranks, settings=tables, **options)
@@ -160,7 +160,7 @@ def test_tables_that_are_kept_in_different_ways_survive_a_checkpoint(optimizer, 
         checkpoints.load(model, optimizers)
         restored = [*leaves(model.state_dict()), *leaves(optimizers.state_dict()["state"])]
         assert len(restored) == len(saved) and all((tensor == 3).all() for tensor in restored)
-    unsharded = build_model(config, dense_width=7, num_users=50, num_items=9)
+    unsharded = build(config, users=50, items=9)
     load_model(tmp_path / BEST, unsharded)
     assert all(
         (tensor == 3).all() and tensor.dtype != torch.float16 for tensor in unsharded.state_dict().values()

@@ -13,7 +13,7 @@ from dlrrec_torchrec.store.manifest import Manifest, file_digest, stage_output
 
 def test_179_distinct_types():
     types = schema.category_types()
-    assert len(types) == len(set(types)) == schema.NUM_CATEGORIES
+    assert len(types) == len(set(types)) == 179
     assert types == sorted(types) and all(types)
 
 
@@ -84,6 +84,22 @@ def test_a_manifest_is_current_only_for_equal_settings_and_inputs(tmp_path):
     (tmp_path / "out" / "manifest.json").write_text("{")
     with pytest.raises(DataError, match="not valid JSON"):
         Manifest.read(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [("prepare", "dlrrec prepare"), ("train", "dlrrec train"), ("ingest-items", "dlrrec ingest")],
+)
+def test_what_an_earlier_version_made_names_the_command_that_makes_it_anew(tmp_path, stage, command):
+    Manifest(stage, {}, {}, schema_version=2).write(tmp_path)
+    with pytest.raises(DataError) as error:
+        Manifest.read(tmp_path)
+    for words in (f"{tmp_path}/manifest.json", "schema 2, this is 3", f"`{command}` again", "`dlrrec run`"):
+        assert words in str(error.value)
+    assert Manifest(stage, {}, {}).current(tmp_path) is None  # so the stage itself just runs again
+    Manifest(stage, {}, {}, schema_version=4).write(tmp_path)
+    with pytest.raises(DataError, match="later version of dlrrec .schema 4, this is 3.; install that"):
+        Manifest.read(tmp_path)
 
 
 def test_file_digest_sees_contents_and_names(tmp_path):

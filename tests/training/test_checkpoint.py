@@ -16,7 +16,7 @@ from torch import Tensor
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
 from dlrrec_torchrec.distributed.lockstep import Lockstep
 from dlrrec_torchrec.distributed.ranks import process_group
-from dlrrec_torchrec.models.build import build_model, build_wrapper
+from dlrrec_torchrec.models.build import build_wrapper
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.sharding.apply import shard_tables
 from dlrrec_torchrec.store.checkpoint_files import BEST, latest_state
@@ -24,8 +24,9 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training import checkpoint
 from dlrrec_torchrec.training.checkpoint import Checkpoints
 from dlrrec_torchrec.training.optimizers import make_optimizer
+from tests.helpers.shards import build
 
-SIZES = {"dense_width": 3, "num_users": 20, "num_items": 10}
+SIZES = {"dense": 3, "users": 20, "items": 10}
 MODEL = ModelConfig(modalities=[], user_id=True, dense_arch=[8, 8], over_arch=[8, 1], embedding_dim=8)
 OFF = ContrastiveConfig(item_weight=0.0, user_weight=0.0)
 
@@ -34,7 +35,7 @@ OFF = ContrastiveConfig(item_weight=0.0, user_weight=0.0)
 def made():
     """(ranks, model, optimizer) with fused and with dense moments."""
     with process_group("cpu") as ranks:
-        wrapper = build_wrapper(build_model(MODEL, device="meta", **SIZES), OFF, corpus={})
+        wrapper = build_wrapper(build(MODEL, device="meta", **SIZES), OFF, corpus={})
         model = shard_tables(wrapper, ranks, batch_size=4, table_optimizer="rowwise_adagrad")
         optimizer = make_optimizer(model, 0.01)
         for _, part in optimizer.optimizers:
@@ -95,7 +96,7 @@ def test_the_newest_are_kept_and_the_best(made, tmp_path):
     expected = ["epoch-00001-step-000000005", "epoch-00002-step-000000006", "epoch-00002-step-000000007"]
     assert names(tmp_path) == [BEST, *expected]
     assert load(tmp_path, made) == 7 and latest_state(tmp_path)["step"] == 7
-    model = build_model(MODEL, **SIZES)
+    model = build(MODEL, **SIZES)
     load_model(tmp_path / BEST, model, prefix="model.")
     assert all((tensor == 2).all() for tensor in model.state_dict().values())
     for path in tmp_path.iterdir():  # as anyone can check
@@ -161,7 +162,7 @@ def test_damage_is_named_and_the_one_before_used(made, two, tmp_path, capsys, ki
     said = capsys.readouterr().err
     assert f"{newest}: " in said and said.endswith(f"; going on from {older}\n")
     with pytest.raises(DataError, match=rf"{newest}: .*({message})"):
-        load_model(newest, build_model(MODEL, **SIZES), prefix="model.")
+        load_model(newest, build(MODEL, **SIZES), prefix="model.")
 
     # What is saved next stands alone before the older one; the damaged one is not in its way.
     with Checkpoints(folder, made[0]) as checkpoints:

@@ -17,15 +17,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dlrrec_torchrec.data.loader import make_loader
-from dlrrec_torchrec.models.build import build_model
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.store.checkpoint_files import latest_state
 from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.store.schema import MODALITIES
 from dlrrec_torchrec.training import checkpoint
 from dlrrec_torchrec.training import stage as training
 from dlrrec_torchrec.training.signals import STOPPED, Stopped, stop_requests
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import build, plain_spec, write_shards
 from tests.programs.faults import KINDS, MODEL, RANDOM, STOP_IN, fit, in_step
 
 ROOT = Path(__file__).parents[2]
@@ -79,7 +77,7 @@ def step_losses(folder: Path) -> dict[str, list[float]]:
 
 
 def weights(path: Path, config) -> dict[str, torch.Tensor]:
-    model = build_model(config, dense_width=7, num_users=50, num_items=30)
+    model = build(config, users=50, items=30)
     load_model(path, model, prefix="model.")
     return model.state_dict()
 
@@ -230,10 +228,9 @@ def test_it_goes_on_alike_on_another_number_of_ranks(
 
 def logits(path: Path, shards: Path) -> torch.Tensor:
     """Of the validation rows, by the unsharded model."""
-    model = build_model(MODEL, dense_width=7, num_users=50, num_items=30)
+    model = build(MODEL, users=50, items=30)
     load_model(path, model, prefix="model.")
-    keys = ("category", "user")
-    (batch,) = make_loader(shards, "val", 256, modalities=list(MODALITIES), positives=0, sparse_keys=keys)
+    (batch,) = make_loader(shards, "val", 256, plain_spec(shards, positives=0, sparse=("category", "user")))
     with torch.no_grad():
         return model.eval()(batch.dense, batch.sparse, batch.vectors)
 

@@ -17,13 +17,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import first_entities, load_entities
 from dlrrec_torchrec.metrics import alignment, effective_rank, uniformity
-from dlrrec_torchrec.models.build import build_model
-from dlrrec_torchrec.store.schema import MODALITIES
 from dlrrec_torchrec.training import observe, probe, steps
 from dlrrec_torchrec.training.observe import gradient_norms
 from dlrrec_torchrec.training.probe import SETTLED, Probe, open_probe
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import MODALITIES, build, modalities_of, write_shards
 
 arrays = st.tuples(st.integers(2, 9), st.integers(1, 6), st.integers(0, 999))
 
@@ -88,23 +86,25 @@ def shards(tmp_path_factory) -> Path:
 def model(width: int = 32):
     torch.manual_seed(0)
     shape = ModelConfig(text_tower=[64, width], interaction="dcn")
-    return build_model(shape, dense_width=7, num_users=60, num_items=40)
+    return build(shape, users=60, items=40)
 
 
 def test_first_entities_are_those_of_the_whole(shards):
     whole = load_entities(shards)
-    vectors, positives = first_entities(shards, MODALITIES, 25)
+    vectors, positives = first_entities(shards, modalities_of(), 25)
     for name in MODALITIES:
         assert np.array_equal(vectors[name], whole.vectors[name][:25])
     listed = whole.items.positives[:25]
     assert np.array_equal(positives["item"], listed[:, : positives["item"].shape[1]])
-    assert set(first_entities(shards, ["item_text"], 5)[1]) == {"item"}
+    assert set(first_entities(shards, modalities_of(["item_text"]), 5)[1]) == {"item"}
 
 
 def test_the_probe_measures_the_towers_on_entities_and_their_neighbours(shards, monkeypatch):
     whole, towers = load_entities(shards), model().eval()
     whole.vectors["item_image"][3] = 0  # an item without a vector is left out
-    found = Probe(whole.vectors, {"item": whole.items.positives, "user": whole.users.positives})
+    found = Probe(
+        modalities_of(), whole.vectors, {"item": whole.items.positives, "user": whole.users.positives}
+    )
     measured = found.measure(towers)
     vectors = {name: torch.from_numpy(v).float() for name, v in whole.vectors.items()}
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_the_probe_measures_the_towers_on_entities_and_their_neighbours(shards, 
     assert measured["effective_rank_user_text"] == pytest.approx(wanted, rel=1e-5)
     assert towers.train() and found.measure(towers) == measured and towers.dense_arch.training
     monkeypatch.setattr(probe, "SAMPLE", 10)
-    few = Probe(whole.vectors, {"user": whole.users.positives})
+    few = Probe(modalities_of(), whole.vectors, {"user": whole.users.positives})
     assert few.measure(towers)["effective_rank_user_text"] <= 10
 
 

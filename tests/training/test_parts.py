@@ -19,15 +19,15 @@ from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.models.build import build_model, build_wrapper
-from dlrrec_torchrec.models.spec import build_lookups
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.sharding.apply import shard_tables
 from dlrrec_torchrec.sharding.fill import fill_content
 from dlrrec_torchrec.sharding.table_optimizers import RowAdam
-from dlrrec_torchrec.store.schema import MODALITIES
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 from dlrrec_torchrec.training.optimizers import Schedule, make_optimizer
 from dlrrec_torchrec.training.selection import PAPER_PATIENCE, PAPER_STOP_AFTER, Selection, selection_for
 from dlrrec_torchrec.training.steps import PlainPipeline, TrainPipelineSparseDist
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import build, plain_spec, write_shards
 
 
 def follow(selection: Selection, series: list[dict]) -> tuple[int, int]:
@@ -113,24 +113,17 @@ def test_row_adam_equals_sparse_adam_on_the_rows_with_a_gradient(touched, seed):
 
 @pytest.mark.parametrize("vectors", ["row", "table"])
 def test_torchrec_pipeline_takes_the_same_steps_as_plain_ones(tmp_path, vectors, caplog):
-    shards = write_shards(tmp_path / "shards", rows=(120, 10, 10), users=20, items=10)
+    sizes = {"item_image": 64}  # tables of two widths
+    shards = write_shards(tmp_path / "shards", rows=(120, 10, 10), users=20, items=10, dims=sizes)
     corpus = {m: torch.from_numpy(v) for m, v in load_entities(shards).vectors.items()}
     config, terms = ModelConfig(dropout=0.0, vectors=vectors), ContrastiveConfig(num_negatives=8)
-    sizes = {"num_users": 20, "num_items": 10}
-    rows = make_loader(
-        shards,
-        "train",
-        30,
-        modalities=list(MODALITIES) if vectors == "row" else [],
-        positives=5,
-        shuffle=True,
-        lookups=build_lookups(config, terms, **sizes),
-    )
+    spec = batch_spec(config, ShardFacts.read(shards), terms)
+    rows = make_loader(shards, "train", 30, spec, shuffle=True)
     losses = {}
     for kind in (PlainPipeline, TrainPipelineSparseDist):
         with process_group("cpu") as ranks:
             torch.manual_seed(0)
-            model = build_model(config, dense_width=7, device="meta", **sizes)
+            model = build_model(config, spec, device="meta")
             wrapper = build_wrapper(model, terms, corpus=corpus)
             sharded = shard_tables(wrapper, ranks, batch_size=30, table_optimizer="rowwise_adagrad")
             fill_content(sharded, shards, ranks)
@@ -150,7 +143,9 @@ def test_torchrec_pipeline_takes_the_same_steps_as_plain_ones(tmp_path, vectors,
     assert len(plain) == 8 and plain == pytest.approx(overlapped, abs=1e-6)
     said = [r.getMessage() for r in caplog.records]
     assert not any("NOT be pipelined" in m for m in said)
-    tables = {"embedding_bag_collection"} | ({"model.content.tables"} if vectors == "table" else set())
+    tables = {"embedding_bag_collection"} | (
+        {"tables.dim_384", "tables.dim_64"} if vectors == "table" else set()
+    )
     for name in tables:
         assert any("will be pipelined" in m and name in m for m in said), said
 
@@ -158,17 +153,16 @@ def test_torchrec_pipeline_takes_the_same_steps_as_plain_ones(tmp_path, vectors,
 def test_sharded_tables_have_the_gradients_of_plain_ones(tmp_path):
     shards = write_shards(tmp_path / "shards", rows=(50, 10, 10), users=20, items=10)
     vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards).vectors.items()}
-    keys = ("category", "user")
-    (batch,) = make_loader(shards, "train", 50, modalities=list(MODALITIES), positives=5, sparse_keys=keys)
+    (batch,) = make_loader(shards, "train", 50, plain_spec(shards, sparse=("category", "user")))
     gradients = []
     with process_group("cpu") as ranks:
         wrappers = [
             build_wrapper(
-                build_model(
+                build(
                     ModelConfig(dropout=0.0, user_id=True),
-                    dense_width=7,
-                    num_users=20,
-                    num_items=10,
+                    dense=7,
+                    users=20,
+                    items=10,
                     device=device,
                 ),
                 ContrastiveConfig(num_negatives=8),
@@ -190,20 +184,18 @@ def test_sharded_tables_have_the_gradients_of_plain_ones(tmp_path):
 def test_padding_changes_neither_loss_nor_gradient_nor_statistics(tmp_path, negatives):
     shards = write_shards(tmp_path / "shards", rows=(41, 10, 10), users=20, items=10)
     vectors = {m: torch.from_numpy(v) for m, v in load_entities(shards).vectors.items()}
-    options = {"modalities": list(MODALITIES), "positives": 5, "sparse_keys": ("category", "user", "item")}
+    spec = plain_spec(shards, sparse=("category", "user", "item"))
     padded = next(
         batch
         for rank in range(2)  # one of two ranks gets 20 rows and one of padding
-        for batch in make_loader(shards, "train", 21, rank=rank, world_size=2, **options)
+        for batch in make_loader(shards, "train", 21, spec, rank=rank, world_size=2)
         if (batch.label < 0).any()
     )
     assert len(padded) == 21 and (padded.label >= 0).sum() == 20
     found = []
     for batch in (padded, select(padded, padded.label >= 0)):
         torch.manual_seed(0)
-        model = build_model(
-            ModelConfig(dropout=0.0, user_id=True, item_id=True), dense_width=7, num_users=20, num_items=10
-        )
+        model = build(ModelConfig(dropout=0.0, user_id=True, item_id=True), users=20, items=10)
         config = ContrastiveConfig(num_negatives=8, negatives=negatives)
         wrapper = build_wrapper(model, config, corpus=vectors, class_weights=(0.3, 0.7))
         loss, parts = wrapper(batch)

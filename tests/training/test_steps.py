@@ -18,13 +18,13 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse, split_rows
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.models import compiled
-from dlrrec_torchrec.models.build import build_model, build_wrapper
+from dlrrec_torchrec.models.build import build_wrapper
 from dlrrec_torchrec.models.compiled import compile_dense
 from dlrrec_torchrec.sharding.apply import shard_tables
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import MODALITIES, PAD_CATEGORY, VECTOR_DIM
 from dlrrec_torchrec.training.optimizers import dense_parameters, make_optimizer
 from dlrrec_torchrec.training.steps import OverlappedPipeline, PlainPipeline
+from tests.helpers.shards import DIM, MODALITIES, TYPES, build
 
 USERS, ITEMS, ROWS = 20, 10, 30
 KEYS = ("category", "user")
@@ -37,12 +37,12 @@ def random_batch(seed: int, rows: int = ROWS) -> Batch:
     def integers(high, *shape):
         return torch.randint(high, shape, generator=draw)
 
-    category = integers(PAD_CATEGORY + 1, rows, 11)
+    category = integers(TYPES + 1, rows, 11)
     user, item = integers(USERS, rows), integers(ITEMS, rows)
     return Batch(
         dense=torch.randn(rows, 7, generator=draw),
-        sparse=make_sparse(category, user, item, KEYS),
-        vectors={m: torch.randn(rows, VECTOR_DIM, generator=draw).half() for m in MODALITIES},
+        sparse=make_sparse(category, user, item, KEYS, TYPES),
+        vectors={m: torch.randn(rows, DIM, generator=draw).half() for m in MODALITIES},
         label=integers(2, rows).float(),
         user=user,
         item=item,
@@ -54,7 +54,7 @@ def random_batch(seed: int, rows: int = ROWS) -> Batch:
 def corpus() -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(99)
     sizes = {"user_text": USERS, "item_text": ITEMS, "item_image": ITEMS}
-    return {m: torch.randn(n, VECTOR_DIM, generator=draw) for m, n in sizes.items()}
+    return {m: torch.randn(n, DIM, generator=draw) for m, n in sizes.items()}
 
 
 def pipeline(kind=PlainPipeline, model=None, contrastive=None, tables="rowwise_adagrad", **options):
@@ -62,7 +62,7 @@ def pipeline(kind=PlainPipeline, model=None, contrastive=None, tables="rowwise_a
     torch.manual_seed(0)
     shape = ModelConfig(dropout=0.0, tower_norm="layer", user_id=True)
     shape = dataclasses.replace(shape, **model or {})
-    plain = build_model(shape, dense_width=7, num_users=USERS, num_items=ITEMS, device="meta")
+    plain = build(shape, users=USERS, items=ITEMS, device="meta")
     contrastive = contrastive or ContrastiveConfig(num_negatives=8)
     wrapper = build_wrapper(plain, contrastive, corpus=corpus(), class_weights=(2.0, 0.5))
     with process_group("cpu") as ranks:
@@ -149,7 +149,7 @@ def test_bf16_multiplies_in_bf16_and_keeps_weights_losses_and_contrastive_logits
         both[precision] = outputs, found
         assert all(p.dtype == torch.float32 for p in steps.model.parameters())
         assert all(value.dtype in (torch.float32, torch.int64) for value in outputs[0].values())
-        kinds = {dtype for dtype, shapes in products.found if VECTOR_DIM in shapes[1]}
+        kinds = {dtype for dtype, shapes in products.found if DIM in shapes[1]}
         assert kinds == {torch.bfloat16 if precision == "bf16" else torch.float32}
         contrast = [dtype for dtype, shapes in products.found if shapes[-1] in ((64, 8), (32, 8))]
         assert contrast and set(contrast) == {torch.float32}
@@ -301,7 +301,7 @@ def test_without_a_compiler_the_flag_is_named(monkeypatch):
         raise RuntimeError("no g++")
 
     monkeypatch.setattr(compiled, "get_cpp_compiler", none)
-    model = build_model(ModelConfig(), dense_width=7, num_users=USERS, num_items=ITEMS)
+    model = build(ModelConfig(), users=USERS, items=ITEMS)
     with pytest.raises(DataError, match=r"--compile: needs a C\+\+ compiler"):
         compile_dense(model, torch.device("cpu"))
     assert all(m._compiled_call_impl is None for m in model.modules())
@@ -311,7 +311,7 @@ def test_without_a_compiler_the_flag_is_named(monkeypatch):
 
 
 def test_what_gloo_cannot_send_is_named(one_process):
-    model = build_model(ModelConfig(), dense_width=7, num_users=USERS, num_items=ITEMS, device="meta")
+    model = build(ModelConfig(), users=USERS, items=ITEMS, device="meta")
     with pytest.raises(DataError, match="train.comms: gloo, which CPUs use, sends no bf16; use fp16"):
         shard_tables(model, one_process, batch_size=ROWS, comms="bf16")
 

@@ -7,7 +7,6 @@ import math
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -17,21 +16,18 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.metrics import roc_auc
-from dlrrec_torchrec.models.build import build_model
-from dlrrec_torchrec.models.spec import sparse_keys
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.sharding.devices import host_memory, rank_device
 from dlrrec_torchrec.store.checkpoint_files import latest_state
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.store.schema import MODALITIES
 from dlrrec_torchrec.training import checkpoint
 from dlrrec_torchrec.training.checkpoint import Checkpoints
 from dlrrec_torchrec.training.stage import train
 from dlrrec_torchrec.training.steps import PlainPipeline
 from dlrrec_torchrec.training.trainer import Trainer
-from tests.helpers.shards import write_shards
+from tests.helpers.shards import build, plain_spec, write_shards
 
 MODEL = ModelConfig(dropout=0.2, user_id=True, tower_dropout=0.1)
 CONTRASTIVE = ContrastiveConfig(num_negatives=16, positive="sample", learnable=True)
@@ -84,7 +80,7 @@ def newest(folder: Path) -> Path:
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
-    model = build_model(MODEL, dense_width=7, num_users=60, num_items=40)
+    model = build(MODEL, users=60, items=40)
     load_model(path, model, prefix="model.")
     return model.state_dict()
 
@@ -92,8 +88,8 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def test_it_learns(tmp_path):
     shards = write_shards(tmp_path / "shards", rows=(3000, 500, 1000), users=200, items=100)
     manifest = run(shards, tmp_path / "out", model=ModelConfig(), epochs=5, batch_size=256)
-    batches = list(make_loader(shards, "test", 1000, modalities=list(MODALITIES), positives=0))
-    untrained = build_model(ModelConfig(), dense_width=7, num_users=200, num_items=100).eval()
+    batches = list(make_loader(shards, "test", 1000, plain_spec(shards, positives=0)))
+    untrained = build(ModelConfig(), users=200, items=100).eval()
     scores = {}
     for name, model in (("trained", load_trained(tmp_path / "out", shards)), ("untrained", untrained)):
         with torch.no_grad():
@@ -306,7 +302,3 @@ def test_a_loss_that_is_no_number_is_named(shards, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "run_epoch", poisoned)
     with pytest.raises(DataError, match=r"loss_rec is not a number in step 1; lower train.lr"):
         run(shards, tmp_path / "out")
-
-
-def test_sparse_keys_follow_the_model():
-    assert np.array_equal(sparse_keys(MODEL), ("category", "user"))

@@ -16,11 +16,11 @@ from torch.distributed.checkpoint import FileSystemReader
 from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import cross_entropy
-from dlrrec_torchrec.models.spec import build_lookups, row_modalities, sparse_keys
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.store.schema import MODALITIES
-from tests.helpers.shards import write_shards
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+from tests.helpers.shards import MODALITIES, write_shards
 from tests.programs.ranks import VARIANTS, train_all
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,8 @@ ROOT = Path(__file__).parents[2]
 def trained(tmp_path_factory):
     """(shards, {ranks: folder of trainings}) of the same trainings on 1 and on 2 ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    shards = write_shards(folder / "shards", rows=(403, 101, 20), users=50, items=30, rows_per_shard=64)
+    options = {"users": 50, "items": 30, "rows_per_shard": 64, "dims": {"item_text": 64, "item_image": 256}}
+    shards = write_shards(folder / "shards", rows=(403, 101, 20), **options)
     small = write_shards(folder / "small", rows=(33, 1, 5), users=20, items=10)
     # One thread for each process: threads that wait for each other on a busy machine take seconds a step.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
@@ -60,15 +61,7 @@ def step_losses(folder: Path) -> dict[str, list[float]]:
 def logits(folder: Path, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
     config = from_dict(ModelConfig, Manifest.read(folder).config["model"], str(folder))
     model = load_trained(folder, shards)
-    (batch,) = make_loader(
-        shards,
-        "val",
-        256,
-        modalities=row_modalities(config),
-        positives=0,
-        sparse_keys=sparse_keys(config),
-        lookups=build_lookups(config),
-    )
+    (batch,) = make_loader(shards, "val", 256, batch_spec(config, ShardFacts.read(shards)))
     with torch.no_grad():
         return model.score(batch), batch.label
 

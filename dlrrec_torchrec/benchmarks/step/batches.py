@@ -5,23 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from dlrrec_torchrec.config import ModelConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import make_loader
-from dlrrec_torchrec.data.lookup import side_of
-from dlrrec_torchrec.models.spec import sparse_keys
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, NUM_CATEGORIES, PAD_CATEGORY, VECTOR_DIM
 
 PAPER = {"users": 28_912, "items": 15_290}  # of the papers' data
-DENSE_WIDTH, POSITIVES = 7, 10  # of the prepare stage's defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,70 +24,60 @@ class Data:
 
     Attributes:
         batches: of one size.
-        corpus: modality -> f16 [entities, 384].
-        facts: what `training.assemble` needs of the shards' manifest.
+        corpus: modality -> f16 [entities, V].
+        spec: what the batches hold.
     """
 
     batches: list[Batch]
     corpus: dict[str, Tensor]
-    facts: dict[str, Any]
+    spec: BatchSpec
 
 
-def random_data(
-    model: ModelConfig, batch_size: int, batches: int, *, users: int, items: int, seed: int = 0
-) -> Data:
-    """Random rows in the form of the prepare stage's: a step's time does not depend on what they say."""
-    draw = torch.Generator().manual_seed(seed)
+def random_data(spec: BatchSpec, batch_size: int, batches: int, seed: int = 0) -> Data:
+    """Random rows in the form of the prepare stage's: a step's time does not depend on what they say.
+
+    Args:
+        spec: with vectors in rows, of facts as `random_facts`.
+    """
+    facts, draw = spec.facts, torch.Generator().manual_seed(seed)
+    slots, counts = facts.category_slots, facts.entities
 
     def integers(high: int, *shape: int) -> Tensor:
         return torch.randint(high, shape, generator=draw)
 
-    def vectors(rows: int) -> Tensor:
-        return torch.nn.functional.normalize(torch.randn(rows, VECTOR_DIM, generator=draw)).half()
+    def vectors(rows: int, dim: int) -> Tensor:
+        return torch.nn.functional.normalize(torch.randn(rows, dim, generator=draw)).half()
 
-    counts = {"user": users, "item": items}
-    corpus = {name: vectors(counts[side_of(name)]) for name in model.modalities}
-    made = []
+    corpus = {one.name: vectors(counts[one.side], one.dim) for one in spec.in_rows}
+    rows = []
     for _ in range(batches):
         codes = {side: integers(count, batch_size) for side, count in counts.items()}
-        category = integers(NUM_CATEGORIES, batch_size, CATEGORY_SLOTS)
-        used = integers(CATEGORY_SLOTS + 1, batch_size, 1)
-        category[torch.arange(CATEGORY_SLOTS) >= used] = PAD_CATEGORY
-        made.append(
+        category = integers(facts.category_types, batch_size, slots)
+        used = integers(slots + 1, batch_size, 1)
+        category[torch.arange(slots) >= used] = facts.category_types
+        rows.append(
             Batch(
-                dense=torch.randn(batch_size, DENSE_WIDTH, generator=draw),
-                sparse=make_sparse(category, codes["user"], codes["item"], sparse_keys(model)),
-                vectors={name: corpus[name][codes[side_of(name)]] for name in model.modalities},
+                dense=torch.randn(batch_size, facts.dense_width, generator=draw),
+                sparse=make_sparse(category, codes["user"], codes["item"], spec.sparse, facts.category_types),
+                vectors={one.name: corpus[one.name][codes[one.side]] for one in spec.in_rows},
                 label=integers(2, batch_size).float(),
                 user=codes["user"],
                 item=codes["item"],
-                user_positives=integers(users, batch_size, POSITIVES),
-                item_positives=integers(items, batch_size, POSITIVES),
+                user_positives=integers(facts.users, batch_size, facts.positives),
+                item_positives=integers(facts.items, batch_size, facts.positives),
             )
         )
-    labels = {"negative": batch_size * batches, "positive": batch_size * batches}  # as many of each
-    facts = {"dense_width": DENSE_WIDTH, "users": users, "items": items, "label_counts": labels}
-    return Data(made, corpus, facts)
+    return Data(rows, corpus, spec)
 
 
-def shards_data(shards: str | os.PathLike, model: ModelConfig, batch_size: int, batches: int) -> Data:
+def shards_data(shards: str | os.PathLike, spec: BatchSpec, batch_size: int, batches: int) -> Data:
     """The first `batches` batches of an epoch of prepared shards, fewer where there are fewer.
 
     Raises DataError for shards that cannot be used, and for less than one batch.
     """
-    facts = Manifest.read(shards).facts
-    rows = make_loader(
-        shards,
-        "train",
-        batch_size,
-        modalities=model.modalities,
-        positives=facts["positives"],
-        sparse_keys=sparse_keys(model),
-        shuffle=True,
-        drop_last=True,
-    )
-    made = list(itertools.islice(rows, batches))
-    if not made:
+    loader = make_loader(shards, "train", batch_size, spec, shuffle=True, drop_last=True)
+    rows = list(itertools.islice(loader, batches))
+    if not rows:
         raise DataError(f"{shards}: has fewer than {batch_size} training rows; take a smaller batch")
-    corpus = {name: torch.from_numpy(v) for name, v in load_entities(shards).vectors.items()}
-    return Data(made, corpus, facts)
+    vectors = load_entities(shards, spec.in_rows).vectors
+    return Data(rows, {name: torch.from_numpy(matrix) for name, matrix in vectors.items()}, spec)

@@ -27,14 +27,22 @@ from dlrrec_torchrec.benchmarks.random_shards import write_random_shards
 from dlrrec_torchrec.benchmarks.step import roofline
 from dlrrec_torchrec.benchmarks.step.batches import Data, random_data, shards_data
 from dlrrec_torchrec.benchmarks.step.parts import PARTS, profiled
-from dlrrec_torchrec.benchmarks.step.trainings import LOSSES, Plain, Project, Rows, Side, check, model_config
+from dlrrec_torchrec.benchmarks.step.trainings import (
+    LOSSES,
+    Plain,
+    Project,
+    Rows,
+    Side,
+    case_spec,
+    check,
+    random_spec,
+)
 from dlrrec_torchrec.benchmarks.timing import summary
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
-from dlrrec_torchrec.models.spec import sparse_keys
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 def run(
@@ -184,10 +192,9 @@ def _bounds(counts: dict[str, Any], peaks: Mapping[str, float], seconds: float) 
 @contextlib.contextmanager
 def _rows(case: TrainCase, ranks: Ranks, say: Callable[[str], Any]) -> Iterator[tuple[Rows, Data]]:
     """The rows of a round, and what the model is built from."""
-    model, share = model_config(case), case.batch // ranks.world_size
-    sizes = {"users": case.users, "items": case.items}
+    share = case.batch // ranks.world_size
     if not case.loader:
-        data = random_data(model, share, min(case.steps, 8), seed=case.seed, **sizes)
+        data = random_data(random_spec(case), share, min(case.steps, 8), case.seed)
         if ranks.device.type == "cuda":
             data = dataclasses.replace(data, batches=[batch.pin_memory() for batch in data.batches])
         yield Rows(data.batches, case.steps, ranks.world_size), data
@@ -202,18 +209,16 @@ def _rows(case: TrainCase, ranks: Ranks, say: Callable[[str], Any]) -> Iterator[
             folder = Path(
                 case.keep or stack.enter_context(tempfile.TemporaryDirectory(prefix="dlrrec-train-"))
             )
-            options = sizes | {"modalities": case.modalities, "positives": case.positives, "seed": case.seed}
             say(f"{case.rows:,} random rows in {folder}")
             if ranks.first:
-                write_random_shards(folder, case.rows, **options)
+                write_random_shards(folder, case.rows, random_spec(case).facts, case.seed)
             torch.distributed.barrier()
+        spec = case_spec(case, ShardFacts.read(folder))
         loader = make_loader(
             folder,
             "train",
             share,
-            modalities=model.modalities,
-            positives=Manifest.read(folder).facts["positives"],
-            sparse_keys=sparse_keys(model),
+            spec,
             rank=ranks.rank,
             world_size=ranks.world_size,
             seed=case.seed,
@@ -224,7 +229,7 @@ def _rows(case: TrainCase, ranks: Ranks, say: Callable[[str], Any]) -> Iterator[
         )
         if not len(loader):
             raise DataError(f"{folder}: has fewer than {case.batch} training rows; take a smaller --batch")
-        yield Rows(loader, len(loader), ranks.world_size), shards_data(folder, model, share, 1)
+        yield Rows(loader, len(loader), ranks.world_size), shards_data(folder, spec, share, 1)
 
 
 def _wait(ranks: Ranks) -> None:

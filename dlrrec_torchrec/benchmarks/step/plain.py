@@ -6,16 +6,16 @@ vectors. Negatives that are an anchor's neighbours are left out as in the projec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.draws import draw_negatives
 from dlrrec_torchrec.models.dlrrec import DLRREC
-from dlrrec_torchrec.store.schema import NUM_CATEGORIES, PAD_CATEGORY, VECTOR_DIM
 
 SIDES = {"item": "ii", "user": "uu"}
 
@@ -24,34 +24,32 @@ class PlainModel(nn.Module):
     """DLRREC with dot interaction and the category table.
 
     Args:
-        dense_width: dense features.
-        modalities, text_tower, image_tower, dense_arch, over_arch, dropout: as DLRREC's.
+        spec: what the batches hold, vectors in rows.
+        towers, dense_arch, over_arch, dropout: as DLRREC's.
     """
 
     def __init__(
         self,
-        dense_width: int,
-        modalities: Sequence[str],
-        text_tower: Sequence[int],
-        image_tower: Sequence[int],
+        spec: BatchSpec,
+        towers: Mapping[str, Sequence[int]],
         dense_arch: Sequence[int],
         over_arch: Sequence[int],
         dropout: float,
     ) -> None:
         super().__init__()
-        size = dense_arch[-1]
-        self.category = nn.EmbeddingBag(NUM_CATEGORIES + 1, size, mode="sum", padding_idx=PAD_CATEGORY)
-        self.dense = nn.Sequential(*_layers(dense_width, dense_arch), nn.ReLU())
+        size, padding = dense_arch[-1], spec.facts.category_types
+        self.sides = {one.name: one.side for one in spec.modalities}
+        self.category = nn.EmbeddingBag(padding + 1, size, mode="sum", padding_idx=padding)
+        self.dense = nn.Sequential(*_layers(spec.facts.dense_width, dense_arch), nn.ReLU())
         self.towers = nn.ModuleDict(
             {
-                name: nn.Sequential(
-                    *_layers(VECTOR_DIM, sizes := image_tower if name.endswith("_image") else text_tower),
-                    nn.BatchNorm1d(sizes[-1]),
+                one.name: nn.Sequential(
+                    *_layers(one.dim, towers[one.name]), nn.BatchNorm1d(towers[one.name][-1])
                 )
-                for name in modalities
+                for one in spec.modalities
             }
         )
-        vectors = 2 + len(modalities)
+        vectors = 2 + len(spec.modalities)
         self.pairs = torch.triu_indices(vectors, vectors, offset=1)
         self.over = nn.Sequential(*_layers(size + self.pairs.shape[1], over_arch, dropout))
 
@@ -69,7 +67,7 @@ class PlainTraining(nn.Module):
     """The model with its losses: L_rec + w1 L_ii + w2 L_uu, cosine InfoNCE, the best neighbour as positive.
 
     Args:
-        corpus: modality -> f16 [entities, 384].
+        corpus: modality -> f16 [entities, V].
         weights: "item", "user" -> w1, w2; 0 switches a term off.
         num_negatives, temperature, seed: as TrainWrapper's, whose negatives these are.
     """
@@ -104,7 +102,7 @@ class PlainTraining(nn.Module):
         return loss, parts
 
     def _info_nce(self, side: str, number: int, batch: Batch, reduced: dict[str, Tensor]) -> Tensor:
-        names = [name for name in self.model.towers if name.startswith(side)]
+        names = [name for name, own in self.model.sides.items() if own == side]
         corpus = {name: getattr(self, f"corpus_{name}") for name in names}
         entities = len(corpus[names[0]])
         neighbours = getattr(batch, f"{side}_positives")
@@ -134,7 +132,7 @@ class PlainTraining(nn.Module):
 
 @torch.no_grad()
 def copy_weights(source: DLRREC, category: Tensor, target: PlainModel) -> None:
-    """Give `target` the weights of `source`, whose category table [180, E] is `category`."""
+    """Give `target` the weights of `source`, whose category table [types + 1, E] is `category`."""
     pairs = [(source.dense_arch.model, target.dense), (source.over_arch, target.over)]
     pairs += [(source.dense_arch.towers[name], tower) for name, tower in target.towers.items()]
     for theirs, ours in pairs:
@@ -142,7 +140,7 @@ def copy_weights(source: DLRREC, category: Tensor, target: PlainModel) -> None:
         for given, taken in state:
             taken.copy_(given)
     target.category.weight.copy_(category)
-    target.category.weight[PAD_CATEGORY] = 0
+    target.category.weight[target.category.padding_idx] = 0
 
 
 def _layers(width: int, sizes: Sequence[int], dropout: float = 0.0) -> list[nn.Module]:

@@ -12,14 +12,19 @@ from typing import Any
 import torch
 
 from dlrrec_torchrec.benchmarks.cases import TrainCase
+from dlrrec_torchrec.benchmarks.random_shards import random_facts
 from dlrrec_torchrec.benchmarks.step.batches import Data, random_data
 from dlrrec_torchrec.benchmarks.step.plain import PlainModel, PlainTraining, copy_weights
 from dlrrec_torchrec.benchmarks.step.roofline import Counter
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.distributed.ranks import Ranks
+from dlrrec_torchrec.models.build import tower_sizes
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 from dlrrec_torchrec.training.assemble import assemble, schedule
 from dlrrec_torchrec.training.trainer import Trainer
 
@@ -70,9 +75,9 @@ class Project:
         )
         self.assembly = assemble(
             model_config(case, dropout),
-            ContrastiveConfig(weight, weight, num_negatives=case.negatives),
+            contrastive_config(case, weight),
             self._settings,
-            data.facts,
+            data.spec,
             ranks,
             corpus=data.corpus,
         )
@@ -127,17 +132,16 @@ class Plain:
         config, self._device = model_config(case, dropout), ranks.device
         torch.manual_seed(case.seed)
         self.model = PlainModel(
-            data.facts["dense_width"],
-            config.modalities,
-            config.text_tower,
-            config.image_tower,
+            data.spec,
+            tower_sizes(config, data.spec.modalities),
             config.dense_arch,
             config.over_arch,
             config.dropout,
         )
         weights, temperature = {"user": weight, "item": weight}, ContrastiveConfig().temperature
-        corpus = {name: data.corpus[name] for name in config.modalities}
-        self.training = PlainTraining(self.model, corpus, weights, case.negatives, temperature, case.seed)
+        self.training = PlainTraining(
+            self.model, data.corpus, weights, case.negatives, temperature, case.seed
+        )
         self.training.to(ranks.device)
         self._optimizer = torch.optim.Adam(self.training.parameters(), lr=LR)
         self._half = case.precision == "bf16"
@@ -167,8 +171,7 @@ def check(case: TrainCase, ranks: Ranks) -> dict[str, float]:
     Raises DataError where a loss of the second differs from the first's beyond TOLERANCE.
     """
     size = min(case.batch, CHECKED_ROWS)
-    sizes = {"users": case.users, "items": case.items, "seed": case.seed + 1}
-    data = random_data(model_config(case), size, 2, **sizes)
+    data = random_data(random_spec(case), size, 2, case.seed + 1)
     for batch in data.batches:  # some have no neighbours
         batch.user_positives[::3], batch.item_positives[::4] = -1, -1
     rows, weight = Rows(data.batches, 2, 1), LOSSES["dlrrec"]
@@ -190,3 +193,25 @@ def model_config(case: TrainCase, dropout: float | None = None) -> ModelConfig:
     """The default model with the case's modalities."""
     config = ModelConfig(modalities=list(case.modalities))
     return config if dropout is None else dataclasses.replace(config, dropout=dropout)
+
+
+def contrastive_config(case: TrainCase, weight: float) -> ContrastiveConfig:
+    """Both terms of one weight."""
+    return ContrastiveConfig(weight, weight, num_negatives=case.negatives)
+
+
+def random_spec(case: TrainCase) -> BatchSpec:
+    """What the batches of the case's random rows hold."""
+    facts = random_facts(
+        users=case.users,
+        items=case.items,
+        modalities=case.modalities,
+        vector_dim=case.vector_dim,
+        positives=case.positives,
+    )
+    return case_spec(case, facts)
+
+
+def case_spec(case: TrainCase, facts: ShardFacts) -> BatchSpec:
+    """What the batches of these shards hold for the model with its contrastive terms."""
+    return batch_spec(model_config(case), facts, contrastive_config(case, LOSSES["dlrrec"]), case.seed)

@@ -44,7 +44,7 @@ class Content:
 
     summary: tuple[str, ...] = ()  # its sentences
     price_tag: str = "none"  # one of schema.PRICE_TAGS
-    categories: tuple[str, ...] = ()  # best first, at most schema.CATEGORY_SLOTS
+    categories: tuple[str, ...] = ()  # best first; the stage keeps extract.category_slots of them
 
 
 class Writer(Protocol):

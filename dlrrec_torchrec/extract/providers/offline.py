@@ -75,7 +75,7 @@ class OfflineWriter:
 
 
 def prevalence() -> np.ndarray:
-    """The fixed share of reviews that mention each type, f32 [179] in code order."""
+    """The fixed share of reviews that mention each type, f32 [types] in code order."""
     shares = [lexicon.PREVALENCE.get(t, lexicon.PREVALENCE_DEFAULT) for t in category_types()]
     return np.asarray(shares, np.float32)
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 import numpy as np
 
 from dlrrec_torchrec.extract.rules import lexicon
-from dlrrec_torchrec.store.schema import CATEGORY_SLOTS
 
 _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)?")
 
@@ -69,7 +68,7 @@ class TypeMatcher:
 
 
 def rank_types(mentions: np.ndarray, documents: int, prevalence: np.ndarray) -> np.ndarray:
-    """Codes of the types that stand out, best first, i64 [<= CATEGORY_SLOTS].
+    """Codes of the types that stand out, best first, i64 [n].
 
     A type's score is its part of the binomial log likelihood ratio, p log(p / q), of its share p of the
     entity's reviews against the share q that is common (`prevalence`): positive where it is mentioned more
@@ -82,7 +81,7 @@ def rank_types(mentions: np.ndarray, documents: int, prevalence: np.ndarray) -> 
     """
     share = (mentions + prevalence) / (documents + 1)
     score = np.where(mentions > 0, share * np.log(share / prevalence), 0.0)
-    order = np.argsort(-score, kind="stable")[:CATEGORY_SLOTS]
+    order = np.argsort(-score, kind="stable")
     return order[score[order] > 0]
 
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from dlrrec_torchrec.ingest.synthetic.words import FAMILIES, FAMILY_TYPES
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.schema import CATEGORY_SLOTS, NUM_CATEGORIES, category_types
+from dlrrec_torchrec.store.schema import category_types
 
 # size -> reviews, users, items; "paper" has the counts of DLRREC's filtered data (57,005 + 17,402 reviews)
 SIZES = {"tiny": (600, 150, 60), "small": (8_000, 600, 250), "paper": (74_407, 28_912, 15_290)}
+MOST_TYPES = 11  # of an item, as the papers extract
 TASTE_CLUSTERS = 4
 POSITIVE_RATE = 7 / 8
 FAMILY_SD = 0.2  # of a user's liking of a family around its cluster's
@@ -33,7 +34,7 @@ WEIGHTS = {"affinity": 2.0, "quality": 0.7, "leniency": 0.6, "price": 0.6}
 
 @dataclasses.dataclass
 class World:
-    """U users, I items, R reviews in the order of time; T = 179 types, F families."""
+    """U users, I items, R reviews in the order of time; T types, F families."""
 
     taste: np.ndarray  # f64 [U, T] liking of each type
     cluster: np.ndarray  # i64 [U] taste cluster
@@ -63,7 +64,7 @@ def make_world(size: str, seed: int) -> World:
     popularity = rng.permutation(items)  # rank of each item
     family = _balanced_families(rng, popularity)
     types = _item_types(rng, family, type_family)
-    profile = np.zeros((items, NUM_CATEGORIES))
+    profile = np.zeros((items, len(category_types())))
     for row, codes in zip(profile, types, strict=True):
         row[codes] = 1 / len(codes)
     level = rng.choice(len(PRICE_SHARES), items, p=PRICE_SHARES)
@@ -218,7 +219,7 @@ def _tastes(
     for first in range(0, TASTE_CLUSTERS, families // 4):
         for n, four in enumerate(rng.permutation(families).reshape(-1, 4)):
             loved[first + n, four] = 1
-    by_type = TYPE_SD * rng.standard_normal((TASTE_CLUSTERS, NUM_CATEGORIES))
+    by_type = TYPE_SD * rng.standard_normal((TASTE_CLUSTERS, len(category_types())))
     cluster = rng.integers(TASTE_CLUSTERS, size=users)
     by_family = loved[cluster] + FAMILY_SD * rng.standard_normal((users, families))
     visit = np.exp(VISIT * by_family)
@@ -237,7 +238,7 @@ def _item_types(rng: np.random.Generator, family: np.ndarray, type_family: np.nd
     """Distinct type codes of every item, main type first, three in four of the item's own family."""
     items = len(family)
     count = 1 + rng.binomial(4, 0.4, items) + rng.poisson(0.1, items)
-    own_family = rng.random((items, CATEGORY_SLOTS)) < 0.75
+    own_family = rng.random((items, MOST_TYPES)) < 0.75
     own_family[:, 0] = True
     weight = [1 / (1.0 + np.arange((type_family == f).sum())) ** 0.5 for f in range(len(FAMILIES))]
     codes = [np.flatnonzero(type_family == f) for f in range(len(FAMILIES))]

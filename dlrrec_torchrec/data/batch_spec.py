@@ -1,0 +1,91 @@
+"""What a model asks of its batches, derived once and handed to all that make them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
+
+from dlrrec_torchrec.data.batch import SPARSE_KEYS, Batch
+from dlrrec_torchrec.data.draws import Draws
+from dlrrec_torchrec.data.hashing import hash_rows
+from dlrrec_torchrec.data.lookup import make_lookup
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.modality import Modality
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchSpec:
+    """What the batches of a model hold.
+
+    Attributes:
+        facts: of the shards that the batches are of.
+        sparse: features of `Batch.sparse`, out of SPARSE_KEYS; the model has a table of each.
+        managed: features of `Batch.managed`, out of "user", "item".
+        hashed: feature in `sparse` -> rows of its table, where its ids are hashed to.
+        in_rows: modalities whose vectors the rows bring, `Batch.vectors`.
+        in_tables: modalities whose vectors are looked up, `Batch.lookup`. One of the two is empty.
+        draws: of the contrastive terms that are on; none to predict alone.
+        positives: neighbours of the user and of the item in a row, at most.
+
+    Raises DataError for a sparse feature that is unknown.
+    """
+
+    facts: ShardFacts
+    sparse: tuple[str, ...] = ("category",)
+    managed: tuple[str, ...] = ()
+    hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    in_rows: tuple[Modality, ...] = ()
+    in_tables: tuple[Modality, ...] = ()
+    draws: tuple[Draws, ...] = ()
+    positives: int = 0
+
+    def __post_init__(self) -> None:
+        for key in self.sparse:
+            if key not in SPARSE_KEYS:
+                raise DataError(f"unknown sparse feature '{key}' (known: {', '.join(SPARSE_KEYS)})")
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        """All of them, wherever their vectors come from."""
+        return self.in_rows or self.in_tables
+
+    def to_predict(self) -> BatchSpec:
+        """The same without what only a loss needs."""
+        return dataclasses.replace(self, draws=(), positives=0)
+
+    def complete(self, batch: Batch, step: int = 0) -> Batch:
+        """The batch, whose `sparse` holds codes, with what is not looked up by code. Runs on the host.
+
+        Args:
+            step: number of the training step, for the draws.
+        """
+        if self.hashed:
+            ids = {
+                key: hash_rows(one.values(), self.hashed[key]) if key in self.hashed else one.values()
+                for key, one in batch.sparse.to_dict().items()
+            }
+            lengths = batch.sparse.lengths()
+            sparse = KeyedJaggedTensor(list(ids), torch.cat(list(ids.values())), lengths=lengths)
+            batch = dataclasses.replace(batch, sparse=sparse)
+        if self.managed:
+            codes = [getattr(batch, key) for key in self.managed]
+            values, lengths = [c[c >= 0] for c in codes], [(c >= 0).int() for c in codes]
+            managed = KeyedJaggedTensor(list(self.managed), torch.cat(values), lengths=torch.cat(lengths))
+            batch = dataclasses.replace(batch, managed=managed)
+        if not self.in_tables:
+            return batch
+        asked: dict[str, dict[str, Tensor]] = {}
+        drawn = {draws.side: draws for draws in self.draws}
+        for side in sorted({one.side for one in self.in_tables}):
+            roles = asked[side] = {"anchor": getattr(batch, side)}
+            if side in drawn:
+                neighbours = getattr(batch, f"{side}_positives")
+                roles["positive"] = drawn[side].positives(neighbours, roles["anchor"], step)
+                if drawn[side].negatives:
+                    roles["negative"] = drawn[side].corpus(step)
+        return dataclasses.replace(batch, lookup=make_lookup(asked, self.in_tables))

@@ -1,0 +1,69 @@
+"""What a content vector is of, and who made it: modalities are data, any number of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+from dlrrec_torchrec.store.errors import DataError
+
+SIDES = ("user", "item")
+KINDS = ("text", "image", "other")
+BUILT_IN = {"user_text": "text", "item_text": "text", "item_image": "image"}  # name -> kind
+
+_NAME = re.compile(r"(user|item)_[A-Za-z0-9_]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Modality:
+    """One kind of content vector of users or of items. It has one tower in the model.
+
+    Attributes:
+        name: of columns, towers and tables, as "item_audio".
+        side: "user" or "item": whose vectors they are.
+        kind: "text", "image" or "other".
+        source: "reviews" or "summary" (of the text), "captions" (of pictures), "file" (the user's own).
+        dim: numbers of a vector.
+        encoder: who made the vectors: a model's name, or the file's.
+    """
+
+    name: str
+    side: str
+    kind: str
+    source: str
+    dim: int
+    encoder: str
+
+
+def modality(name: str, dim: int, *, source: str = "file", encoder: str = "", flag: str) -> Modality:
+    """The modality `name`. Here alone, a name says whose vectors they are.
+
+    Raises DataError naming `flag` for a name that does not begin with user_ or item_, or no size at all.
+    """
+    match = _NAME.fullmatch(name)
+    if not match:
+        raise DataError(
+            f"{flag}: '{name}' must begin with user_ or item_, which says whose vectors they are, and go on "
+            "in letters, digits and '_', as item_audio"
+        )
+    if dim < 1:
+        raise DataError(f"{flag}: '{name}' has vectors of {dim} numbers; at least one is needed")
+    return Modality(name, match[1], BUILT_IN.get(name, "other"), source, dim, encoder)
+
+
+def chosen(names: Iterable[str] | None, known: Iterable[Modality], flag: str) -> tuple[Modality, ...]:
+    """Those of `known` that `names` names, in its order; all of them for None.
+
+    Raises DataError naming `flag` for a name that is unknown (listing what there is) or comes twice.
+    """
+    by_name = {one.name: one for one in known}
+    if names is None:
+        return tuple(by_name.values())
+    names = list(names)
+    for name in names:
+        if name not in by_name:
+            raise DataError(f"{flag}: there is no '{name}' (there is: {', '.join(by_name) or 'none'})")
+    if len(set(names)) != len(names):
+        raise DataError(f"{flag}: {', '.join(names)} names one twice")
+    return tuple(by_name[name] for name in names)
