@@ -7,3 +7,7 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 __version__ = "0.1.0"
+
+from dlrrec_torchrec.distributed.quiet import quiet_imports
+
+quiet_imports()

@@ -58,14 +58,14 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     place = resolve_device(device, rank_on_node())
     owner = not dist.is_initialized()
     if owner:
-        backend = "gloo" if place.type == "cpu" else "nccl"
+        backend, own = ("gloo", None) if place.type == "cpu" else ("nccl", place)
         if launched:
             # For the rest of the process: a second group would meet the first one's keys in the launcher's
             # store, and its ranks wait for each other for ever.
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, device_id=own)
             atexit.register(_leave_group)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=own)
     try:
         world = dist.get_world_size()
         yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), place)

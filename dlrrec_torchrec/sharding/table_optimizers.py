@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
+from fbgemm_gpu.split_table_batched_embeddings_ops_training import SplitTableBatchedEmbeddingBagsCodegen
+from torch import Tensor, nn
 from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 TABLE_OPTIMIZERS = {"adam": torch.optim.Adam, "rowwise_adagrad": RowWiseAdagrad, "sgd": torch.optim.SGD}
@@ -57,3 +59,26 @@ class RowAdam(torch.optim.Optimizer):
                 state["exp_avg"][rows], state["exp_avg_sq"][rows] = first, second
                 scale = (second / (1 - beta2**count)).sqrt_().add_(eps)
                 table[rows] -= group["lr"] / (1 - beta1**count) * first / scale
+
+
+@contextlib.contextmanager
+def uncounted(model: nn.Module) -> Iterator[None]:
+    """Forward passes within are no steps of the fused optimizers.
+
+    FBGEMM takes every forward pass of a table for a step, also one without gradients, and the bias correction
+    of its Adam follows from their number. Without this an evaluation would change the steps that come after
+    it, and a resumed training (which counts its own steps) would be another one.
+    """
+    counts = [
+        (count, count.clone())
+        for module in model.modules()
+        for lookup in getattr(module, "_lookups", ())
+        for kernel in lookup.modules()
+        if isinstance(kernel, SplitTableBatchedEmbeddingBagsCodegen)
+        for count in (kernel.iter, kernel.iter_cpu)
+    ]
+    try:
+        yield
+    finally:
+        for count, before in counts:
+            count.copy_(before)

@@ -131,8 +131,8 @@ class Checkpoints:
             if not problem:
                 problem = _load_into(path, model, optimizer)
             if not problem:
-                # fused Adam keeps its step count outside of its state
-                optimizer.set_optimizer_step(state["step"])
+                # Fused Adam keeps its count outside of its state, one for each micro-batch.
+                optimizer.set_optimizer_step(state.get("table_updates", state["step"]))
                 for rank in range(self._ranks.rank, state["ranks"], self._ranks.world_size):
                     own.append(torch.load(path / _own_file(rank), weights_only=True))
                 if problems and self._ranks.first:

@@ -230,6 +230,7 @@ class _Run:
     def _save(self, best: bool, own: dict[str, Any], whole_epoch: bool) -> None:
         state = {"run": self.fingerprint, "step": self.trainer.step, "epoch": self.selection.epoch}
         state |= {"whole_epoch": whole_epoch, "selection": jsonable(self.selection.state())}
+        state |= {"table_updates": self.trainer.step * self.settings.accumulate}
         self.checkpoints.save(self.assembly.model, self.assembly.optimizer, state, own, best)
 
     def _save_and_stop(self) -> NoReturn:

@@ -22,6 +22,7 @@ from dlrrec_torchrec.distributed.collectives import gather_rows
 from dlrrec_torchrec.distributed.lockstep import Lockstep
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
+from dlrrec_torchrec.sharding.table_optimizers import uncounted
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.optimizers import Schedule, set_rates
 from dlrrec_torchrec.training.steps import Pipeline
@@ -161,14 +162,15 @@ class Trainer:
         model = get_unwrapped_module(self.model).model
         scored, users = [], []
         batches = Lockstep(rows, self._stop_requested)
-        for batch in batches:
-            batch = batch.to(self._ranks.device)
-            logits = model.score(batch)
-            scored.append(torch.stack([batch.label, logits.float()], dim=1))
-            users.append(batch.user)
-            if batches.stop:
-                self.stopping = True
-                return None
+        with uncounted(self.model):
+            for batch in batches:
+                batch = batch.to(self._ranks.device)
+                logits = model.score(batch)
+                scored.append(torch.stack([batch.label, logits.float()], dim=1))
+                users.append(batch.user)
+                if batches.stop:
+                    self.stopping = True
+                    return None
         return self._metrics(torch.cat(scored), torch.cat(users))
 
     def recent_losses(self, steps: int) -> dict[str, float]:

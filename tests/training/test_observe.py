@@ -135,7 +135,6 @@ def test_alarms_speak_of_towers_that_lose_the_content(shards):
     layer = towers.dense_arch.towers["user_text"].layers[-1]
     with torch.no_grad():
         layer.weight[1:] = layer.weight[:1]  # all directions are one
-        layer.bias.zero_()
     said = entities.alarms(towers, entities.measure(towers))
     assert "effective_rank_user_text" in said and not [name for name in said if "item" in name]
     assert "the user_text tower's vectors have an effective rank of 1." in str(said)
