@@ -49,6 +49,10 @@ class Tower(nn.Module):
         for before, after in zip([in_features, *layer_sizes], layer_sizes, strict=False):
             layers += [nn.Linear(before, after, device=device), nn.ReLU()]
         self.layers = nn.Sequential(*layers[:-1])
+        if norm == "batch":
+            # It takes the mean away, and with it this bias, whose gradient would be rounding noise: Adam
+            # makes full steps of that, which the running mean of evaluation follows late.
+            self.layers[-1].bias = None
         self.norm = {
             "batch": lambda: MaskedBatchNorm(layer_sizes[-1], device=device),
             "layer": lambda: nn.LayerNorm(layer_sizes[-1], device=device),
