@@ -1,4 +1,4 @@
-"""Fused optimizers count updates alone; a tower has no bias that batch normalisation takes away; quiet imports."""
+"""What fused optimizers count as an update; a bias that batch normalisation takes away; quiet imports."""
 
 import dataclasses
 import logging

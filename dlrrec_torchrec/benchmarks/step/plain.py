@@ -49,6 +49,8 @@ class PlainModel(nn.Module):
                 for one in spec.modalities
             }
         )
+        for tower in self.towers.values():
+            tower[-2].bias = None  # batch normalisation takes it away
         vectors = 2 + len(spec.modalities)
         self.pairs = torch.triu_indices(vectors, vectors, offset=1)
         self.over = nn.Sequential(*_layers(size + self.pairs.shape[1], over_arch, dropout))
