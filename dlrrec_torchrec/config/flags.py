@@ -86,7 +86,11 @@ def add_flags(
         if only is None or known.name in only:
             general = flag_name(section, known.name)
             short = "--" + known.name.replace("_", "-")
-            flags = list(dict.fromkeys([short, general])) if own else [general, *known.metadata["also"]]
+            flags = (
+                list(dict.fromkeys([short, general]))
+                if own
+                else [general, *(f"--{name}" for name in known.metadata["also"])]
+            )
             dest = f"{_DEST}{section}.{known.name}" if section else _DEST + known.name
             parser.add_argument(*flags, dest=dest, **_options(known, hints[known.name]))
 

@@ -29,7 +29,7 @@ def option(
         choices: where they are few, the allowed values.
         least, most: the bounds of a number, or of each number of a list; these themselves are allowed.
         above, below: bounds that are not allowed themselves.
-        also: further flags of `dlrrec run`, where the field's own name is another section's too.
+        also: further names of its flag on `dlrrec run`, where the field's own name is another section's too.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
     metadata = {
@@ -147,7 +147,7 @@ class PrepareConfig:
         "vectors that you have: NAME=FILE:ID,VECTOR, where NAME begins with user_ or item_ and FILE is "
         "Parquet (columns ID and VECTOR; default: id,vector), .npz (two arrays; default: ids,vectors) or "
         ".npy (FILE.npy:IDS, where IDS is a .txt with one id a line, or .npy), as item_audio=audio.parquet",
-        also=("--vectors",),
+        also=("vectors",),
     )
     modalities: list | None = option(
         None,

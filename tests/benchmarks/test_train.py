@@ -153,7 +153,7 @@ def test_end_to_end_with_the_loader(tmp_path, capsys):
 
 def test_what_cannot_be_measured():
     for wrong, match in (
-        ({"batch": 1}, "--batch 1"),
+        ({"batch": 1}, "--batch: 1"),
         ({"modalities": ["user_text"]}, "one of users and one of items"),
         ({"modalities": ["x"]}, "--modalities: .x. must begin"),
     ):

@@ -147,6 +147,25 @@ def test_every_field_is_a_flag_with_help():
         assert done.value.code == 0
 
 
+def test_vectors_are_a_flag_of_prepare_and_of_run():
+    """`model.vectors` has the same last name, so `run` knows that one by its whole name only."""
+    for command in (["prepare", "--vectors"], ["run", "--vectors"], ["run", "--prepare.vectors"]):
+        config, _ = run_settings(build_parser().parse_args([*command, "item_audio=a.npz", "user_x=b.npz"]))
+        assert config.prepare.vectors == {"item_audio": "a.npz", "user_x": "b.npz"}
+    config, _ = run_settings(build_parser().parse_args(["train", "--vectors", "table"]))
+    assert config.model.vectors == "table"
+
+
+def test_vectors_are_checked_before_the_first_stage(tmp_path, capsys):
+    """Names, forms and files: not after the minutes that extraction takes."""
+    for text, words in (
+        ("item_text=a.npz", "`dlrrec extract` makes"),
+        ("item_a=none.npz", "no file none.npz"),
+    ):
+        assert main(["run", "--run-dir", str(tmp_path / "run"), "--vectors", text]) == 2
+        assert words in capsys.readouterr().err and not (tmp_path / "run" / "reviews").exists()
+
+
 def test_towers_are_sizes_by_name(tmp_path):
     for body in ({"item_audio": "128,32"}, {"item_audio": [128, 32]}, {"item_audio": ["128", 32]}):
         assert load_config(None, {"model.towers": body}).model.towers == {"item_audio": [128, 32]}
@@ -155,9 +174,9 @@ def test_towers_are_sizes_by_name(tmp_path):
     config, _ = run_settings(arguments)
     assert config.model.towers == {"item_audio": [48, 32], "user_text": [32]}
     for wrong in ({"item_audio": "big"}, {"item_audio": [None]}):
-        with pytest.raises(DataError, match="towers: item_audio: .* is not layer sizes, as 128,32"):
+        with pytest.raises(DataError, match="model.towers.*item_audio: .* is not layer sizes, as 128,32"):
             load_config(None, {"model.towers": wrong})
-    with pytest.raises(DataError, match="towers: must name towers"):
+    with pytest.raises(DataError, match="model.towers.*must name towers"):
         load_config(None, {"model.towers": [32]})
 
 

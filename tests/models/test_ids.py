@@ -270,7 +270,7 @@ def test_parts_that_do_not_fit_are_refused():
     assert unsharded.state_dict()[name][:3].tolist() == [0, 6, -1]
     state[name] = torch.tensor([0, 4, 8] + [-1] * 1022)
     with (
-        pytest.raises(DataError, match=r"model.tables.user.ids=managed.*--no-resume"),
+        pytest.raises(DataError, match=r"model.tables.user.ids=managed.*train.resume=false"),
         loading_managed(unsharded),
     ):
         unsharded.load_state_dict(state)

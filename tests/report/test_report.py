@@ -23,6 +23,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.paths import run_paths
+from tests.helpers.shards import make_facts
 
 MODELS = {"dlrrec": 1.0, "bce": 0.4}
 BASELINES = {"majority class": 0.0, "item mean": 0.7}
@@ -73,9 +74,9 @@ def write_rest(run, seed):
         }
         write_table(pa.table(rows, schema=schema.NEIGHBORS), run.swing / kind)
     Manifest("swing", {}, {}, seconds=2, peak_memory_mib=300 + seed).write(run.swing)
-    Manifest("prepare", {}, {}, facts={"users": 40, "items": 30}, seconds=3, peak_memory_mib=10).write(
-        run.shards
-    )
+    Manifest(
+        "prepare", {}, {}, facts=make_facts(users=40, items=30).as_facts(), seconds=3, peak_memory_mib=10
+    ).write(run.shards)
     Manifest("extract", {}, {}, facts={"agreement": {"price_tag": 0.6125, "items": 91}}).write(run.content)
     for name in MODELS:
         run.train(name).mkdir(parents=True)
@@ -192,7 +193,7 @@ def test_report_is_reused_until_an_evaluation_changes(runs):
 def test_one_seed_without_truth_and_without_the_other_stages(tmp_path):
     (run,) = run_paths(tmp_path, 1)
     body = write_evaluation(run, 3, truth=False)
-    Manifest("prepare", {}, {}, facts={"users": 40, "items": 30}).write(_made(run.shards))
+    Manifest("prepare", {}, {}, facts=make_facts(users=40, items=30).as_facts()).write(_made(run.shards))
     report_of([run], list(MODELS), run.report)
     summary = json.loads((run.report / "metrics.json").read_text())
     assert summary["models"]["dlrrec"]["auc"] == {
