@@ -1,6 +1,7 @@
 """The shape of the code base, read from its syntax trees: imports point down, files stay short."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,22 @@ def test_the_root_holds_six_files():
 def test_no_two_files_share_a_name():
     names = [p.stem for p in (ROOT / "dlrrec_torchrec").rglob("*.py") if p.stem not in SAME_NAMES]
     assert not {name for name in names if names.count(name) > 1}
+
+
+def test_the_page_names_what_is_there():
+    """docs/architecture.md: every file exists, and every folder has its line."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`([a-z_/]+\.py)`", text):
+        assert (ROOT / name).exists() or (ROOT / "dlrrec_torchrec" / name).exists(), name
+    table = re.findall(r"^\| `([a-z_]+)(?:/|\.py)` \|", text, re.MULTILINE)
+    parts = {own_part(path) for path in FILES} - {None, "__main__"}
+    assert sorted(table) == sorted(parts)
+    above: set[str] = set()
+    for part in table:  # a folder imports only what stands above it
+        for path in FILES:
+            if own_part(path) == part:
+                assert {p for p in map(part_of, imports(path)) if p} <= above | {part, "__version__"}, path
+        above.add(part)
 
 
 def test_no_circle():
