@@ -67,7 +67,7 @@ class Bar(Progress):
         """Stop drawing, and give stdout and stderr back, up to the next step outside of a debugger."""
         if not self._paused:
             self._paused = True
-            # `input()` goes on with the stdout that it found, without a reference of its own: keep it alive.
+            # `input()` goes on with the stdout it started with, but holds no reference to it: keep it alive.
             self._replaced = sys.stdout, sys.stderr
             self.live.stop()
 
