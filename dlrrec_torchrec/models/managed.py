@@ -142,7 +142,7 @@ def loading_managed(model: nn.Module) -> Iterator[None]:
         raise DataError(
             f"model.tables.{tables}.ids=managed: ranks share ids by hash, so a checkpoint loads on as many "
             "ranks as saved it, or on fewer that divide that number; use such a number of ranks, or "
-            "train anew with train.resume=false"
+            "start over with train.resume=false"
         ) from None
     for name, module in modules.items():
         module._output_segments_tensor.copy_(segments[name])

@@ -1,4 +1,4 @@
-"""The weights of a plain model out of a checkpoint, in one process."""
+"""The weights of a plain model from a checkpoint, in one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> N
     """Load the weights in checkpoint `path` into a plain, unsharded model, in this process alone.
 
     Args:
-        prefix: of the model's names in the checkpoint, such as "model." for what a wrapper holds so.
+        prefix: of the model's names in the checkpoint, such as "model." for the model in a wrapper.
 
     Raises:
         DataError: no checkpoint, a damaged one, or one of another model.
