@@ -28,7 +28,7 @@ def random_facts(
     vector_dim: int = 384,
     positives: int = 10,
 ) -> ShardFacts:
-    """What random shards are: the prepare stage's defaults, and so many ids.
+    """What random shards are: the prepare stage's defaults, with these numbers of ids.
 
     Args:
         modalities: names; vector_dim: numbers of each vector.

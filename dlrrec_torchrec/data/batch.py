@@ -59,7 +59,7 @@ def make_sparse(
     Args:
         category: i32 or i64 [B, slots] in host memory, padded anywhere.
         user, item: i32 or i64 [B] in host memory; -1 gives no id.
-        keys: out of SPARSE_KEYS.
+        keys: of SPARSE_KEYS.
         padding: the category code that is none.
 
     Returns:

@@ -24,8 +24,8 @@ class BatchSpec:
 
     Attributes:
         facts: of the shards that the batches are of.
-        sparse: features of `Batch.sparse`, out of SPARSE_KEYS; the model has a table of each.
-        managed: features of `Batch.managed`, out of "user", "item".
+        sparse: features of `Batch.sparse`, from SPARSE_KEYS; the model has a table of each.
+        managed: features of `Batch.managed`, from "user", "item".
         hashed: feature in `sparse` -> rows of its table, where its ids are hashed to.
         in_rows: modalities whose vectors the rows bring, `Batch.vectors`.
         in_tables: modalities whose vectors are looked up, `Batch.lookup`. One of the two is empty.

@@ -54,7 +54,7 @@ class Items(Users):
 
     Attributes:
         titles: [N], None where the source has none.
-        price_tag: str [N], out of PRICE_TAGS.
+        price_tag: str [N], from PRICE_TAGS.
         category: i32 [N, slots], padded with the number of types.
     """
 

@@ -42,7 +42,7 @@ class ManagedTables(nn.Module):
 
     Args:
         tables: of one dimension E, each of one feature. Their `init_fn` must set zeros.
-        policies: for each, out of POLICIES: which id loses its row.
+        policies: for each, a key of POLICIES: which id loses its row.
         intervals: for each, after how many steps new ids get rows.
 
     Example::

@@ -36,7 +36,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> N
             try:
                 dcp.load({"model": weights}, checkpoint_id=str(path), no_dist=True)
                 model.load_state_dict(plain, strict=False)
-            except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+            except (CheckpointException, Exception) as error:  # the former is not an Exception
                 problem = f"cannot be loaded ({first_line(error)})"
     if problem:
         raise DataError(f"{path}: {problem}; delete the training's folder and run `dlrrec train` again")

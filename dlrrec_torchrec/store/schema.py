@@ -115,7 +115,7 @@ ENTITY = pa.schema(
 
 
 def item_entity(slots: int) -> pa.Schema:
-    """The columns of the items' entity table, with so many category types at most."""
+    """The columns of the items' entity table, with at most `slots` category types."""
     of_items = [("title", pa.string()), ("price_tag", pa.string()), ("category", pa.list_(pa.int32(), slots))]
     return pa.schema([*ENTITY, *of_items])
 

@@ -55,7 +55,7 @@ class ShardFacts:
         fields = [f.name for f in dataclasses.fields(ShardFacts)]
         if missing := [name for name in fields if name not in manifest.facts]:
             raise DataError(
-                f"{Path(shards_dir) / 'manifest.json'}: its facts have no '{missing[0]}': these are no "
+                f"{Path(shards_dir) / 'manifest.json'}: its facts have no '{missing[0]}': these are not "
                 "shards; run `dlrrec prepare` again"
             )
         values: dict[str, Any] = {name: manifest.facts[name] for name in fields}

@@ -210,7 +210,7 @@ class Checkpoints:
         result, problem = None, ""
         try:
             result = work()
-        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+        except (CheckpointException, Exception) as error:  # the former is not an Exception
             problem = first_line(error)
         outcomes: list[Any] = [None] * self._ranks.world_size
         dist.all_gather_object(outcomes, (result, problem), group=self._group)
@@ -255,7 +255,7 @@ def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedO
     with loading_managed(model):
         try:
             dcp.load({"model": weights, "optimizer": moments["state"]}, checkpoint_id=str(path))
-        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+        except (CheckpointException, Exception) as error:  # the former is not an Exception
             return f"cannot be loaded ({first_line(error)})"
         model.load_state_dict(weights, strict=False)
     optimizer.load_state_dict(moments)

@@ -52,7 +52,7 @@ def run(
 
     Args:
         say: called with a line before each part.
-        reached: what the device reaches (`roofline.peaks`), to spare measuring it.
+        reached: what the device reaches (`roofline.peaks`), if it was measured before.
 
     Returns:
         case: its settings. ranks: `processes`, `threads` of each, `device`. steps: of a round.
