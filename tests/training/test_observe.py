@@ -102,10 +102,10 @@ def test_first_entities_are_those_of_the_whole(shards):
 def test_the_probe_measures_the_towers_on_entities_and_their_neighbours(shards, monkeypatch):
     whole, towers = load_entities(shards), model().eval()
     whole.vectors["item_image"][3] = 0  # an item without a vector is left out
-    probe = Probe(
+    every_entity = Probe(
         modalities_of(), whole.vectors, {"item": whole.items.positives, "user": whole.users.positives}
     )
-    measured = probe.measure(towers)
+    measured = every_entity.measure(towers)
     vectors = {name: torch.from_numpy(v).float() for name, v in whole.vectors.items()}
     with torch.no_grad():
         reduced = {name: towers.dense_arch.towers[name](v).numpy() for name, v in vectors.items()}
@@ -120,7 +120,7 @@ def test_the_probe_measures_the_towers_on_entities_and_their_neighbours(shards, 
     assert measured["uniformity_item"] == pytest.approx(uniformity(joined[items]), rel=1e-5)
     expected = effective_rank(reduced["user_text"])
     assert measured["effective_rank_user_text"] == pytest.approx(expected, rel=1e-5)
-    assert towers.train() and probe.measure(towers) == measured and towers.dense_arch.training
+    assert towers.train() and every_entity.measure(towers) == measured and towers.dense_arch.training
     monkeypatch.setattr(probe, "SAMPLE", 10)
     few = Probe(modalities_of(), whole.vectors, {"user": whole.users.positives})
     assert few.measure(towers)["effective_rank_user_text"] <= 10
