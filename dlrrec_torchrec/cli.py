@@ -65,12 +65,12 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         "dlrrec run --config configs/demo.yaml\n"
         "dlrrec run --config configs/zomato.yaml --reviews reviews.csv --items restaurants.csv --seeds 5\n"
         "dlrrec run --config configs/demo.yaml --set train.lr=0.003 contrastive.temperature=0.2",
-        note="Every setting is a flag here too. Where two sections have one of the same name, it has the\n"
+        note="Every setting is a flag here too. Where two sections have one of the same name, it names the\n"
         "section too, as in `dlrrec run --split.folds 5`.",
         usage="dlrrec run [--config FILE] [--run-dir FOLDER] [--until STAGE] [--FLAG VALUE ...]",
     )
     command.add_argument("--until", choices=STAGES, default=LAST, help=f"last stage to run (default: {LAST})")
-    command.add_argument("--force", action="store_true", help="begin anew; only the cache of vectors is kept")
+    command.add_argument("--force", action="store_true", help="start over; only the cache of vectors is kept")
     command.add_argument(
         "-n", type=at_least(1), default=10, help="recommendations shown at the end (default: 10)"
     )
@@ -79,7 +79,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
     for name, kind in sections().items():
         line = (kind.__doc__ or "").splitlines()[0].rstrip(".")
         group = command.add_argument_group(f"{name}: {line}")
-        add_flags(group, kind, name, own=False)
+        add_flags(group, kind, name, short_flags=False)
     command.set_defaults(action=_run)
 
 
@@ -127,7 +127,7 @@ def _add_no_progress(command: argparse.ArgumentParser) -> None:
 
 
 def _seed_numbers(arguments: argparse.Namespace, config: RunConfig) -> list[int]:
-    """The seeds to work on: the one that is asked for, or all."""
+    """The seeds to work on: the requested one, or all."""
     number = getattr(arguments, "seed_number", None)
     if number is not None and not 0 <= number < config.seeds:
         raise DataError(f"--seed-number {number}: this run has the seeds 0 to {config.seeds - 1}")
@@ -136,14 +136,14 @@ def _seed_numbers(arguments: argparse.Namespace, config: RunConfig) -> list[int]
 
 def _run(arguments: argparse.Namespace) -> int:
     config, folder = run_settings(arguments, check=settings_problems)
-    every = run(config, folder, until=arguments.until, force=arguments.force)
+    all_paths = run(config, folder, until=arguments.until, force=arguments.force)
     if arguments.until != LAST:
         return 0
     from dlrrec_torchrec.serving.recommend import example_user, recommend
 
-    first = every[0]
+    first = all_paths[0]
     if shown := STAGES[LAST].shown:
-        print("\n" + shown(Work(config, first, every)))
+        print("\n" + shown(Work(config, first, all_paths)))
     user = example_user(first.shards)
     trained = first.train(next(iter(config.variants)))
     print(recommend(first.shards, trained, user, arguments.n, reviews_dir=first.reviews).to_text())
@@ -155,12 +155,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _stage(arguments: argparse.Namespace) -> int:
     stage: Stage = arguments.stage
     config, folder = run_settings(arguments, check=lambda config: settings_problems(config, [stage.name]))
-    every, first = run_paths(folder, config.seeds), is_first_rank()
+    all_paths, first = run_paths(folder, config.seeds), is_first_rank()
     variants = [name] if (name := getattr(arguments, "variant", None)) else None
     for number in [0] if stage.each == "run" else _seed_numbers(arguments, config):
-        run_stage(stage.name, config, every, number, variants, say=print if first else lambda line: None)
+        run_stage(stage.name, config, all_paths, number, variants, say=print if first else lambda line: None)
     if stage.shown and first:
-        print(stage.shown(Work(config, every[0], every)))
+        print(stage.shown(Work(config, all_paths[0], all_paths)))
     return 0
 
 

@@ -18,7 +18,7 @@ INSTALL_CPU = (
 )
 INSTALL_GPU = "pip install 'dlrrec-torchrec[gpu]' (Python 3.12, CUDA 13)"
 
-# Run apart, for a wrong pair can end the process rather than raise.
+# In a process of its own: a wrong pair can end it rather than raise.
 _PROBE = """
 import warnings; warnings.filterwarnings("ignore")
 import torch, fbgemm_gpu, torchrec
@@ -50,16 +50,17 @@ def judge(torch: str | None, cpu: str | None, gpu: str | None, torchrec: str | N
             "pip uninstall -y fbgemm-gpu fbgemm-gpu-cpu, "
             f"then for a CPU: {INSTALL_CPU}; for CUDA: {INSTALL_GPU}"
         ]
-    wanted = INSTALL_GPU if gpu else INSTALL_CPU
+    install = INSTALL_GPU if gpu else INSTALL_CPU
     missing = [n for n, v in (("torch", torch), ("fbgemm", cpu or gpu), ("torchrec", torchrec)) if not v]
     if missing:
-        return [f"{', '.join(missing)} not installed: {wanted}"]
-    found = tuple(".".join(v.split("+")[0].split(".")[:2]) for v in (torch, cpu or gpu, torchrec))
-    if any(found == known[:3] for known in TESTED_SETS):
+        return [f"{', '.join(missing)} not installed: {install}"]
+    versions = tuple(".".join(v.split("+")[0].split(".")[:2]) for v in (torch, cpu or gpu, torchrec))
+    if any(versions == tested[:3] for tested in TESTED_SETS):
         return []
     sets = "; ".join(f"torch {t} + fbgemm {f} + torchrec {r} ({d})" for t, f, r, d in TESTED_SETS)
     return [
-        f"torch {found[0]} + fbgemm {found[1]} + torchrec {found[2]} is not a tested set ({sets}): {wanted}"
+        f"torch {versions[0]} + fbgemm {versions[1]} + torchrec {versions[2]} is not a tested set ({sets}): "
+        f"{install}"
     ]
 
 

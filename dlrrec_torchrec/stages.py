@@ -29,7 +29,7 @@ class Work:
 
     config: RunConfig  # as the seed and the variant change it
     paths: RunPaths  # of the seed; of the first one for a stage that works once for all
-    every: Sequence[RunPaths]  # of all seeds
+    all_paths: Sequence[RunPaths]  # of all seeds
     variant: str = ""
 
 
@@ -43,14 +43,14 @@ class Stage:
     action: Callable[[Work], Manifest]
     inputs: tuple[str, ...]  # attributes of RunPaths: what it needs
     outputs: tuple[str, ...]  # the folders it writes, the one with its manifest first
-    also_reads: tuple[str, ...] = ()  # where they are there
+    also_reads: tuple[str, ...] = ()  # where they exist
     sections: tuple[str, ...] = ()  # of the settings: its flags, and what is checked before it begins
     settings: tuple[str, ...] = ()  # of the run itself that are its flags too
     each: str = (
         "seed"  # it works once for each "seed", for each "variant" of each seed, or once for the "run"
     )
     check: Callable[[RunConfig], None] | None = None  # of settings that only its own code can judge
-    shown: Callable[[Work], str] | None = None  # what it says of its result
+    shown: Callable[[Work], str] | None = None  # what it prints of its result
     progress: bool = False  # it shows a progress bar
 
 
@@ -135,7 +135,7 @@ def _report(work: Work) -> Manifest:
     from dlrrec_torchrec.report.stage import report
 
     names = list(work.config.variants)
-    return report(work.every, names, manifest_folders(work.every, names), work.paths.report)
+    return report(work.all_paths, names, manifest_folders(work.all_paths, names), work.paths.report)
 
 
 def _show_report(work: Work) -> str:
@@ -259,21 +259,25 @@ def settings_problems(config: RunConfig, stages: Iterable[str] | None = None) ->
 
 
 def work_of(
-    stage: Stage, config: RunConfig, every: Sequence[RunPaths], number: int, variants: Iterable[str] | None
+    stage: Stage,
+    config: RunConfig,
+    all_paths: Sequence[RunPaths],
+    number: int,
+    variants: Iterable[str] | None,
 ) -> Iterator[Work]:
     """What the stage works on for the seed `number`, one after the other."""
-    seeded, paths = for_seed(config, number), every[number]
+    seeded, paths = for_seed(config, number), all_paths[number]
     if stage.each != "variant":
-        yield Work(seeded, paths, every)
+        yield Work(seeded, paths, all_paths)
         return
     for name in config.variants if variants is None else variants:
-        yield Work(variant(seeded, name), paths, every, name)
+        yield Work(variant(seeded, name), paths, all_paths, name)
 
 
 def run_stage(
     name: str,
     config: RunConfig,
-    every: Sequence[RunPaths],
+    all_paths: Sequence[RunPaths],
     number: int = 0,
     variants: Iterable[str] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -281,7 +285,7 @@ def run_stage(
     """Run one stage for one seed, unless it is current, and return what it reports.
 
     Args:
-        every: the folders of all seeds.
+        all_paths: the folders of all seeds.
         variants: those to work on, for a stage that works on each (default: all).
         say: gets one line on each piece of work that is finished.
 
@@ -289,8 +293,8 @@ def run_stage(
     the stage did not write; before anything is done.
     """
     stage, manifests = STAGES[name], []
-    pieces = list(work_of(stage, config, every, number, variants))
-    _check_outputs(stage, [every[number]], [work.variant for work in pieces])
+    pieces = list(work_of(stage, config, all_paths, number, variants))
+    _check_outputs(stage, [all_paths[number]], [work.variant for work in pieces])
     for work in pieces:
         _check_inputs(stage, work)
         manifests.append(stage.action(work))
@@ -308,28 +312,28 @@ def run(
 ) -> list[RunPaths]:
     """Run every stage up to `until` for every seed; returns the folders, one for each seed.
 
-    Stages that are current are not repeated, so an interrupted run goes on where it stopped. `force` begins
-    anew, keeping only the cache of vectors.
+    Stages that are current are not repeated, so an interrupted run goes on where it stopped. `force` starts
+    over, keeping only the cache of vectors.
 
     Raises DataError, before any stage has begun, naming all settings that are wrong, or a folder that a stage
-    is to write and that holds what it did not write.
+    would write but that holds something else.
     """
     raise_problems(settings_problems(config))
-    every = run_paths(root, config.seeds)
+    all_paths = run_paths(root, config.seeds)
     chosen = list(STAGES.values())[: list(STAGES).index(until) + 1]
     for stage in chosen:
-        _check_outputs(stage, every, config.variants)
+        _check_outputs(stage, all_paths, config.variants)
     if force:
-        _forget(every)
+        _forget(all_paths)
     write_text_atomic(Path(root) / "config.yaml", yaml.safe_dump(jsonable(config), sort_keys=False))
     for once, stages in itertools.groupby(chosen, lambda stage: stage.each == "run"):
         names = [stage.name for stage in stages]
         for number in [0] if once else range(config.seeds):
             if config.seeds > 1 and not once:
-                say(f"seed {number + 1} of {config.seeds}: {every[number].root}")
+                say(f"seed {number + 1} of {config.seeds}: {all_paths[number].root}")
             for name in names:
-                run_stage(name, config, every, number, say=say)
-    return every
+                run_stage(name, config, all_paths, number, say=say)
+    return all_paths
 
 
 def describe(stage: str, manifest: Manifest) -> str:
@@ -340,12 +344,12 @@ def describe(stage: str, manifest: Manifest) -> str:
     return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
 
 
-def manifest_folders(every: Sequence[RunPaths], variants: Iterable[str]) -> dict[str, list[Path]]:
+def manifest_folders(all_paths: Sequence[RunPaths], variants: Iterable[str]) -> dict[str, list[Path]]:
     """Where the stages before the report leave their manifests: stage, or stage and variant -> folders."""
     folders = {}
     for stage in itertools.takewhile(lambda stage: stage.name != "report", STAGES.values()):
         for name in variants if stage.each == "variant" else [""]:
-            runs = every[:1] if stage.each == "run" else every
+            runs = all_paths[:1] if stage.each == "run" else all_paths
             label = f"{stage.name}: {name}" if name else stage.name
             folders[label] = [paths.folders(stage.outputs[0], [name])[0] for paths in runs]
     return folders
@@ -354,7 +358,7 @@ def manifest_folders(every: Sequence[RunPaths], variants: Iterable[str]) -> dict
 def _check_inputs(stage: Stage, work: Work) -> None:
     for name in stage.inputs:
         writer = next(s.name for s in STAGES.values() if name in s.outputs)
-        for paths in work.every if stage.each == "run" else [work.paths]:
+        for paths in work.all_paths if stage.each == "run" else [work.paths]:
             for folder in paths.folders(name, work.config.variants):
                 if not (folder / "manifest.json").exists():
                     writer_call = f"dlrrec {writer} --run-dir {shlex.quote(str(paths.shared))}"
@@ -374,15 +378,15 @@ def _outputs(stage: Stage, paths: RunPaths, variants: Iterable[str]) -> list[tup
     ]
 
 
-def _check_outputs(stage: Stage, every: Iterable[RunPaths], variants: Iterable[str]) -> None:
-    for paths in every:
+def _check_outputs(stage: Stage, all_paths: Iterable[RunPaths], variants: Iterable[str]) -> None:
+    for paths in all_paths:
         for writer, folder in _outputs(stage, paths, variants):
             check_output(folder, writer)
 
 
-def _forget(every: Iterable[RunPaths]) -> None:
+def _forget(all_paths: Iterable[RunPaths]) -> None:
     """Delete what the stages wrote, trainings of any variant included; what they did not write stays."""
-    for paths in every:
+    for paths in all_paths:
         for stage in STAGES.values():
             if stage.each == "variant":
                 outputs = [(stage.name, folder) for folder in getattr(paths, stage.outputs[0]).glob("*")]

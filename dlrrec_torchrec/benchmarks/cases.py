@@ -48,7 +48,7 @@ class EmbeddingCase:
     world_size: int = option(1, "processes (each with a GPU where --device is cuda)", least=1)
     reference: str = option(
         "sparse",
-        "gradients of nn.EmbeddingBag beside it; none: measure without it, for tables that fit only once",
+        "gradients of nn.EmbeddingBag, measured too; none: measure without it, for tables that fit only once",
         ("sparse", "dense", "none"),
     )
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
@@ -129,7 +129,7 @@ class TrainCase:
     precision: str = option("fp32", "fp32, or bf16: autocast of the forward pass", ("fp32", "bf16"))
     compile: bool = option(False, "torch.compile of this project's dense part")
     reference: str = option(
-        "plain", "plain: the same model in plain torch beside it, on one rank; none", ("plain", "none")
+        "plain", "plain: the same model in plain torch too, on one rank; none", ("plain", "none")
     )
     seed: int = option(0, "seed of data, weights and draws", least=0)
 

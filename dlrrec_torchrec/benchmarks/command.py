@@ -44,7 +44,7 @@ def add_bench(commands: Any) -> None:
     """Add `bench` and its sub-commands to the `dlrrec` parser's sub-commands."""
     bench = commands.add_parser("bench", help="measure parts of the system on this machine")
     parts = bench.add_subparsers(title="benchmarks", metavar="PART", required=True)
-    line = "embedding tables: FBGEMM's beside torch.nn.EmbeddingBag and a plain memory copy"
+    line = "embedding tables: FBGEMM's against torch.nn.EmbeddingBag and a plain memory copy"
     embeddings = _add(parts, "embeddings", EmbeddingCase, line, EMBEDDINGS_EXAMPLE, _embeddings)
     embeddings.add_argument(
         "--sweep",
@@ -53,9 +53,9 @@ def add_bench(commands: Any) -> None:
         metavar="FLAG=V1,V2,...",
         help="measure with each of these values; several sweeps: with each combination",
     )
-    line = "the whole training step and its parts, beside the same model in plain torch"
+    line = "the whole training step and its parts, against the same model in plain torch"
     _add(parts, "train", TrainCase, line, TRAIN_EXAMPLE, _train, TRAIN_NOTE)
-    line = "rows per second from shards to batches, beside a plain read and copy of the same bytes"
+    line = "rows per second from shards to batches, against a plain read and copy of the same bytes"
     _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader, LOADER_NOTE)
 
 

@@ -27,9 +27,9 @@ def format_table(results: Sequence[Mapping[str, Any]]) -> str:
     """
     keys = varied(results)
     header = [*keys, "lookups", "unique"]
-    beside = any("torch" in r["sides"] for r in results)
+    with_torch = any("torch" in r["sides"] for r in results)
     for name in PASSES.values():
-        header += [f"{name} ms", *(["torch ms", "ratio (p10 to p90)"] if beside else []), "of copy"]
+        header += [f"{name} ms", *(["torch ms", "ratio (p10 to p90)"] if with_torch else []), "of copy"]
     rows = [[*header, "copy GB/s"]]
     for result in results:
         row = [str(result["case"][key]) for key in keys]
@@ -40,7 +40,7 @@ def format_table(results: Sequence[Mapping[str, Any]]) -> str:
             if "torch" in result["sides"]:
                 row.append(f"{1e3 * result['sides']['torch'][phase]['seconds']['median']:.3f}")
                 row.append(spread(result["ratio"][phase], "{:.2f}"))
-            elif beside:
+            elif with_torch:
                 row += ["-", "-"]
             row.append(f"{fbgemm['share']['unique']:.1%}")
         rows.append([*row, f"{result['copy']['bandwidth'] / 1e9:.1f}"])

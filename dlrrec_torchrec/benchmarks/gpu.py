@@ -1,9 +1,9 @@
-"""`python -m dlrrec_torchrec.benchmarks.gpu`: all that is to be measured on one GPU, in one run and one JSON.
+"""`python -m dlrrec_torchrec.benchmarks.gpu`: everything measured on one GPU, in one run and one JSON.
 
 Within the budget (8 minutes by default): the bandwidth and the arithmetic that the GPU reaches; FBGEMM's
-tables beside nn.EmbeddingBag, large and with little reuse first; training steps of the whole model on data of
-the papers' size beside their roofline. A part that fails or does not fit into the time says so in its place,
-and the others are measured all the same.
+tables and nn.EmbeddingBag, large and with little reuse first; training steps of the whole model on data of
+the papers' size and their roofline. A part that fails or does not fit into the time says so in its place,
+and the others are measured anyway.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PUBLISHED = {"forward": 0.647, "backward": 0.265}
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How large everything is: on a GPU as it should be, on a CPU so small that it only shows it runs."""
+    """How large everything is: on a GPU as it should be, on a CPU just large enough to show that it runs."""
 
     copy_mib: int
     matrix: int
@@ -80,7 +80,7 @@ def embedding_cases(sizes: Sizes, device: str, memory: int) -> dict[str, Embeddi
         copy_mib=sizes.copy_mib,
         device=device,
     )
-    found = {
+    cases = {
         "large_low_reuse": large,
         "sgd": dataclasses.replace(large, optimizer="sgd"),
         "fp16": dataclasses.replace(large, dtype="fp16"),
@@ -90,9 +90,9 @@ def embedding_cases(sizes: Sizes, device: str, memory: int) -> dict[str, Embeddi
         "torchrec_table_wise": dataclasses.replace(large, sharding="table_wise"),
     }
     if device == "cuda":
-        found["adam"] = dataclasses.replace(large, optimizer="adam", rows=rows // 4)
-        found["bf16_sums"] = dataclasses.replace(large, dtype="fp16", output="bf16")
-        found["uvm_caching_zipf"] = dataclasses.replace(
+        cases["adam"] = dataclasses.replace(large, optimizer="adam", rows=rows // 4)
+        cases["bf16_sums"] = dataclasses.replace(large, dtype="fp16", output="bf16")
+        cases["uvm_caching_zipf"] = dataclasses.replace(
             large,
             kernel="fused_uvm_caching",
             distribution="zipf",
@@ -100,7 +100,7 @@ def embedding_cases(sizes: Sizes, device: str, memory: int) -> dict[str, Embeddi
             cache_load=0.1,
             reference="none",
         )
-    return found
+    return cases
 
 
 def measure(device: str, budget: float, shards: str | None, say: Callable[[str], Any]) -> dict[str, Any]:
@@ -109,16 +109,16 @@ def measure(device: str, budget: float, shards: str | None, say: Callable[[str],
     Returns:
         machine: see `describe_machine`.
         peaks: what the device reaches (`roofline.peaks`).
-        headline: of large tables with little reuse, shares of the bandwidth by count beside the published.
+        headline: of large tables with little reuse, shares of the bandwidth by count, and the published ones.
         embeddings: name -> result (`embeddings.measure`).
         training: `batch_N` -> result (`step.measure.run`).
 
-        In place of a result stands {"error": ...} for a part that failed, and {"skipped": ...} for one that
-        the time did not suffice for.
+        In place of a result there is {"error": ...} for a part that failed, and {"skipped": ...} for one
+        for which no time was left.
     """
     start, sizes = time.monotonic(), GPU_SIZES if device == "cuda" else CPU_SIZES
-    place = resolve_device(device)
-    memory = torch.cuda.get_device_properties(place).total_memory if device == "cuda" else 1 << 30
+    torch_device = resolve_device(device)
+    memory = torch.cuda.get_device_properties(torch_device).total_memory if device == "cuda" else 1 << 30
     report: dict[str, Any] = {"benchmark": "gpu", "device": device, "machine": describe_machine()}
     report |= {"peaks": {}, "headline": {}, "embeddings": {}, "training": {}}
 
@@ -126,10 +126,10 @@ def measure(device: str, budget: float, shards: str | None, say: Callable[[str],
         left = budget - (time.monotonic() - start)
         say(f"{section} {name} ({left:.0f} s left)")
         report[section][name] = _guarded(function, left)
-        free_memory(place)
+        free_memory(torch_device)
 
     with quiet(), process_group(device):
-        part("peaks", "fp32", lambda: peaks(place, copy_mib=sizes.copy_mib, matrix=sizes.matrix))
+        part("peaks", "fp32", lambda: peaks(torch_device, copy_mib=sizes.copy_mib, matrix=sizes.matrix))
         reached = report["peaks"]["fp32"]
         cases = embedding_cases(sizes, device, memory)
         first, *others = cases
@@ -166,7 +166,7 @@ def _train(
 
 
 def _headline(result: dict[str, Any]) -> dict[str, Any]:
-    """Shares of the bandwidth beside the published, which are by the count "fbgemm"."""
+    """Shares of the bandwidth and the published ones, which are by the count "fbgemm"."""
     return {
         phase: {"share": result["sides"]["fbgemm"][phase]["share"], "published": published}
         for phase, published in PUBLISHED.items()

@@ -1,4 +1,4 @@
-"""`dlrrec bench loader`: rows per second from Parquet shards to batches, beside a plain read.
+"""`dlrrec bench loader`: rows per second from Parquet shards to batches, against a plain read.
 
 Each round measures, for every kind of row and number of workers: a plain read of the bytes that the loader
 decodes, an epoch of the loader, and a plain copy of as many bytes as its batches have. The share of the two

@@ -28,7 +28,7 @@ def random_facts(
     vector_dim: int = 384,
     positives: int = 10,
 ) -> ShardFacts:
-    """What random shards are: the prepare stage's defaults, and so many ids.
+    """What random shards are: the prepare stage's defaults, with these numbers of ids.
 
     Args:
         modalities: names; vector_dim: numbers of each vector.
@@ -111,8 +111,8 @@ def write_random_shards(folder: Path, rows: int, facts: ShardFacts, seed: int = 
     }
     for side, count in counts.items():
         entity = facts.entity_schema(side)
-        for one in (m for m in facts.modalities if m.side == side):
-            common[side][one.name] = lists(_vectors(draw, count, one.dim))
+        for described in (m for m in facts.modalities if m.side == side):
+            common[side][described.name] = lists(_vectors(draw, count, described.dim))
         table = pa.table([pa.array(common[side][f.name], f.type) for f in entity], schema=entity)
         write_table(table, folder / "entities" / f"{side}s")
     manifest.rows = {"train": rows, "val": 1, "test": 1} | {f"{side}s": n for side, n in counts.items()}

@@ -1,7 +1,7 @@
-"""The door: what settings may be, alone and together, found before the first stage begins.
+"""Settings are checked at the door: alone and together, before the first stage begins.
 
-Ranges stand beside the fields (`option(..., least=1)`); what concerns several settings is a rule here. All
-that is wrong is collected and said at once. What depends on data (a modality that the shards lack) is checked
+Ranges are next to the fields (`option(..., least=1)`); what concerns several settings is a rule here. All
+problems are collected and reported at once. What depends on data (a modality that the shards lack) is checked
 where the data is read.
 """
 
@@ -25,14 +25,14 @@ Rule = Callable[..., str | None]
 
 _HOLDS = {"least": operator.ge, "most": operator.le, "above": operator.gt, "below": operator.lt}
 
-# Rules, each with the settings that it takes as arguments; what it returns is said of the first of them.
+# Rules, each with the settings that it takes as arguments; what it returns is reported for the first.
 _RULES: list[tuple[tuple[str, ...], Rule]] = []
 
 
-def check_settings(*given: Any, protocol: str = "strict") -> None:
+def check_settings(*configs: Any, protocol: str = "strict") -> None:
     """Check sections by themselves and with each other, as the functions of the stages do.
 
-    Raises DataError naming every setting that cannot be, and its flag.
+    Raises DataError naming every setting that cannot be used, and its flag.
     """
     problems: list[str] = []
 
@@ -40,7 +40,7 @@ def check_settings(*given: Any, protocol: str = "strict") -> None:
         problems.append(f"{described(setting)}: {text}")
 
     _fields(RunConfig(protocol=protocol), "", report)
-    _check({section_of(type(section)): section for section in given}, report)
+    _check({section_of(type(section)): section for section in configs}, report)
     raise_problems(problems)
 
 
@@ -53,40 +53,40 @@ def config_problems(
         names: the sections to check (default: all).
         variants: whose settings are checked (default: all).
 
-    Model, contrastive and train sections are checked as each variant changes them, for nothing else is
-    trained; what no variant changed is said once.
+    Model, contrastive and train sections are checked as each variant changes them, because nothing else
+    is trained; what no variant changed is reported once.
     """
     names = list(sections() if names is None else names)
     problems: list[str] = []
     common = {name: getattr(config, name) for name in names if name not in VARYING}
     varying = [name for name in names if name in VARYING]
 
-    def say(setting: str, text: str) -> None:
+    def report(setting: str, text: str) -> None:
         problems.append(f"{described(setting)}: {text}")
 
-    _fields(config, "", say)
-    _check(common, say)
+    _fields(config, "", report)
+    _check(common, report)
     if not config.variants:
-        say("variants", "names no model to train; leave it out for the default ones")
+        report("variants", "names no model to train; leave it out for the default ones")
     if not varying:
         return problems
     base: list[tuple[str, str]] = []
     _check(common | {name: getattr(config, name) for name in varying}, lambda *problem: base.append(problem))
     for name in config.variants if variants is None else variants:
 
-        def say_variant(setting: str, text: str, at: str = f"variants.{name}") -> None:
+        def report_variant(setting: str, text: str, at: str = f"variants.{name}") -> None:
             inherited = (setting, text) in base
-            say(setting if inherited or setting.startswith(at) else f"{at}.{setting}", text)
+            report(setting if inherited or setting.startswith(at) else f"{at}.{setting}", text)
 
-        changed = apply_variant(config, name, say_variant)
-        _check(common | {section: getattr(changed, section) for section in varying}, say_variant)
+        changed = apply_variant(config, name, report_variant)
+        _check(common | {section: getattr(changed, section) for section in varying}, report_variant)
     return problems
 
 
-def _check(given: dict[str, Any], report: Report) -> None:
+def _check(by_name: dict[str, Any], report: Report) -> None:
     """Check sections, given by name: their fields, then every rule whose settings are right so far."""
     values: Values = {}
-    for name, section in given.items():
+    for name, section in by_name.items():
         values |= _fields(section, f"{name}.", report)
     for settings, rule in _RULES:
         if all(setting in values for setting in settings):
@@ -98,11 +98,11 @@ def _fields(section: Any, at: str, report: Report) -> Values:
     """Check each field of a dataclass of settings; the values of those that are right."""
     hints = typing.get_type_hints(type(section))
     values: Values = {}
-    for known in dataclasses.fields(section):
-        if dataclasses.is_dataclass(hints[known.name]):
+    for field in dataclasses.fields(section):
+        if dataclasses.is_dataclass(hints[field.name]):
             continue
-        value, setting = getattr(section, known.name), at + known.name
-        problems = _field_problems(value, hints[known.name], known, setting)
+        value, setting = getattr(section, field.name), at + field.name
+        problems = _field_problems(value, hints[field.name], field, setting)
         for problem in problems:
             report(*problem)
         if not problems:
@@ -110,19 +110,19 @@ def _fields(section: Any, at: str, report: Report) -> Values:
     return values
 
 
-def _field_problems(value: Any, hint: Any, known: dataclasses.Field, setting: str) -> list[tuple[str, str]]:
+def _field_problems(value: Any, hint: Any, field: dataclasses.Field, setting: str) -> list[tuple[str, str]]:
     problems: list[tuple[str, str]] = []
 
     def report(at: str, text: str) -> None:
         problems.append((at, text))
 
     try:
-        held = field_value(value, hint, known, setting, report)
+        parsed = field_value(value, hint, field, setting, report)
     except ValueError as error:
         return [(setting, str(error))]
-    if not _holds_as_it_is(value, held):  # a file's 1e3 was read as a number, a caller's "1e3" is still text
-        return [(setting, f"{value!r} is not of type {type(held).__name__}, as {held!r} is")]
-    if text := range_problem(value, known):
+    if not _is_as_read(value, parsed):  # a file's 1e3 was read as a number, a caller's "1e3" is still text
+        return [(setting, f"{value!r} is not of type {type(parsed).__name__}, as {parsed!r} is")]
+    if text := range_problem(value, field):
         report(setting, text)
     for name, table in value.items() if isinstance(value, dict) else ():
         if isinstance(table, TableConfig):
@@ -130,30 +130,30 @@ def _field_problems(value: Any, hint: Any, known: dataclasses.Field, setting: st
     return problems
 
 
-def _holds_as_it_is(value: Any, held: Any) -> bool:
+def _is_as_read(value: Any, parsed: Any) -> bool:
     """Whether a value already is what reading it from a file would make of it."""
-    if isinstance(value, list) and isinstance(held, list):
-        return all(map(_holds_as_it_is, value, held))
-    whole = isinstance(value, int) and isinstance(held, float)
-    return whole or isinstance(value, type(held)) or isinstance(value, os.PathLike)
+    if isinstance(value, list) and isinstance(parsed, list):
+        return all(map(_is_as_read, value, parsed))
+    integer_for_float = isinstance(value, int) and isinstance(parsed, float)
+    return integer_for_float or isinstance(value, type(parsed)) or isinstance(value, os.PathLike)
 
 
-def range_problem(value: Any, known: dataclasses.Field) -> str | None:
+def range_problem(value: Any, field: dataclasses.Field) -> str | None:
     """In words, how a value (or one of a list's) breaks the bounds of its field; None where it does not."""
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
         if not math.isfinite(number):
-            return f"{number} is no finite number"
-        if not all(_HOLDS[name](number, bound) for name, bound in known.metadata["bounds"].items()):
-            return f"{number} must be {range_words(known)}"
+            return f"{number} is not a finite number"
+        if not all(_HOLDS[name](number, bound) for name, bound in field.metadata["bounds"].items()):
+            return f"{number} must be {range_words(field)}"
     return None
 
 
-def range_words(known: dataclasses.Field) -> str:
+def range_words(field: dataclasses.Field) -> str:
     """The bounds of a field in words, as "at least 0 and below 1"; "" where it has none."""
     words = {"least": "at least", "above": "above", "below": "below", "most": "at most"}
-    bounds = known.metadata["bounds"]
+    bounds = field.metadata["bounds"]
     return " and ".join(f"{text} {bounds[name]:g}" for name, text in words.items() if name in bounds)
 
 
@@ -176,7 +176,7 @@ def _columns(columns: dict, source: str) -> str | None:
 @_rule("ingest.test", "ingest.source")
 def _files(file: str, source: str) -> str | None:
     if file and source == "synthetic":
-        return f"{file!r} is not read, for the world is synthetic; name the form of the file by ingest.source"
+        return f"{file!r} is not read: the world is synthetic; name the form of the file by ingest.source"
     return None
 
 
@@ -230,7 +230,7 @@ def _dot(sizes: list, interaction: str, dim: int) -> str | None:
     if interaction != "dot" or not sizes or sizes[-1] == dim:
         return None
     return (
-        f"{sizes} must end in model.embedding_dim ({dim}), for model.interaction=dot needs vectors of one "
+        f"{sizes} must end in model.embedding_dim ({dim}): model.interaction=dot needs vectors of one "
         "size; pairwise and dcn do not"
     )
 
@@ -241,15 +241,15 @@ _rule("model.dense_arch", "model.interaction", "model.embedding_dim")(_dot)
 def _tower_rule(kind: str) -> None:
     """The tower of a kind must fit where a modality of that kind has no tower of its own.
 
-    Without names in model.modalities, the shards decide: of the modalities that extraction makes, that is.
+    Without names in model.modalities the shards decide, so those that extraction makes are checked.
     """
 
     @_rule(
         f"model.{kind}_tower", "model.interaction", "model.embedding_dim", "model.modalities", "model.towers"
     )
-    def fits(sizes: list, interaction: str, dim: int, modalities: list | None, own: dict) -> str | None:
+    def fits(sizes: list, interaction: str, dim: int, modalities: list | None, towers: dict) -> str | None:
         names = BUILT_IN if modalities is None else modalities
-        used = [name for name in names if BUILT_IN.get(name, "other") == kind and name not in own]
+        used = [name for name in names if BUILT_IN.get(name, "other") == kind and name not in towers]
         return _dot(sizes, interaction, dim) if used else None
 
 
@@ -265,22 +265,22 @@ def _own_towers(towers: dict[str, list], interaction: str, dim: int) -> str | No
 
 @_rule("prepare.modalities", "prepare.vectors")
 def _known(modalities: list | None, vectors: dict) -> str | None:
-    there = [*BUILT_IN, *vectors]
-    unknown = [name for name in modalities or [] if name not in there]
-    return f"there is no '{unknown[0]}' (there is: {', '.join(there)})" if unknown else None
+    available = [*BUILT_IN, *vectors]
+    unknown = [name for name in modalities or [] if name not in available]
+    return f"there is no '{unknown[0]}' (there is: {', '.join(available)})" if unknown else None
 
 
 @_rule("prepare.modalities")
 @_rule("model.modalities")
 def _twice(modalities: list | None) -> str | None:
     names = modalities or []
-    return f"{', '.join(names)} names one twice" if len(set(names)) < len(names) else None
+    return f"{', '.join(names)} names a modality twice" if len(set(names)) < len(names) else None
 
 
 @_rule("model.category", "model.user_id", "model.item_id", "model.tables")
 def _some_table(category: bool, user: bool, item: bool, tables: dict[str, TableConfig]) -> str | None:
-    on = [name for name, wanted in (("user", user), ("item", item)) if wanted]
-    if category or any(tables.get(name, TableConfig()).ids != "managed" for name in on):
+    switched_on = [name for name, on in (("user", user), ("item", item)) if on]
+    if category or any(tables.get(name, TableConfig()).ids != "managed" for name in switched_on):
         return None
     return "with model.user_id and model.item_id off or managed, a DLRM has no table; switch one of them on"
 
@@ -291,7 +291,7 @@ def _tables(tables: dict[str, TableConfig], dim: int) -> str | None:
         if table.ids != "code" and name not in ("user", "item"):
             return f"model.tables.{name}.ids={table.ids} is for the tables user and item"
         if table.ids == "hash" and table.rows is None:
-            return f"model.tables.{name}.ids=hash: say onto how many rows, by model.tables.{name}.rows"
+            return f"model.tables.{name}.ids=hash: give the number of rows by model.tables.{name}.rows"
         if name in ("category", "user", "item") and table.dim not in (None, dim):
             return (
                 f"model.tables.{name}.dim={table.dim}, while tables have model.embedding_dim ({dim}) columns"

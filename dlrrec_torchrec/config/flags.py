@@ -1,6 +1,6 @@
 """Commands and their flags, made from dataclasses of settings: every field is a flag with its help.
 
-Only flags that are given override anything: a file, and the dataclass's defaults, say the rest.
+Only flags that are given override anything: a file and the dataclass's defaults decide the rest.
 """
 
 from __future__ import annotations
@@ -70,7 +70,12 @@ def add_command(
 
 
 def add_flags(
-    parser: Any, kind: type, section: str = "", *, only: Collection[str] | None = None, own: bool = True
+    parser: Any,
+    kind: type,
+    section: str = "",
+    *,
+    only: Collection[str] | None = None,
+    short_flags: bool = True,
 ) -> None:
     """A flag for every field of a dataclass of settings.
 
@@ -78,28 +83,28 @@ def add_flags(
         parser: an argparse parser, or a group of one.
         section: the section of the run's settings that `kind` holds; "": the run itself, or a benchmark.
         only: fields (default: all).
-        own: the command is the section's own: `--folds` is taken beside `--split.folds`, which names it where
-            commands of several sections are concerned.
+        short_flags: the command has this section alone: it takes `--folds` besides `--split.folds`, the form
+            for commands of several sections.
     """
     hints = typing.get_type_hints(kind)
-    for known in dataclasses.fields(kind):
-        if only is None or known.name in only:
-            general = flag_name(section, known.name)
-            short = "--" + known.name.replace("_", "-")
+    for field in dataclasses.fields(kind):
+        if only is None or field.name in only:
+            general = flag_name(section, field.name)
+            short = "--" + field.name.replace("_", "-")
             flags = (
                 list(dict.fromkeys([short, general]))
-                if own
-                else [general, *(f"--{name}" for name in known.metadata["also"])]
+                if short_flags
+                else [general, *(f"--{name}" for name in field.metadata["also"])]
             )
-            dest = f"{_DEST}{section}.{known.name}" if section else _DEST + known.name
-            parser.add_argument(*flags, dest=dest, **_options(known, hints[known.name]))
+            dest = f"{_DEST}{section}.{field.name}" if section else _DEST + field.name
+            parser.add_argument(*flags, dest=dest, **_options(field, hints[field.name]))
 
 
-def _options(known: dataclasses.Field, hint: Any) -> dict[str, Any]:
-    """What argparse is told of a field."""
-    default = known.default if known.default is not dataclasses.MISSING else known.default_factory()
-    choices, metavar = known.metadata["choices"], known.name.upper()
-    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(known, default)}
+def _options(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
+    """What `add_argument` gets for a field."""
+    default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+    choices, metavar = field.metadata["choices"], field.name.upper()
+    options: dict[str, Any] = {"default": argparse.SUPPRESS, "help": _help(field, default)}
     kinds = [k for k in typing.get_args(hint) or [hint] if k is not type(None)]
     if kinds == [bool]:
         return options | {"action": argparse.BooleanOptionalAction}
@@ -112,12 +117,12 @@ def _options(known: dataclasses.Field, hint: Any) -> dict[str, Any]:
     return options | {"type": kind} | ({"choices": choices} if choices else {"metavar": metavar})
 
 
-def _help(known: dataclasses.Field, default: Any) -> str:
+def _help(field: dataclasses.Field, default: Any) -> str:
     """The field's help, its default (that of an empty one is in the help) and its range."""
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
     facts = [f"default: {shown}"] if default is not None and shown not in ("", "{}") else []
-    facts += [words] if (words := range_words(known)) else []
-    text = known.metadata["help"] + (f" ({'; '.join(facts)})" if facts else "")
+    facts += [words] if (words := range_words(field)) else []
+    text = field.metadata["help"] + (f" ({'; '.join(facts)})" if facts else "")
     return text.replace("%", "%%")
 
 
@@ -171,7 +176,7 @@ def run_settings(
     if not arguments.run_dir:
         check_name(run_name, f"--config {arguments.config} (or give --run-dir)")
     folder = arguments.run_dir or f"runs/{run_name}"
-    path, kept = arguments.config, Path(folder) / "config.yaml"
-    if path is None and kept.exists():
-        path = kept
+    path, saved = arguments.config, Path(folder) / "config.yaml"
+    if path is None and saved.exists():
+        path = saved
     return load_config(path, (overrides or {}) | given_settings(arguments), check), Path(folder)

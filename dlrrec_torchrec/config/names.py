@@ -23,7 +23,7 @@ def sections() -> dict[str, type]:
 
 def section_of(kind: type) -> str:
     """The name of the section whose settings are a `kind`."""
-    return next(name for name, known in sections().items() if known is kind)
+    return next(name for name, section in sections().items() if section is kind)
 
 
 def flag_name(section: str, key: str) -> str:
@@ -40,12 +40,12 @@ def described(setting: str) -> str:
     """A setting and, where it has one, its flag: `train.lr (--lr)`."""
     section, _, key = setting.rpartition(".")
     kind = sections().get(section) if section else RunConfig
-    known = kind and {f.name for f in dataclasses.fields(kind)} - sections().keys() - {"variants"}
-    return f"{setting} ({flag_name(section, key)})" if known and key in known else setting
+    keys = kind and {f.name for f in dataclasses.fields(kind)} - sections().keys() - {"variants"}
+    return f"{setting} ({flag_name(section, key)})" if keys and key in keys else setting
 
 
 @functools.cache
 def _holders() -> collections.Counter[str]:
     """How many sections have a setting of this name."""
-    every = [RunConfig, *sections().values()]
-    return collections.Counter(f.name for kind in every for f in dataclasses.fields(kind))
+    kinds = [RunConfig, *sections().values()]
+    return collections.Counter(f.name for kind in kinds for f in dataclasses.fields(kind))

@@ -30,7 +30,7 @@ def load_config(
     """Read a run's YAML file and lay `overrides` ({"train.lr": 0.1}) over it; no file means the defaults.
 
     Args:
-        check: finds what else is wrong with the settings, to be said together with the rest; without it
+        check: finds what else is wrong with the settings, to be reported with the rest; without it
             values out of range are left to `RunConfig.check`.
 
     Raises DataError naming the file and every key that is unknown, of the wrong type or not among the
@@ -59,8 +59,8 @@ def load_config(
     problems: list[str] = []
 
     def report(setting: str, text: str) -> None:
-        place = f"{path}: " if path and setting not in overrides else ""
-        problems.append(place + (f"{described(setting)}: {text}" if setting else text))
+        prefix = f"{path}: " if path and setting not in overrides else ""
+        problems.append(prefix + (f"{described(setting)}: {text}" if setting else text))
 
     config = _build(RunConfig, body, "", report)
     for name in config.variants:
@@ -98,14 +98,14 @@ def _build(kind: type, body: dict[str, Any], at: str, report: Report) -> Any:
 
 
 def _values(kind: type, body: dict[str, Any], at: str, report: Report) -> dict[str, Any]:
-    """Those of the plain values that fields of the dataclass can hold; the others are reported."""
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    """The plain values that fields of the dataclass can hold; all others are reported."""
+    fields = {f.name: f for f in dataclasses.fields(kind)}
     hints = typing.get_type_hints(kind)
     values = {}
     for name, value in body.items():
         setting = f"{at}.{name}" if at else str(name)
-        if name not in known:
-            report(at, f"unknown key '{name}'{_hint(str(name), known)}")
+        if name not in fields:
+            report(at, f"unknown key '{name}'{_hint(str(name), fields)}")
         elif dataclasses.is_dataclass(hints[name]):
             if isinstance(value, dict):
                 values[name] = _build(hints[name], value, setting, report)
@@ -113,13 +113,13 @@ def _values(kind: type, body: dict[str, Any], at: str, report: Report) -> dict[s
                 report(at, f"'{name}' must be a section, not {value!r}")
         else:
             try:
-                values[name] = field_value(value, hints[name], known[name], setting, report)
+                values[name] = field_value(value, hints[name], fields[name], setting, report)
             except ValueError as error:
                 report(setting, str(error))
     return values
 
 
-def field_value(value: Any, hint: Any, known: dataclasses.Field, setting: str, report: Report) -> Any:
+def field_value(value: Any, hint: Any, field: dataclasses.Field, setting: str, report: Report) -> Any:
     """`value` as the field holds it. Raises ValueError where it cannot hold it.
 
     What is wrong inside the settings of a table is reported instead.
@@ -134,15 +134,15 @@ def field_value(value: Any, hint: Any, known: dataclasses.Field, setting: str, r
         if value is None:
             return None
         hint = next(a for a in typing.get_args(hint) if a is not type(None))
-    choices = known.metadata.get("choices")
+    choices = field.metadata.get("choices")
     if hint is list:
         if choices and isinstance(value, str):
             value = value.split("+")
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is not of type list")
-        default = known.default_factory() if known.default is dataclasses.MISSING else known.default
+        default = field.default_factory() if field.default is dataclasses.MISSING else field.default
         kind = type(default[0]) if default else str
-        return [_checked(one, kind, choices) for one in value]
+        return [_checked(element, kind, choices) for element in value]
     return _checked(value, hint, choices)
 
 
@@ -241,14 +241,14 @@ def apply_variant(config: RunConfig, name: str, report: Report) -> RunConfig:
         elif not isinstance(changes, dict | None):
             report(at, f"'{section}' must be a section, not {changes!r}")
         else:
-            old = getattr(config, section)
-            values = _values(type(old), changes or {}, f"{at}.{section}", report)
-            setattr(changed, section, dataclasses.replace(old, **values))
+            unchanged = getattr(config, section)
+            values = _values(type(unchanged), changes or {}, f"{at}.{section}", report)
+            setattr(changed, section, dataclasses.replace(unchanged, **values))
     return changed
 
 
 def for_seed(config: RunConfig, number: int) -> RunConfig:
-    """The settings of the `number`-th repetition: another split and other weights, the rest alike."""
+    """The settings of the `number`-th repetition: another split and other weights, the rest the same."""
     return dataclasses.replace(
         config,
         split=dataclasses.replace(config.split, seed=config.split.seed + number),

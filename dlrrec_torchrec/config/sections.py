@@ -114,13 +114,13 @@ class SwingStageConfig:
     preset: str = option("dlrrec", "published variant")
     similarity: str = option(
         "swing",
-        "what makes two ids neighbours; the others but SWING count single shared partners",
+        "what makes two ids neighbours; all except swing count single shared partners",
         ("swing", "cosine", "jaccard", "common", "adamic_adar"),
     )
     alpha: float | None = option(None, "smoothing in 1 / (alpha + overlap); default: the preset's", least=0)
     top_k: int = option(20, "neighbours kept for each id", least=1)
     min_user_items: int = option(2, "ignore ids with fewer distinct partners", least=1)
-    max_item_users: int = option(1000, "sample so many partners of a more popular id (0: all)", least=0)
+    max_item_users: int = option(1000, "sample at most this many partners of an id (0: all)", least=0)
     threads: int = option(0, "threads (0: all cores)", least=0)
     seed: int = option(0, "seed of the sampling", least=0)
 
@@ -212,7 +212,7 @@ class TableConfig:
     evict: str = option(
         "lfu", "managed: whose row another id gets, when all are taken", ("lfu", "lru", "distance_lfu")
     )
-    admit: int = option(1, "managed: give rows to new ids after every so many steps", least=1)
+    admit: int = option(1, "managed: give rows to new ids every N steps", least=1)
 
 
 @dataclasses.dataclass
@@ -285,7 +285,7 @@ class TrainConfig:
         "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
     )
     select: str = option("auc", "metric that selects the best epoch (strict)", ("auc", "loss", "accuracy"))
-    patience: int = option(5, "stop after so many epochs without a better one (0: never)", least=0)
+    patience: int = option(5, "stop after N epochs without a better one (0: never)", least=0)
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
     precision: str = option(
         "fp32",
@@ -305,15 +305,11 @@ class TrainConfig:
     workers: int = option(0, "loader processes for each rank", least=0)
     seed: int = option(0, "seed of weights, dropout, negatives and shuffling", least=0)
     resume: bool = option(True, "go on from the last checkpoint of an interrupted run")
-    checkpoint_steps: int = option(
-        0, "save after every so many steps too, not only after epochs (0: do not)", least=0
-    )
-    keep_checkpoints: int = option(2, "newest checkpoints to keep, beside the best", least=1)
+    checkpoint_steps: int = option(0, "save every N steps too, not only after epochs (0: do not)", least=0)
+    keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", least=1)
     background_checkpoints: bool = option(False, "write checkpoints while the training goes on")
-    log_steps: int = option(
-        100, "a line, and a record in steps.jsonl, after so many steps (0: none)", least=0
-    )
-    profile: int = option(0, "trace so many steps with torch.profiler, into the folder profile/", least=0)
+    log_steps: int = option(100, "a line, and a record in steps.jsonl, every N steps (0: none)", least=0)
+    profile: int = option(0, "trace N steps with torch.profiler, into the folder profile/", least=0)
 
 
 @dataclasses.dataclass
@@ -322,10 +318,10 @@ class RunConfig:
 
     protocol: str = option(
         "strict",
-        "strict: nothing but training rows is seen before the test; paper: as the papers describe",
+        "strict: only training rows are seen before the test; paper: as the papers describe",
         ("strict", "paper"),
     )
-    seeds: int = option(1, "repeat the run with so many seeds; report mean and deviation", least=1)
+    seeds: int = option(1, "repeat the run with N seeds; report mean and deviation", least=1)
     ingest: IngestConfig = field(default_factory=IngestConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)

@@ -20,13 +20,13 @@ SPARSE_KEYS = ("category", "user", "item")
 class Batch(Parts):
     """B rows, ready for the model.
 
-    The last row may be padding, where a global batch has a row less for this rank than for others: label -1,
+    The last row may be padding, where this rank has one row fewer of a global batch than others: label -1,
     user and item -1, no ids, no positives, zero features and vectors. It counts in no loss, no statistic and
     no metric. All ranks have batches of one size because row-wise sharded tables need that.
 
     Attributes:
         dense: f32 [B, D].
-        sparse: jagged ids of the features asked for: `category` (the codes of a row's types, padding
+        sparse: jagged ids of the chosen features: `category` (the codes of a row's types, padding
             removed), `user` and `item` (one code a row).
         vectors: modality -> f16 [B, V].
         label: f32 [B], 0 or 1, -1 for padding.
@@ -59,7 +59,7 @@ def make_sparse(
     Args:
         category: i32 or i64 [B, slots] in host memory, padded anywhere.
         user, item: i32 or i64 [B] in host memory; -1 gives no id.
-        keys: out of SPARSE_KEYS.
+        keys: of SPARSE_KEYS.
         padding: the category code that is none.
 
     Returns:

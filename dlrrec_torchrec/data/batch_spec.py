@@ -1,4 +1,4 @@
-"""What a model asks of its batches, derived once and handed to all that make them."""
+"""What the batches of a model must hold, derived once for everything that makes batches."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class BatchSpec:
 
     Attributes:
         facts: of the shards that the batches are of.
-        sparse: features of `Batch.sparse`, out of SPARSE_KEYS; the model has a table of each.
-        managed: features of `Batch.managed`, out of "user", "item".
+        sparse: features of `Batch.sparse`, from SPARSE_KEYS; the model has a table of each.
+        managed: features of `Batch.managed`, from "user", "item".
         hashed: feature in `sparse` -> rows of its table, where its ids are hashed to.
         in_rows: modalities whose vectors the rows bring, `Batch.vectors`.
         in_tables: modalities whose vectors are looked up, `Batch.lookup`. One of the two is empty.
-        draws: of the contrastive terms that are on; none to predict alone.
+        draws: of the contrastive terms that are on; none where it only predicts.
         positives: neighbours of the user and of the item in a row, at most.
 
     Raises DataError for a sparse feature that is unknown.
@@ -66,8 +66,8 @@ class BatchSpec:
         """
         if self.hashed:
             ids = {
-                key: hash_rows(one.values(), self.hashed[key]) if key in self.hashed else one.values()
-                for key, one in batch.sparse.to_dict().items()
+                key: hash_rows(jagged.values(), self.hashed[key]) if key in self.hashed else jagged.values()
+                for key, jagged in batch.sparse.to_dict().items()
             }
             lengths = batch.sparse.lengths()
             sparse = KeyedJaggedTensor(list(ids), torch.cat(list(ids.values())), lengths=lengths)
@@ -79,13 +79,13 @@ class BatchSpec:
             batch = dataclasses.replace(batch, managed=managed)
         if not self.in_tables:
             return batch
-        asked: dict[str, dict[str, Tensor]] = {}
-        drawn = {draws.side: draws for draws in self.draws}
-        for side in sorted({one.side for one in self.in_tables}):
-            roles = asked[side] = {"anchor": getattr(batch, side)}
-            if side in drawn:
+        codes_of: dict[str, dict[str, Tensor]] = {}
+        draws_of = {draws.side: draws for draws in self.draws}
+        for side in sorted({modality.side for modality in self.in_tables}):
+            roles = codes_of[side] = {"anchor": getattr(batch, side)}
+            if side in draws_of:
                 neighbours = getattr(batch, f"{side}_positives")
-                roles["positive"] = drawn[side].positives(neighbours, roles["anchor"], step)
-                if drawn[side].negatives:
-                    roles["negative"] = drawn[side].corpus(step)
-        return dataclasses.replace(batch, lookup=make_lookup(asked, self.in_tables))
+                roles["positive"] = draws_of[side].positives(neighbours, roles["anchor"], step)
+                if draws_of[side].negatives:
+                    roles["negative"] = draws_of[side].corpus(step)
+        return dataclasses.replace(batch, lookup=make_lookup(codes_of, self.in_tables))

@@ -18,7 +18,7 @@ _SIDE_STREAMS = {"item": 0, "user": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Draws:
-    """What stands against the anchors of one side: a positive for each, and negatives for all.
+    """What the anchors of one side are compared with: a positive for each, and negatives for all.
 
     Attributes:
         side: "user" or "item".
@@ -35,11 +35,11 @@ class Draws:
     seed: int
 
     def positives(self, neighbours: Tensor, codes: Tensor, step: int | Tensor) -> Tensor:
-        """i64 [B] codes, -1 for none, as `sampling.choose_positives`."""
+        """i64 [B] codes, -1 for none, as `choose_positives`."""
         return choose_positives(neighbours, codes, self.positive, self._stream, step)
 
     def corpus(self, step: int | Tensor, device: torch.device | None = None) -> Tensor:
-        """i64 [negatives] codes, as `sampling.draw_negatives`."""
+        """i64 [negatives] codes, as `draw_negatives`."""
         return draw_negatives(self.negatives, self.entities, self._stream, step, device)
 
     @property
@@ -54,7 +54,7 @@ _STREAMS = {"offset": 1, "negative": 2, "positive": 3}
 
 
 def draw_negatives(num: int, corpus_size: int, seed: int, step: int | Tensor, device=None) -> Tensor:
-    """`num` codes out of range(corpus_size), i64 [num]; the same for equal (seed, step).
+    """`num` codes from range(corpus_size), i64 [num]; the same for equal (seed, step).
 
     Stratified: the corpus, turned by a random offset, is cut into `num` ranges of equal size and one code is
     drawn from each. Every entity has the same probability; none comes twice as long as num <= corpus_size.
@@ -62,11 +62,11 @@ def draw_negatives(num: int, corpus_size: int, seed: int, step: int | Tensor, de
     Args:
         step: number of the training step, int or integer tensor (which is not read back to the host).
     """
-    place = torch.arange(num, device=device)
-    low = place * corpus_size // num
-    width = ((place + 1) * corpus_size // num - low).clamp(min=1)
-    offset = _random_bits(place[:1] * 0, seed, "offset", step) % corpus_size
-    return (offset + low + _random_bits(place, seed, "negative", step) % width) % corpus_size
+    part = torch.arange(num, device=device)
+    low = part * corpus_size // num
+    width = ((part + 1) * corpus_size // num - low).clamp(min=1)
+    offset = _random_bits(part[:1] * 0, seed, "offset", step) % corpus_size
+    return (offset + low + _random_bits(part, seed, "negative", step) % width) % corpus_size
 
 
 def choose_positives(positives: Tensor, codes: Tensor, kind: str, seed: int, step: int | Tensor) -> Tensor:
@@ -82,8 +82,8 @@ def choose_positives(positives: Tensor, codes: Tensor, kind: str, seed: int, ste
     if kind == "best":
         return positives[:, 0]
     count = (positives >= 0).sum(1)
-    place = _random_bits(codes, seed, "positive", step) % count.clamp(min=1)
-    return positives.gather(1, place.unsqueeze(1)).squeeze(1)
+    column = _random_bits(codes, seed, "positive", step) % count.clamp(min=1)
+    return positives.gather(1, column.unsqueeze(1)).squeeze(1)
 
 
 def _random_bits(index: Tensor, seed: int, stream: str, step: int | Tensor) -> Tensor:

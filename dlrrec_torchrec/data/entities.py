@@ -54,7 +54,7 @@ class Items(Users):
 
     Attributes:
         titles: [N], None where the source has none.
-        price_tag: str [N], out of PRICE_TAGS.
+        price_tag: str [N], from PRICE_TAGS.
         category: i32 [N, slots], padded with the number of types.
     """
 
@@ -68,7 +68,7 @@ class Entities:
     """All users, all items and their vectors.
 
     Attributes:
-        vectors: modality -> f16 [U, V] of users' ones, [I, V] of items'; missing vectors are zeros.
+        vectors: modality -> f16 [U, V] of users, [I, V] of items; missing vectors are zeros.
     """
 
     users: Users
@@ -130,7 +130,9 @@ def read_vectors(
                 if start < last and end > first:
                     matrix = _matrix(file.read_row_group(group, columns=[name])[name], 0)
                     if not np.isfinite(matrix).all():
-                        raise DataError(f"{path}: column '{name}' holds no finite number; run prepare again")
+                        raise DataError(
+                            f"{path}: column '{name}' holds a number that is not finite; run prepare again"
+                        )
                     yield max(start, first), matrix[max(first - start, 0) : last - start]
                 start = end
         except (pa.ArrowInvalid, OSError) as error:
@@ -174,7 +176,7 @@ def pair_batch(entities: Entities, user_codes: np.ndarray, item_codes: np.ndarra
 def first_entities(
     shards_dir: str | os.PathLike, modalities: Sequence[Modality], rows: int
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """What little of `load_entities` a sample needs, of the first `rows` users and items at most.
+    """The part of `load_entities` that a sample needs, of the first `rows` users and items at most.
 
     Returns:
         modality -> f16 [n, V], missing vectors are zeros; "user" and "item", as far as they have a modality
@@ -185,7 +187,7 @@ def first_entities(
     folder, facts = Path(shards_dir) / "entities", ShardFacts.read(shards_dir)
     vectors, positives = {}, {}
     for side in SIDES:
-        names = [one.name for one in modalities if one.side == side]
+        names = [modality.name for modality in modalities if modality.side == side]
         if names:
             table = read_table(folder / f"{side}s", facts.entity_schema(side), [*names, "positives"], rows)
             vectors |= {name: _matrix(table[name], 0) for name in names}

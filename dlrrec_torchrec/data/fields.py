@@ -1,4 +1,4 @@
-"""The columns of a row but its vectors, side by side in one matrix: to take a row is one copy, not seven."""
+"""All columns of a row except its vectors, side by side: taking a row is one copy, not seven."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Fields:
             label f32 [n]; dense f32 [n, D]; category i32 [n, slots]; user, item i64 [n]; user_positives,
             item_positives i64 [n, P].
         """
-        found = {}
+        columns = {}
         for name, place in self._places.items():
             column = joined[:, place.start] if name in _SINGLE else joined[:, place]
             kind = _TYPES[name]
-            found[name] = column.view(kind).copy() if kind is np.float32 else column.astype(kind)
-        return found
+            columns[name] = column.view(kind).copy() if kind is np.float32 else column.astype(kind)
+        return columns

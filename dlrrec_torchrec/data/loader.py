@@ -44,10 +44,10 @@ class ShardDataset(Dataset):
         self._rank, self._world, self._seed, self._shuffle = rank, world_size, seed, shuffle
         self._window_rows = window_rows
         self._sizes = [chunk.rows for chunk in reader.chunks]
-        whole = batch_size * world_size
+        global_size = batch_size * world_size
         rows = sum(self._sizes)
-        self.batches = rows // whole if drop_last else -(-rows // whole)
-        self.rows = self.batches * whole if drop_last else rows
+        self.batches = rows // global_size if drop_last else -(-rows // global_size)
+        self.rows = self.batches * global_size if drop_last else rows
         self._order: tuple[int, EpochOrder] | None = None
         self._cache: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
         self._cached_rows = 0
@@ -93,15 +93,15 @@ class ShardDataset(Dataset):
         )
 
     def _columns(self, chunk: int) -> dict[str, np.ndarray]:
-        """A chunk's columns, read or out of the cache (the least recently used chunks make room)."""
+        """A chunk's columns, read or from the cache (the least recently used chunks make room)."""
         if chunk in self._cache:
             self._cache.move_to_end(chunk)
         else:
             self._cache[chunk] = self.reader.read(chunk)
             self._cached_rows += self._sizes[chunk]
             while self._cached_rows > 2 * self._window_rows and len(self._cache) > 1:
-                old, _ = self._cache.popitem(last=False)
-                self._cached_rows -= self._sizes[old]
+                oldest, _ = self._cache.popitem(last=False)
+                self._cached_rows -= self._sizes[oldest]
         return self._cache[chunk]
 
 
@@ -155,7 +155,7 @@ class ShardLoader:
         self._epoch.epoch = epoch
 
     def check(self) -> None:
-        """Check every value of this rank's share of the files, all but the vectors, before training.
+        """Check every value of this rank's share of the files, all except the vectors, before training.
 
         Raises DataError naming file, column and row (see `ShardReader.check`).
         """
@@ -202,8 +202,8 @@ def make_loader(
         shards_dir: what the prepare stage wrote.
         split: train, val or test.
         batch_size: rows of a batch on each rank, at most: batches of equal size fill the epoch. With
-            `drop_last` every batch has exactly so many, and the rest of the epoch's order is left out.
-        spec: what batches hold. Step 0, of which they are completed, is the first of epoch 1.
+            `drop_last` every batch has exactly this many, and the rest of the epoch's order is left out.
+        spec: what batches hold. They are completed for their step; step 0 is the first of epoch 1.
         rank, world_size: which share of each global batch.
         seed, shuffle: what decides the order of each epoch; without `shuffle`, the order of the files.
         workers: processes that make batches (batch g by worker g mod workers); 0: this process. The order is
@@ -212,7 +212,7 @@ def make_loader(
         window_rows: rows shuffled together.
 
     Raises:
-        DataError: shards, split or modality that is not there; a part of the wrong schema; while
+        DataError: a missing split or modality, or no shards; a part of the wrong schema; while
             iterating, a value that is out of range.
     """
     if batch_size < 1:

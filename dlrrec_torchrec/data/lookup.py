@@ -37,9 +37,10 @@ class Parts(Pipelineable):
         """Bytes of all numbers."""
         parts: list[Any] = []
         self._map(parts.append)
-        ids = [one for one in parts if isinstance(one, KeyedJaggedTensor)]
-        whole = [one for one in parts if not isinstance(one, KeyedJaggedTensor)]
-        return sum(one.nbytes for one in [*whole, *(part for k in ids for part in (k.values(), k.lengths()))])
+        jagged = [part for part in parts if isinstance(part, KeyedJaggedTensor)]
+        tensors = [part for part in parts if not isinstance(part, KeyedJaggedTensor)]
+        tensors += [tensor for ids in jagged for tensor in (ids.values(), ids.lengths())]
+        return sum(tensor.nbytes for tensor in tensors)
 
     def _map(self, function: Callable) -> Self:
         def mapped(value: Any) -> Any:
@@ -71,30 +72,30 @@ class Lookup(Parts):
     places: dict[str, dict[str, Tensor]]
 
     def of_rows(self, rows: slice) -> Lookup:
-        """What the batch's `rows` alone look up, against the same negatives."""
-        asked: dict[str, dict[str, Tensor]] = {}
+        """What only the batch's `rows` look up, against the same negatives."""
+        codes_of: dict[str, dict[str, Tensor]] = {}
         for side, roles in self.places.items():
-            known = torch.cat([self.codes[side], torch.tensor([-1])])
-            codes = {role: known[places] for role, places in roles.items()}
-            asked[side] = {role: c if role == "negative" else c[rows] for role, c in codes.items()}
-        return make_lookup(asked, self.modalities)
+            codes_or_none = torch.cat([self.codes[side], torch.tensor([-1])])
+            codes = {role: codes_or_none[places] for role, places in roles.items()}
+            codes_of[side] = {role: c if role == "negative" else c[rows] for role, c in codes.items()}
+        return make_lookup(codes_of, self.modalities)
 
 
-def make_lookup(asked: Mapping[str, Mapping[str, Tensor]], modalities: Sequence[Modality]) -> Lookup:
-    """Of the codes i64 (-1 for none) that are asked for: side -> role (ROLES) -> codes."""
+def make_lookup(codes_of: Mapping[str, Mapping[str, Tensor]], modalities: Sequence[Modality]) -> Lookup:
+    """The lookup of these codes: side -> role (ROLES) -> i64, -1 for none."""
     codes: dict[str, Tensor] = {}
     places: dict[str, dict[str, Tensor]] = {}
     rows = 1
-    for side, roles in asked.items():
+    for side, roles in codes_of.items():
         codes[side], place = distinct_codes(torch.cat(list(roles.values())))
-        sizes = [len(one) for one in roles.values()]
+        sizes = [len(codes_of_role) for codes_of_role in roles.values()]
         places[side] = dict(zip(roles, place.split(sizes), strict=True))
         rows = max(rows, len(roles["anchor"]))
     # FBGEMM's kernels work row by row, so the ids are spread evenly over as many rows as the batch has.
     cuts = torch.arange(rows + 1)
-    values = [codes[one.side] for one in modalities]
-    lengths = [(cuts * len(one) // rows).diff().int() for one in values]
-    names = [one.name for one in modalities]
+    values = [codes[modality.side] for modality in modalities]
+    lengths = [(cuts * len(distinct) // rows).diff().int() for distinct in values]
+    names = [modality.name for modality in modalities]
     ids = KeyedJaggedTensor(names, torch.cat(values), lengths=torch.cat(lengths))
     return Lookup(tuple(modalities), ids, codes, places)
 

@@ -46,7 +46,7 @@ class ShardReader:
 
     Attributes:
         columns: that `read` reads.
-        fields: how a row but its vectors is laid out; P positives are at most what the shards hold.
+        fields: how a row without its vectors is laid out; P positives are at most what the shards hold.
 
     Raises:
         DataError: no shards, an unknown split or modality, a part with a column missing or of another type.
@@ -58,14 +58,14 @@ class ShardReader:
         if split not in schema.SPLITS:
             raise DataError(f"unknown split '{split}' (known: {', '.join(schema.SPLITS)})")
         facts = ShardFacts.read(shards_dir)
-        for one in modalities:
-            if one.name not in facts.in_rows:
+        for modality in modalities:
+            if modality.name not in facts.in_rows:
                 raise DataError(
-                    f"{shards_dir}: modality '{one.name}' is not in these shards' rows (they hold: "
+                    f"{shards_dir}: modality '{modality.name}' is not in these shards' rows (they hold: "
                     f"{', '.join(facts.in_rows) or 'none'}); set model.vectors=table or change "
                     "model.modalities, or run prepare again with it"
                 )
-        self.modalities = [one.name for one in modalities]
+        self.modalities = [modality.name for modality in modalities]
         self.users, self.items = facts.users, facts.items
         self.schema = facts.row_schema(modalities)
         self.positives = min(positives, facts.positives)
@@ -97,12 +97,12 @@ class ShardReader:
                 first += rows
 
     def check(self, rank: int = 0, world_size: int = 1) -> None:
-        """Read every column but the vectors and check each value: for use before training.
+        """Read every column except the vectors and check each value: for use before training.
 
         Each of `world_size` ranks reads its share of the chunks.
 
         Raises DataError naming file, column and row of the first label that is not 0 or 1, dense value that
-        is not finite, or code outside of its table.
+        is not finite, or code outside its table.
         """
         names = [name for name in self.schema.names if name not in self.modalities]
         for chunk in self.chunks[rank::world_size]:
@@ -112,7 +112,7 @@ class ShardReader:
         """Chunk `index`, one row of each array for a row of the chunk.
 
         Returns:
-            "fields": everything but the vectors, i32 [n, W] (see `fields`); each modality: f16 [n, V], a
+            "fields": everything except the vectors, i32 [n, W] (see `fields`); each modality: f16 [n, V], a
             view of Arrow's memory.
 
         Raises:

@@ -48,9 +48,9 @@ class _GatherRows(torch.autograd.Function):
         padded = rows.new_zeros(max(counts), *rows.shape[1:])
         padded[: len(rows)] = rows
         start = sum(counts[: dist.get_rank()])
-        ctx.own = slice(start, start + len(rows))
+        ctx.own_rows = slice(start, start + len(rows))
         return torch.cat([part[:n] for part, n in zip(all_stack(padded), counts, strict=True)])
 
     @staticmethod
     def backward(ctx, gradient: Tensor) -> Tensor:
-        return all_sum(gradient)[ctx.own]
+        return all_sum(gradient)[ctx.own_rows]

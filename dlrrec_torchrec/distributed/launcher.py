@@ -11,7 +11,7 @@ def is_launched() -> bool:
 
 
 def is_first_rank() -> bool:
-    """Whether this process is rank 0, or has no launcher. Where there is a `Ranks`, ask its `first`."""
+    """Whether this process is rank 0, or has no launcher. Where there is a `Ranks`, use its `first`."""
     return not is_launched() or int(os.environ["RANK"]) == 0
 
 

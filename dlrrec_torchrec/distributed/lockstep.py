@@ -20,7 +20,7 @@ _END: Any = object()
 
 
 def host_group(purpose: str) -> dist.ProcessGroup:
-    """A gloo group of all ranks, made once for each purpose. To be called on all ranks in the same order."""
+    """A gloo group of all ranks, made once for each purpose. Call it on all ranks in the same order."""
     groups = _groups_of(dist.group.WORLD)
     if purpose not in groups:
         groups[purpose] = dist.new_group(backend="gloo")
@@ -34,7 +34,7 @@ def _groups_of(world: dist.ProcessGroup) -> dict[str, dist.ProcessGroup]:
 
 
 def any_rank(flag: bool) -> bool:
-    """Whether `flag` is true on any rank. To be called on all ranks."""
+    """Whether `flag` is true on any rank. Call it on all ranks."""
     value = torch.tensor(int(flag))
     if dist.get_world_size() > 1:
         dist.all_reduce(value, dist.ReduceOp.MAX, group=host_group("batches"))
@@ -49,22 +49,22 @@ class Lockstep(Generic[T]):
 
     Args:
         batches: of this rank.
-        asked: whether this rank wants to stop.
+        stop_requested: whether this rank wants to stop.
 
     Attributes:
-        stop: whether any rank wanted to stop, the same on all ranks; up to two batches late. Batches go on
+        stop: whether any rank wanted to stop, the same on all ranks; up to two batches late. Batches keep
             coming: the caller leaves when its step is complete.
     """
 
-    def __init__(self, batches: Iterable[T], asked: Callable[[], bool] = lambda: False) -> None:
-        self._batches, self._asked = iter(batches), asked
+    def __init__(self, batches: Iterable[T], stop_requested: Callable[[], bool] = lambda: False) -> None:
+        self._batches, self._stop_requested = iter(batches), stop_requested
         self._alone = dist.get_world_size() == 1
-        self._seen = False
+        self._stop_seen = False
         self._fetch()
 
     @property
     def stop(self) -> bool:
-        return self._seen or (self._alone and self._asked())
+        return self._stop_seen or (self._alone and self._stop_requested())
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -73,7 +73,7 @@ class Lockstep(Generic[T]):
         """The next batch.
 
         Raises:
-            DataError: another rank could not get its batch: its number and what it says. That rank itself
+            DataError: another rank could not get its batch: its number and its message. That rank itself
                 raises its own error.
         """
         if self._batch is _END:
@@ -83,7 +83,7 @@ class Lockstep(Generic[T]):
         failed, stop = self._flags.tolist()
         if failed:
             self._fail()
-        self._seen |= bool(stop)
+        self._stop_seen |= bool(stop)
         batch = self._batch
         self._fetch()
         return batch
@@ -96,7 +96,7 @@ class Lockstep(Generic[T]):
             self._batch, self._error = None, error
         if self._batch is _END:
             return
-        self._flags = torch.tensor([self._error is not None, self._asked()], dtype=torch.int32)
+        self._flags = torch.tensor([self._error is not None, self._stop_requested()], dtype=torch.int32)
         if not self._alone:
             group = host_group("batches")
             self._exchange = dist.all_reduce(self._flags, dist.ReduceOp.MAX, group=group, async_op=True)

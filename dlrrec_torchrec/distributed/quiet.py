@@ -1,4 +1,4 @@
-"""Leaves out warnings of torch, TorchRec and FBGEMM that are known and say nothing of our own use of them."""
+"""Hides known warnings of torch, TorchRec and FBGEMM that say nothing about how this package uses them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def quiet_imports() -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leave the known warnings out for the block; all others are shown."""
+    """Hide the known warnings during the block; all others are shown."""
 
     def unknown(record: logging.LogRecord) -> bool:
         return not any(part in record.getMessage() for part in LOGGED[record.name])

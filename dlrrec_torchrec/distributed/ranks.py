@@ -55,20 +55,20 @@ def process_group(device: str = "auto") -> Iterator[Ranks]:
     A group that is there already is used and left alone. Raises DataError for cuda where there is none.
     """
     launched = is_launched()
-    place = resolve_device(device, rank_on_node())
+    resolved = resolve_device(device, rank_on_node())
     owner = not dist.is_initialized()
     if owner:
-        backend, own = ("gloo", None) if place.type == "cpu" else ("nccl", place)
+        backend, bound = ("gloo", None) if resolved.type == "cpu" else ("nccl", resolved)
         if launched:
             # For the rest of the process: a second group would meet the first one's keys in the launcher's
-            # store, and its ranks wait for each other for ever.
-            dist.init_process_group(backend, device_id=own)
+            # store, and its ranks would wait for each other forever.
+            dist.init_process_group(backend, device_id=bound)
             atexit.register(_leave_group)
         else:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=own)
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, device_id=bound)
     try:
         world = dist.get_world_size()
-        yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), place)
+        yield Ranks(dist.get_rank(), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), resolved)
     finally:
         if owner and not launched:
             dist.destroy_process_group()
@@ -90,6 +90,6 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
             f"local rank {local_rank} has no GPU ({torch.cuda.device_count()} here); lower torchrun's "
             "--nproc_per_node"
         )
-    place = torch.device("cuda", local_rank)
-    torch.cuda.set_device(place)
-    return place
+    resolved = torch.device("cuda", local_rank)
+    torch.cuda.set_device(resolved)
+    return resolved

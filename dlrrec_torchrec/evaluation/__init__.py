@@ -1,1 +1,1 @@
-"""A trained model beside baselines on the test rows. The stage is `evaluation.stage.evaluate`."""
+"""A trained model compared with baselines on the test rows. The stage is `evaluation.stage.evaluate`."""

@@ -78,8 +78,8 @@ def evaluate(
     if truth is not None:
         inputs["truth"] = file_digest([truth])
     manifest = Manifest("evaluate", {"variants": list(train_dirs), "protocol": protocol}, inputs)
-    if done := manifest.current(out_dir):
-        return done
+    if previous := manifest.current(out_dir):
+        return previous
 
     with stage_output(manifest, out_dir) as folder:
         train_rows, rows = read_rows(shards_dir, "train"), read_rows(shards_dir, "test")
@@ -95,18 +95,18 @@ def evaluate(
         }
         if truth is not None:
             probability = true_probabilities(truth, shards_dir, rows)
-            known = Prediction(probability, probability)
+            true = Prediction(probability, probability)
             result["reachable_auc"] = expected_auc(probability)
-            result["truth"] = _write(known, rows, folder / "truth.parquet")
+            result["truth"] = _write(true, rows, folder / "truth.parquet")
         for name, train_dir in train_dirs.items():
             logit = score_rows(train_dir, shards_dir, rows, batch_size, device, f"score by '{name}'")
-            made = Prediction(sigmoid(logit), logit)
-            result["models"][name] = _write(made, rows, folder / "predictions" / f"{name}.parquet")
+            prediction = Prediction(sigmoid(logit), logit)
+            result["models"][name] = _write(prediction, rows, folder / "predictions" / f"{name}.parquet")
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
-        for name, made in predictions.items():
+        for name, prediction in predictions.items():
             file = folder / "baselines" / f"{name.replace(' ', '-')}.parquet"
-            result["baselines"][name] = _write(made, rows, file)
-            result["notes"] += [f"{name}: {made.note}"] if made.note else []
+            result["baselines"][name] = _write(prediction, rows, file)
+            result["notes"] += [f"{name}: {prediction.note}"] if prediction.note else []
         result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
         result["notes"] += _class_notes(rows)
         text = json.dumps(jsonable(result), indent=2)
@@ -142,8 +142,8 @@ def score_rows(
             yield batch
 
     logits = scorer.logits(watched())
-    for codes, known in ((users, rows.user), (items, rows.item)):
-        if not np.array_equal(np.concatenate(codes), known):
+    for codes, expected in ((users, rows.user), (items, rows.item)):
+        if not np.array_equal(np.concatenate(codes), expected):
             raise DataError(f"{shards_dir}: the loader's test rows are not the shards'; run prepare again")
     return logits
 
@@ -154,30 +154,32 @@ def true_probabilities(truth: str | os.PathLike, shards_dir: str | os.PathLike, 
     codes = {}
     for kind in SIDES:
         ids = read_table(Path(shards_dir) / "entities" / f"{kind}s", schema.ENTITY, ["id"])["id"]
-        found = pc.index_in(table[f"{kind}_id"].cast(pa.string()), value_set=ids.combine_chunks())
-        codes[kind] = found.fill_null(-1).to_numpy().astype(np.int64), len(ids)
+        matches = pc.index_in(table[f"{kind}_id"].cast(pa.string()), value_set=ids.combine_chunks())
+        codes[kind] = matches.fill_null(-1).to_numpy().astype(np.int64), len(ids)
     (user, _), (item, items) = codes["user"], codes["item"]
-    known = (user >= 0) & (item >= 0)
-    pair = user[known] * items + item[known]
+    has_codes = (user >= 0) & (item >= 0)
+    pair = user[has_codes] * items + item[has_codes]
     order = np.argsort(pair)
-    pair, probability = pair[order], table["probability"].to_numpy()[known][order].astype(np.float64)
-    wanted = rows.user.astype(np.int64) * items + rows.item
-    place = np.minimum(np.searchsorted(pair, wanted), max(len(pair) - 1, 0))
-    missing = len(wanted) if not len(pair) else int((pair[place] != wanted).sum())
+    pair, probability = pair[order], table["probability"].to_numpy()[has_codes][order].astype(np.float64)
+    row_pairs = rows.user.astype(np.int64) * items + rows.item
+    position = np.minimum(np.searchsorted(pair, row_pairs), max(len(pair) - 1, 0))
+    missing = len(row_pairs) if not len(pair) else int((pair[position] != row_pairs).sum())
     if missing:
-        raise DataError(f"{truth}: no probability for {missing} of {len(wanted)} test rows; run ingest again")
-    return probability[place] if len(wanted) else np.zeros(0)
+        raise DataError(
+            f"{truth}: no probability for {missing} of {len(row_pairs)} test rows; run ingest again"
+        )
+    return probability[position] if len(row_pairs) else np.zeros(0)
 
 
-def _write(made: Prediction, rows: Rows, path: Path) -> dict[str, float]:
+def _write(prediction: Prediction, rows: Rows, path: Path) -> dict[str, float]:
     """Write one prediction table and return its metrics; those of ranking are by score."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    columns = [rows.user, rows.item, rows.label, rows.rating, made.probability, made.score]
+    columns = [rows.user, rows.item, rows.label, rows.rating, prediction.probability, prediction.score]
     pq.write_table(pa.table([pa.array(c) for c in columns], schema=PREDICTIONS), path, compression="zstd")
-    auc_by_user, share = user_auc(rows.label, made.score, rows.user)
-    return binary_metrics(rows.label, made.probability) | {
-        "auc": roc_auc(rows.label, made.score),
-        "auprc": average_precision(rows.label, made.score),
+    auc_by_user, share = user_auc(rows.label, prediction.score, rows.user)
+    return binary_metrics(rows.label, prediction.probability) | {
+        "auc": roc_auc(rows.label, prediction.score),
+        "auprc": average_precision(rows.label, prediction.score),
         "user_auc": auc_by_user,
         "user_auc_users": share,
     }
@@ -186,13 +188,13 @@ def _write(made: Prediction, rows: Rows, path: Path) -> dict[str, float]:
 def _protocol(trained: Mapping[str, Manifest]) -> str:
     if not trained:
         raise DataError("evaluate: no variant to evaluate; name one under 'variants' in the configuration")
-    found = {name: manifest.config.get("protocol", "unknown") for name, manifest in trained.items()}
-    if len(set(found.values())) > 1:
-        listed = ", ".join(f"{name}: {protocol}" for name, protocol in found.items())
+    protocols = {name: manifest.config.get("protocol", "unknown") for name, manifest in trained.items()}
+    if len(set(protocols.values())) > 1:
+        listed = ", ".join(f"{name}: {protocol}" for name, protocol in protocols.items())
         raise DataError(
             f"evaluate: the variants were trained under several protocols ({listed}); train again"
         )
-    return next(iter(found.values()))
+    return next(iter(protocols.values()))
 
 
 def _class_notes(rows: Rows) -> list[str]:

@@ -91,8 +91,8 @@ class _CountedEmbedding:
         """f16 [N, V]; of no texts too, for which no model is loaded if V is known already."""
         if not texts and self._dim:
             return np.zeros((0, self._dim), np.float16)
-        vectors, made = embed_cached(texts, self.encoder, self.folder)
-        self.embedded += made
+        vectors, computed = embed_cached(texts, self.encoder, self.folder)
+        self.embedded += computed
         self._dim = vectors.shape[1]
         return vectors
 
@@ -140,11 +140,11 @@ def _write_content(
     columns += [_vectors(text_vectors[:n], has_words[:n]), _vectors(image_vectors[:n], has_pictures[:n])]
     manifest.rows["reviews"] = _write(columns, with_vectors(schema.REVIEW_CONTENT, dims), folder / "reviews")
 
-    own = np.flatnonzero(has_words[n:] | has_pictures[n:])
+    described = np.flatnonzero(has_words[n:] | has_pictures[n:])
     columns = [
-        [items[i] for i in own],
+        [items[i] for i in described],
         *(
-            _vectors(v[n:][own], h[n:][own])
+            _vectors(v[n:][described], h[n:][described])
             for v, h in ((text_vectors, has_words), (image_vectors, has_pictures))
         ),
     ]
@@ -179,8 +179,8 @@ def _write_content(
     manifest.facts["reviews_with_words"] = int(has_words[:n].sum())
     manifest.facts["reviews_with_pictures"] = int(has_pictures[:n].sum())
     parts = [*([] if price_from_items else ["price"]), *([] if categories_from_items else ["categories"])]
-    if items_dir and (found := agreement(folder, items_dir, slots, tuple(parts))):
-        manifest.facts["agreement"] = found
+    if items_dir and (comparison := agreement(folder, items_dir, slots, tuple(parts))):
+        manifest.facts["agreement"] = comparison
 
 
 def _codes(ids: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
@@ -197,8 +197,8 @@ def _metadata(items_dir: Path | None, items: list[str]) -> list[dict]:
         return [{} for _ in items]
     names = ["item_id", "text", "categories", "price", "captions"]
     table = read_table(items_dir, schema.ITEMS, names)
-    wanted = table.filter(pa.compute.is_in(table["item_id"], value_set=pa.array(items, pa.string())))
-    known = {row["item_id"]: row for row in wanted.to_pylist()}
+    rows = table.filter(pa.compute.is_in(table["item_id"], value_set=pa.array(items, pa.string())))
+    known = {row["item_id"]: row for row in rows.to_pylist()}
     return [known.get(item, {}) for item in items]
 
 
@@ -212,14 +212,14 @@ def _described(
 ) -> tuple[list, pa.Array, list[Content]]:
     """The columns id, fold and summary; the summaries' vectors; and all that the writer answered."""
 
-    def asked() -> Iterator[EntityReviews]:
+    def requests() -> Iterator[EntityReviews]:
         for code, fold, documents in track(entities, f"describing {side}s", len(entities)):
             yield EntityReviews(ids[code], side, fold, documents, corpus)
 
-    contents = list(writer.describe(asked()))
+    contents = list(writer.describe(requests()))
     _check_contents(contents, len(entities))
     distinct: dict[str, int] = {}
-    said = [
+    summary_pieces = [
         np.fromiter((distinct.setdefault(s, len(distinct)) for s in content.summary), np.int64)
         for content in contents
     ]
@@ -227,7 +227,7 @@ def _described(
         [], np.zeros(1, np.int64), np.zeros(0, np.int64), list(distinct), embed(list(distinct))
     )
     summaries = [" ".join(map(_ended, content.summary)) or None for content in contents]
-    vectors = _means(said, sentences, normalize=True)
+    vectors = _means(summary_pieces, sentences, normalize=True)
     return [[ids[c] for c, *_ in entities], [f for _, f, _ in entities], summaries], vectors, contents
 
 

@@ -37,7 +37,7 @@ def dense_matrix(
         names: features in order; `price` takes three columns (cheap, fair, overpriced; none is all zero).
         user_count, item_count: [N] numbers of reviews, without the row's own for a training row.
         user_mean, item_mean: [N] mean ratings; NaN (no review) becomes 0, the middle of the range.
-        price_tag: [N] strings out of PRICE_TAGS.
+        price_tag: [N] strings, each one of PRICE_TAGS.
         rating_range: lowest and highest rating, mapped to -1 and 1.
     """
     low, high = rating_range
@@ -47,7 +47,7 @@ def dense_matrix(
         return np.nan_to_num(value, nan=0.0)[:, None]
 
     tags = np.asarray(price_tag, dtype=object)
-    made = {
+    columns = {
         "item_count": lambda: np.log1p(np.asarray(item_count, np.float64))[:, None],
         "user_count": lambda: np.log1p(np.asarray(user_count, np.float64))[:, None],
         "user_mean": lambda: scaled(user_mean),
@@ -55,4 +55,4 @@ def dense_matrix(
         "price": lambda: np.stack([tags == tag for tag in PRICE_TAGS[1:]], axis=1),
     }
     dense_width(names)
-    return np.concatenate([made[n]() for n in names], axis=1, dtype=np.float32, casting="unsafe")
+    return np.concatenate([columns[n]() for n in names], axis=1, dtype=np.float32, casting="unsafe")

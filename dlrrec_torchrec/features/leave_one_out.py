@@ -184,8 +184,8 @@ def _add_by_group(sums: np.ndarray, vectors: np.ndarray, group: np.ndarray) -> f
         numbers = group[start : start + CHUNK_ROWS]
         order = np.argsort(numbers, kind="stable")
         chunk = vectors[start : start + CHUNK_ROWS][order].astype(np.float64)
-        found, first = np.unique(numbers[order], return_index=True)
-        sums[found] += np.add.reduceat(chunk, first, axis=0)
+        groups, first = np.unique(numbers[order], return_index=True)
+        sums[groups] += np.add.reduceat(chunk, first, axis=0)
         largest = max(largest, float(np.abs(chunk).max()))
     return largest * int(np.bincount(group).max(initial=0))
 

@@ -140,13 +140,13 @@ class KeyCheck:
         self.where, self.advice = where, advice
         self.required = list(required)
         self.named = set(named)
-        self.found: dict[str, None] = {}
+        self.present: dict[str, None] = {}
         self.objects = 0
 
     def see(self, row: dict[str, Any]) -> None:
         self.objects += 1
         if self.objects <= LOOK_AHEAD:
-            self.found.update(dict.fromkeys(row))
+            self.present.update(dict.fromkeys(row))
         if self.named:
             self.named -= row.keys()
         if self.required:
@@ -161,7 +161,7 @@ class KeyCheck:
 
     def _refuse(self, missing: Sequence[Sequence[str]]) -> None:
         if missing:
-            raise missing_column(self.where, missing[0], list(self.found), self.advice)
+            raise missing_column(self.where, missing[0], list(self.present), self.advice)
 
 
 def missing_column(

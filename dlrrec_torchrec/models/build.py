@@ -1,4 +1,4 @@
-"""From a configuration to the model and its training wrapper."""
+"""From settings to the model and its training wrapper."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
 def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str | None = None) -> DLRREC:
-    """The model with embedding tables t_category, t_user and t_item, as far as they are on.
+    """The model with embedding tables t_category, t_user and t_item, those that are switched on.
 
     Args:
         spec: what `batch_spec` makes of `model` and the shards: modalities, dense features, users, items and
@@ -57,8 +57,8 @@ def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str 
             for key in names
         ]
 
-    place = torch.device("meta" if meta else "cpu")
-    tables = EmbeddingBagCollection(tables=tables_of(spec.sparse), device=place)
+    table_device = torch.device("meta" if meta else "cpu")
+    tables = EmbeddingBagCollection(tables=tables_of(spec.sparse), device=table_device)
     managed = None
     if spec.managed:
         chosen = [model.tables[key] for key in spec.managed]
@@ -66,7 +66,7 @@ def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str 
             tables_of(spec.managed, init_fn=nn.init.zeros_),
             [table.evict for table in chosen],
             [table.admit for table in chosen],
-            place,
+            table_device,
         )
     built = DLRREC(
         tables,
@@ -79,7 +79,7 @@ def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str 
         tower_dropout=model.tower_dropout,
         interaction=model.interaction,
         dropout=model.dropout,
-        content=_content(model, spec, place) if spec.in_tables else None,
+        content=_content(model, spec, table_device) if spec.in_tables else None,
         managed=managed,
     )
     return built if meta else built.to(device)
@@ -88,29 +88,35 @@ def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str 
 def tower_sizes(model: ModelConfig, modalities: Sequence[Modality]) -> dict[str, list[int]]:
     """The layer sizes of each modality's tower: its own, or those of its kind.
 
-    Raises DataError for sizes of a tower that there is not.
+    Raises DataError for sizes of a tower that does not exist.
     """
-    names = [one.name for one in modalities]
+    names = [modality.name for modality in modalities]
     if unknown := [name for name in model.towers if name not in names]:
         raise DataError(
             f"model.towers: there is no modality '{unknown[0]}' (there is: {', '.join(names) or 'none'})"
         )
     kinds = {"text": model.text_tower, "image": model.image_tower, "other": model.other_tower}
-    return {one.name: model.towers.get(one.name, kinds[one.kind]) for one in modalities}
+    return {modality.name: model.towers.get(modality.name, kinds[modality.kind]) for modality in modalities}
 
 
 def _content(model: ModelConfig, spec: BatchSpec, device: torch.device) -> ContentTables:
-    """Not yet filled. Whole ones keep their data type, unlike other tables: the vectors are fp16 anyway."""
-    settings = {one.name: model.tables.get(one.name, TableConfig()) for one in spec.in_tables}
+    """Content tables, still empty. Unsharded ones keep their data type too: the vectors are fp16 anyway."""
+    settings = {modality.name: model.tables.get(modality.name, TableConfig()) for modality in spec.in_tables}
     rows = {
-        one.name: _rows(one.name, spec.facts.entities[one.side], settings[one.name], one.dim, content=True)
-        for one in spec.in_tables
+        modality.name: _rows(
+            modality.name,
+            spec.facts.entities[modality.side],
+            settings[modality.name],
+            modality.dim,
+            content=True,
+        )
+        for modality in spec.in_tables
     }
-    for one in spec.in_tables:
-        if one.dim % 4:
+    for modality in spec.in_tables:
+        if modality.dim % 4:
             raise DataError(
-                f"model.vectors=table: the vectors of {one.name} have {one.dim} numbers, and FBGEMM's tables "
-                "need a multiple of 4; use model.vectors=row"
+                f"model.vectors=table: the vectors of {modality.name} have {modality.dim} numbers, and "
+                "FBGEMM's tables need a multiple of 4; use model.vectors=row"
             )
     data_types = {name: _DTYPES[table.dtype or "fp16"] for name, table in settings.items()}
     tables = ContentTables(spec.in_tables, rows, spec.facts.entities, data_types, torch.device("meta"))

@@ -20,7 +20,7 @@ from dlrrec_torchrec.store.modality import Modality
 class ContentTables(nn.Module):
     """One frozen table `t_MODALITY` for each modality; row i is the vector of code i.
 
-    TorchRec's EmbeddingCollection holds tables of one dimension: there is one for each that there is.
+    TorchRec's EmbeddingCollection holds tables of one dimension, so there is one for each dimension.
 
     Args:
         modalities: of the tables.
@@ -47,20 +47,20 @@ class ContentTables(nn.Module):
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
-        self.modalities = {one.name: one for one in modalities}
+        self.modalities = {modality.name: modality for modality in modalities}
         self.entities = dict(entities)
         self.tables = nn.ModuleDict()
-        for dim in dict.fromkeys(one.dim for one in modalities):
+        for dim in dict.fromkeys(modality.dim for modality in modalities):
             configs = [
                 EmbeddingConfig(
-                    name=f"t_{one.name}",
+                    name=f"t_{modality.name}",
                     embedding_dim=dim,
-                    num_embeddings=rows[one.name],
-                    feature_names=[one.name],
-                    data_type=data_types[one.name],
+                    num_embeddings=rows[modality.name],
+                    feature_names=[modality.name],
+                    data_type=data_types[modality.name],
                 )
-                for one in modalities
-                if one.dim == dim
+                for modality in modalities
+                if modality.dim == dim
             ]
             self.tables[f"dim_{dim}"] = EmbeddingCollection(tables=configs, device=device)
         self.tables.requires_grad_(False)
@@ -69,5 +69,6 @@ class ContentTables(nn.Module):
         """The vectors of the ids, modality -> [U, V], in their order; no gradient passes."""
         looked_up = {dim: tables(ids) for dim, tables in self.tables.items()}
         return {
-            name: looked_up[f"dim_{one.dim}"][name].values().detach() for name, one in self.modalities.items()
+            name: looked_up[f"dim_{modality.dim}"][name].values().detach()
+            for name, modality in self.modalities.items()
         }

@@ -95,7 +95,7 @@ class DLRREC(DLRM):
         self.dense_arch = MultiModalDenseArch(
             dense_in_features,
             list(dense_arch_layer_sizes),
-            {one.name: one.dim for one in modalities},
+            {modality.name: modality.dim for modality in modalities},
             towers,
             tower_norm,
             tower_dropout,
@@ -103,7 +103,7 @@ class DLRREC(DLRM):
         )
         tables = self.sparse_arch.F + (len(managed.features) if managed else 0)
         vectors = tables + len(self.modalities)
-        reduced = sum(towers[one.name][-1] for one in self.modalities)
+        reduced = sum(towers[modality.name][-1] for modality in self.modalities)
         width = dense_arch_layer_sizes[-1] + tables * embedding_dim + reduced
         if interaction == "dot":
             self.inter_arch = InteractionArch(vectors).to(dense_device)
@@ -130,7 +130,7 @@ class DLRREC(DLRM):
         embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
         if self.managed is not None:
             embedded_sparse = torch.cat([embedded_sparse, self.managed(managed)], dim=1)
-        content = [reduced[one.name] for one in self.modalities]
+        content = [reduced[modality.name] for modality in self.modalities]
         if self.interaction == "dot":
             vectors = torch.cat([embedded_sparse, *(v.unsqueeze(1) for v in content)], dim=1)
             crossed = self.inter_arch(embedded_dense, vectors)
@@ -146,9 +146,9 @@ class DLRREC(DLRM):
             return self(batch.dense, batch.sparse, batch.vectors, batch.managed)
         vectors, places = self.content(batch.lookup.ids), batch.lookup.places
         reduced = {}
-        for one in self.modalities:
-            anchors = (places[one.side]["anchor"], None, True)
-            (reduced[one.name],) = self.dense_arch.reduce_uses(vectors, one.name, [anchors])
+        for modality in self.modalities:
+            anchors = (places[modality.side]["anchor"], None, True)
+            (reduced[modality.name],) = self.dense_arch.reduce_uses(vectors, modality.name, [anchors])
         return self.predict(batch.dense, batch.sparse, reduced, batch.managed)
 
     def forward(
@@ -178,13 +178,13 @@ def _check(
     ):
         if value not in choices:
             raise DataError(f"model.{flag}: {value!r} is not one of {', '.join(choices)}")
-    names = [one.name for one in modalities]
+    names = [modality.name for modality in modalities]
     if len(set(names)) != len(names):
-        raise DataError(f"model.modalities: {', '.join(names)} names one twice")
+        raise DataError(f"model.modalities: {', '.join(names)} names a modality twice")
     for flag, share in (("tower_dropout", tower_dropout), ("dropout", dropout)):
         if not 0 <= share < 1:
             raise DataError(f"model.{flag}: {share} is not a share; give 0 <= dropout < 1")
-    tower_flags = {one.name: f"{one.kind}_tower" for one in modalities}
+    tower_flags = {modality.name: f"{modality.kind}_tower" for modality in modalities}
     for name, layers in [*sizes.items(), *((tower_flags[name], towers[name]) for name in names)]:
         if not layers or not all(isinstance(n, int) and n > 0 for n in layers):
             raise DataError(f"model.{name}: {list(layers)} must be one or more positive layer sizes")

@@ -42,7 +42,7 @@ class ManagedTables(nn.Module):
 
     Args:
         tables: of one dimension E, each of one feature. Their `init_fn` must set zeros.
-        policies: for each, out of POLICIES: which id loses its row.
+        policies: for each, a key of POLICIES: which id loses its row.
         intervals: for each, after how many steps new ids get rows.
 
     Example::
@@ -142,7 +142,7 @@ def loading_managed(model: nn.Module) -> Iterator[None]:
         raise DataError(
             f"model.tables.{tables}.ids=managed: ranks share ids by hash, so a checkpoint loads on as many "
             "ranks as saved it, or on fewer that divide that number; use such a number of ranks, or "
-            "train anew with train.resume=false"
+            "start over with train.resume=false"
         ) from None
     for name, module in modules.items():
         module._output_segments_tensor.copy_(segments[name])

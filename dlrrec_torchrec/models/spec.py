@@ -1,4 +1,4 @@
-"""What a model asks of its batches, by its settings and the shards."""
+"""What the batches of a model must hold, by its settings and the shards."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def batch_spec(
 
     Args:
         facts: of the shards that it is trained on.
-        contrastive: also what stands against the anchors, as the wrapper of this `seed` expects it.
+        contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
 
     Raises:
-        DataError: vectors, or a modality, that there are not; names the setting.
+        DataError: vectors, or a modality, that do not exist; names the setting.
     """
     if model.vectors not in VECTORS:
         raise DataError(f"model.vectors: {model.vectors!r} is not one of {', '.join(VECTORS)}")
@@ -33,7 +33,7 @@ def batch_spec(
     if contrastive is not None:
         negatives = contrastive.num_negatives if contrastive.negatives == "corpus" else 0
         for side, weight in (("item", contrastive.item_weight), ("user", contrastive.user_weight)):
-            if weight and any(one.side == side for one in modalities):
+            if weight and any(modality.side == side for modality in modalities):
                 draws.append(Draws(side, facts.entities[side], contrastive.positive, negatives, seed))
     tables = model.vectors == "table"
     return BatchSpec(

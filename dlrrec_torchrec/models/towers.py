@@ -70,7 +70,7 @@ class Tower(nn.Module):
         return self.normalize(*self.project(vectors))
 
     def project(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """All but the normalisation: [B, R], and which vectors are present, bool [B]."""
+        """Everything except the normalisation: [B, R], and which vectors are present, bool [B]."""
         vectors = vectors.to(self.layers[-1].weight.dtype)
         present = torch.linalg.vector_norm(vectors, dim=1) > 0  # no square of an f16 underflows in f32
         projected = self.layers(vectors).to(vectors.dtype)  # statistics and losses see no half precision
@@ -79,7 +79,7 @@ class Tower(nn.Module):
     def normalize(
         self, projected: Tensor, present: Tensor, track: bool = True, share: Tensor | None = None
     ) -> Tensor:
-        """What `forward` makes of what `project` has made; `track`, `share`: as in MaskedBatchNorm."""
+        """The rest of `forward`, after `project`; `track`, `share`: as in MaskedBatchNorm."""
         if isinstance(self.norm, MaskedBatchNorm):
             return self.norm(projected, present, track, share)
         return self.norm(projected) * present.unsqueeze(1)
@@ -145,11 +145,11 @@ class MultiModalDenseArch(DenseArch):
         """
         tower = self.towers[name]
         projected, present = tower.project(vectors[name])
-        found = []
+        reduced = []
         for places, share, track in uses:
             counts = use_counts(places, share, projected)
-            found.append(take_rows(tower.normalize(projected, present, track, counts), places))
-        return found
+            reduced.append(take_rows(tower.normalize(projected, present, track, counts), places))
+        return reduced
 
 
 @torch.fx.wrap
@@ -161,5 +161,5 @@ def use_counts(places: Tensor, share: Tensor | None, distinct: Tensor) -> Tensor
 
 @torch.fx.wrap
 def take_rows(distinct: Tensor, places: Tensor) -> Tensor:
-    """The rows [n, R] at `places` out of [U, R]; zeros at place U."""
+    """The rows [n, R] at `places` of [U, R]; zeros at place U."""
     return torch.cat([distinct, distinct.new_zeros(1, distinct.shape[1])]).index_select(0, places)

@@ -1,4 +1,4 @@
-"""The weights of a plain model out of a checkpoint, in one process."""
+"""The weights of a plain model from a checkpoint, in one process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> N
     """Load the weights in checkpoint `path` into a plain, unsharded model, in this process alone.
 
     Args:
-        prefix: of the model's names in the checkpoint, such as "model." for what a wrapper holds so.
+        prefix: of the model's names in the checkpoint, such as "model." for the model in a wrapper.
 
     Raises:
         DataError: no checkpoint, a damaged one, or one of another model.
@@ -36,7 +36,7 @@ def load_model(path: str | os.PathLike, model: nn.Module, prefix: str = "") -> N
             try:
                 dcp.load({"model": weights}, checkpoint_id=str(path), no_dist=True)
                 model.load_state_dict(plain, strict=False)
-            except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+            except (CheckpointException, Exception) as error:  # the former is not an Exception
                 problem = f"cannot be loaded ({first_line(error)})"
     if problem:
         raise DataError(f"{path}: {problem}; delete the training's folder and run `dlrrec train` again")

@@ -53,7 +53,7 @@ class TrainWrapper(nn.Module):
         positive: "best" or "sample".
         seed: of negatives and sampled positives.
 
-    State: `step`, the number of training steps so far, so that a resumed run draws on where it stopped.
+    State: `step`, the number of training steps so far, so that a resumed run continues its draws.
 
     Raises:
         DataError: a term that is on without a modality or vectors for it, or a bad setting; names the flag.
@@ -138,12 +138,12 @@ class TrainWrapper(nn.Module):
             if weight:
                 self.weights[side] = term
                 self.sides[side], entities = self._add_corpus(side, corpus)
-                drawn = num_negatives if negatives == "corpus" else 0
-                self.draws[side] = Draws(side, entities, positive, drawn, seed)
+                drawn_number = num_negatives if negatives == "corpus" else 0
+                self.draws[side] = Draws(side, entities, positive, drawn_number, seed)
 
     def _add_corpus(self, side: str, corpus: Mapping[str, Tensor]) -> tuple[list[str], int]:
         """The side's modalities and entities; vectors that are not in tables are kept."""
-        names = [one.name for one in self.model.modalities if one.side == side]
+        names = [modality.name for modality in self.model.modalities if modality.side == side]
         if not names:
             raise DataError(
                 f"contrastive.{side}_weight: there is no vector of {side}s to contrast; set it to 0, or add "
@@ -201,33 +201,33 @@ class TrainWrapper(nn.Module):
         return loss, parts
 
     def _from_rows(self, batch: Batch, step: Tensor) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
-        """The anchors' reduced vectors out of the rows; for each side those that stand against them.
+        """The anchors' reduced vectors from the rows; for each side those they are compared with.
 
         The latter are (of the positives and then of the negatives [B + N, sum of R], codes of the negatives).
         """
         reduced, others = self.model.reduce(batch.vectors), {}
         for side, names in self.sides.items():
             corpus = {name: getattr(self, f"corpus_{name}") for name in names}
-            wanted, drawn, share = drawn_codes(
+            used_codes, negative_codes, share = drawn_codes(
                 self.draws[side], getattr(batch, f"{side}_positives"), getattr(batch, side), step
             )
-            codes, places = distinct_uses(wanted)
+            codes, places = distinct_uses(used_codes)
             vectors = {name: corpus[name].index_select(0, codes) for name in names}
             uses = [(places, share, False)]
-            found = {name: self.model.dense_arch.reduce_uses(vectors, name, uses)[0] for name in names}
-            others[side] = (joined_vectors(found, names), drawn)
+            compared = {name: self.model.dense_arch.reduce_uses(vectors, name, uses)[0] for name in names}
+            others[side] = (joined_vectors(compared, names), negative_codes)
         return reduced, others
 
     def _from_tables(self, batch: Batch) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
-        """As `_from_rows`, out of the content tables; each distinct entity passes the towers once."""
+        """As `_from_rows`, from the content tables; each distinct entity passes the towers once."""
         vectors, reduced = self.model.content(batch.lookup.ids), {}
         against = {side: looked_up(draws, batch.lookup) for side, draws in self.draws.items()}
-        for one in self.model.modalities:
-            uses = [(batch.lookup.places[one.side]["anchor"], None, True)]
-            if one.side in against:
-                places, _, share = against[one.side]
+        for modality in self.model.modalities:
+            uses = [(batch.lookup.places[modality.side]["anchor"], None, True)]
+            if modality.side in against:
+                places, _, share = against[modality.side]
                 uses.append((places, share, False))
-            reduced[one.name] = self.model.dense_arch.reduce_uses(vectors, one.name, uses)
+            reduced[modality.name] = self.model.dense_arch.reduce_uses(vectors, modality.name, uses)
         anchors = {name: rows[0] for name, rows in reduced.items()}
         others = {name: rows[-1] for name, rows in reduced.items()}
         return anchors, {
@@ -241,7 +241,7 @@ class TrainWrapper(nn.Module):
         neighbours: Tensor,
         reduced: Reduced,
         others: Tensor,
-        drawn: Tensor,
+        negative_codes: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """(sum of the side's losses, number of valid anchors) on this rank."""
         anchors, batch = joined_vectors(reduced, self.sides[side]), codes.shape[0]
@@ -252,7 +252,7 @@ class TrainWrapper(nn.Module):
                 neighbours,
                 others[:batch],
                 others[batch:],
-                drawn,
+                negative_codes,
                 self.temperature,
                 self.normalize,
             )
@@ -264,9 +264,9 @@ def drawn_codes(
     draws: Draws, neighbours: Tensor, codes: Tensor, step: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of the positives and then of the negatives [B + N], of the negatives [N], their shares."""
-    wanted = draws.positives(neighbours, codes, step)
-    drawn = draws.corpus(step, step.device) if draws.negatives else wanted[:0]
-    return torch.cat([wanted, drawn]), drawn, shares(wanted, drawn)
+    positives = draws.positives(neighbours, codes, step)
+    negatives = draws.corpus(step, step.device) if draws.negatives else positives[:0]
+    return torch.cat([positives, negatives]), negatives, shares(positives, negatives)
 
 
 @torch.fx.wrap
@@ -287,7 +287,7 @@ def every_use(codes: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.fx.wrap
 def looked_up(draws: Draws, lookup: Lookup) -> tuple[Tensor, Tensor, Tensor]:
-    """As `drawn_codes`, out of a lookup, but with places instead of the codes of the first."""
+    """As `drawn_codes`, from a lookup, but with places instead of the codes of the first."""
     roles = lookup.places[draws.side]
     positives = roles["positive"]
     negatives = roles["negative"] if draws.negatives else positives[:0]
@@ -310,11 +310,11 @@ def next_step(counter: Tensor, step: int | Tensor | None, training: bool) -> Ten
 
 
 @torch.fx.wrap
-def shares(own: Tensor, common: Tensor) -> Tensor:
-    """How much rows count in statistics over the ranks: a rank's own 1, those all ranks hold 1 / ranks."""
-    each = torch.ones(len(own) + len(common), device=own.device)
-    each[len(own) :] /= world_size()
-    return each
+def shares(of_rank: Tensor, common: Tensor) -> Tensor:
+    """How much rows count in statistics over the ranks: a rank's own 1, those of all ranks 1 / ranks."""
+    counted = torch.ones(len(of_rank) + len(common), device=of_rank.device)
+    counted[len(of_rank) :] /= world_size()
+    return counted
 
 
 @torch.fx.wrap

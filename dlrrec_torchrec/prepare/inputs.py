@@ -1,4 +1,4 @@
-"""What the stages before left, as arrays over codes."""
+"""The outputs of the stages before, as arrays over codes."""
 
 from __future__ import annotations
 
@@ -84,15 +84,15 @@ def index_reviews(folder: Path, train: SplitRows, users: pa.Array, items: pa.Arr
     key = train.user.astype(np.int64) * len(items) + train.item
     order = np.argsort(key, kind="stable")
     user, item = encode(table["user_id"], users), encode(table["item_id"], items)
-    found = np.where((user < 0) | (item < 0), -1, user.astype(np.int64) * len(items) + item)
-    row = order[np.minimum(np.searchsorted(key, found, sorter=order), len(key) - 1)]
-    known = key[row] == found
-    wrong = np.flatnonzero(np.bincount(row[known], minlength=len(key)) != 1)
-    if len(wrong) or not known.all():
+    content_key = np.where((user < 0) | (item < 0), -1, user.astype(np.int64) * len(items) + item)
+    row = order[np.minimum(np.searchsorted(key, content_key, sorter=order), len(key) - 1)]
+    matched = key[row] == content_key
+    wrong = np.flatnonzero(np.bincount(row[matched], minlength=len(key)) != 1)
+    if len(wrong) or not matched.all():
         if len(wrong):
             example = users[train.user[wrong[0]]], items[train.item[wrong[0]]]
         else:
-            example = tuple(table[c][int(np.argmin(known))] for c in ("user_id", "item_id"))
+            example = tuple(table[c][int(np.argmin(matched))] for c in ("user_id", "item_id"))
         raise DataError(
             f"{folder}: user '{example[0]}', item '{example[1]}' must be here once if a training row "
             "and not at all if none; run split and extract again"
@@ -111,7 +111,7 @@ class FoldIndex:
         """`table`: columns id and fold; `ids`: the entities in code order."""
         code, fold = encode(table["id"], ids), table["fold"].to_numpy().astype(np.int64)
         self._span = int(fold.max(initial=0)) + 2
-        key = np.where(code < 0, -1, code.astype(np.int64) * self._span + fold + 1)  # -1 is never asked for
+        key = np.where(code < 0, -1, code.astype(np.int64) * self._span + fold + 1)  # -1 is never looked up
         self._order = np.argsort(key, kind="stable")
         self._key = key[self._order]
 

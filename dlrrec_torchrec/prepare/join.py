@@ -1,4 +1,4 @@
-"""The two sides out of the folders of split, extract and swing, and of the user's own vectors."""
+"""The two sides, from the folders of split, extract and swing and the user's own vectors."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from dlrrec_torchrec.store.schema import ITEM_CONTENT, PRICE_TAGS, USER_CONTENT
 
 
 @dataclasses.dataclass(frozen=True)
-class Assembled:
-    """All that the rows are made of.
+class JoinedSides:
+    """Everything the rows are made of.
 
     Attributes:
         users, items: the two sides.
         vocabulary: of the categories; slots: of them an item has at most.
-        modalities: of all vectors that the sides hold, those that no entity has among them.
+        modalities: of all vectors that the sides hold, also of those that no entity has.
     """
 
     users: Side
@@ -50,12 +50,12 @@ class Assembled:
     slots: int
     modalities: tuple[Modality, ...]
 
-    def number(self, one: Modality) -> int:
+    def number(self, modality: Modality) -> int:
         """How many entities of its side have a vector of the modality."""
-        return {"user": self.users, "item": self.items}[one.side].vectors[one.name].number()
+        return {"user": self.users, "item": self.items}[modality.side].vectors[modality.name].number()
 
 
-def assemble(
+def join_sides(
     train: SplitRows,
     user_ids: pa.Array,
     item_ids: pa.Array,
@@ -70,7 +70,7 @@ def assemble(
     positives: int,
     category_types: int,
     files: Sequence[VectorFile] = (),
-) -> Assembled:
+) -> JoinedSides:
     """Users, items and the category vocabulary.
 
     Args:
@@ -145,12 +145,12 @@ def assemble(
             labels,
         )
     for file in files:
-        own, stored = read_vector_file(file, {"user": user_ids, "item": item_ids}, scratch / file.name)
-        side = sides[own.side]
-        every = np.arange(len(stored))
-        side.vectors[own.name] = StoredVectors(stored, side.entity, every)
-        modalities.append(own)
-    return Assembled(sides["user"], sides["item"], vocabulary, facts["category_slots"], tuple(modalities))
+        described, stored = read_vector_file(file, {"user": user_ids, "item": item_ids}, scratch / file.name)
+        side = sides[described.side]
+        all_codes = np.arange(len(stored))
+        side.vectors[described.name] = StoredVectors(stored, side.entity, all_codes)
+        modalities.append(described)
+    return JoinedSides(sides["user"], sides["item"], vocabulary, facts["category_slots"], tuple(modalities))
 
 
 def _find_content(

@@ -26,7 +26,7 @@ _EXAMPLE = "item_audio=FILE.parquet:ID,VECTOR, item_audio=FILE.npz:IDS,VECTORS o
 
 @dataclasses.dataclass(frozen=True)
 class VectorFile:
-    """Where the vectors of one modality are.
+    """The file with the vectors of one modality.
 
     Attributes:
         name: of the modality.
@@ -96,7 +96,7 @@ def read_vector_file(
 
     Vectors are brought to unit length, as the extracted ones are, so numbers of any size fit into float16.
     Entities that the file does not know, or whose vector is null, have zeros. Ids of the file that no
-    training row has are passed over.
+    training row has are skipped.
 
     Args:
         ids: "user", "item" -> the entities in code order.

@@ -30,7 +30,7 @@ def write_parts(
     """Write rows 0..num_rows as part-00000.parquet, ... of `rows_per_part` rows; one empty part for no rows.
 
     Args:
-        make: (start, stop) -> a table of these rows, asked for at most CHUNK_ROWS at a time, in order.
+        make: (start, stop) -> a table of these rows; called for at most CHUNK_ROWS at a time, in order.
         advance: told the number of rows after each chunk.
     """
     folder.mkdir(parents=True)
@@ -126,7 +126,7 @@ def training_order(num_rows: int) -> np.ndarray:
 
 
 def _padded(codes: pa.ListArray, width: int) -> np.ndarray:
-    """int32 [N, width] of lists of at most so many codes, padded with -1."""
+    """int32 [N, width] of lists of at most `width` codes, padded with -1."""
     out = np.full((len(codes), width), -1, np.int32)
     out[np.arange(width) < codes.value_lengths().to_numpy()[:, None]] = codes.flatten().to_numpy()
     return out

@@ -20,7 +20,7 @@ from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.prepare import inputs
 from dlrrec_torchrec.prepare.inputs import SplitRows
-from dlrrec_torchrec.prepare.join import Assembled, assemble
+from dlrrec_torchrec.prepare.join import JoinedSides, join_sides
 from dlrrec_torchrec.prepare.own_vectors import vector_files
 from dlrrec_torchrec.prepare.shard_writer import (
     Coverage,
@@ -71,13 +71,13 @@ def prepare(
     rating_range = (float(config.rating_range[0]), float(config.rating_range[1]))
     prior = sum(rating_range) / 2  # a constant, the middle of the range, as an entity without reviews has
     manifest = Manifest("prepare", jsonable(config) | {"prior": prior}, fingerprints)
-    if done := manifest.current(out_dir):
-        return done
+    if previous := manifest.current(out_dir):
+        return previous
     with stage_output(manifest, out_dir) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
         user_ids, item_ids = inputs.training_ids(split_dir / "train")
         splits = {s: inputs.read_split(split_dir / s, user_ids, item_ids, rating_range) for s in SPLITS}
         train = splits["train"]
-        sides = assemble(
+        sides = join_sides(
             train,
             user_ids,
             item_ids,
@@ -133,20 +133,20 @@ def prepare(
     return manifest
 
 
-def _modalities(sides: Assembled, named: Sequence[str] | None) -> tuple[Modality, ...]:
-    """Those that the entity tables hold: of which there is a vector, or that `named` asks for in rows.
+def _modalities(sides: JoinedSides, requested: Sequence[str] | None) -> tuple[Modality, ...]:
+    """The modalities in the entity tables: those that have a vector, or are `requested` in rows.
 
     A side that has no vector at all keeps its text, all zeros, so that the default settings always have a
     vector of users and of items; what is missing counts in no loss.
     """
-    chosen(named, sides.modalities, "prepare.modalities")  # refuses what is not there
-    numbers = {one.name: sides.number(one) for one in sides.modalities}
-    kept = {name for name, number in numbers.items() if number} | set(named or [])
+    chosen(requested, sides.modalities, "prepare.modalities")  # refuses what is not there
+    numbers = {modality.name: sides.number(modality) for modality in sides.modalities}
+    kept = {name for name, number in numbers.items() if number} | set(requested or [])
     for side in SIDES:
-        own = [one for one in sides.modalities if one.side == side]
-        if not kept & {one.name for one in own}:
-            kept.add(own[0].name)
-    return tuple(one for one in sides.modalities if one.name in kept)
+        names = [modality.name for modality in sides.modalities if modality.side == side]
+        if not kept & set(names):
+            kept.add(names[0])
+    return tuple(modality for modality in sides.modalities if modality.name in kept)
 
 
 def _check(config: PrepareConfig) -> None:
@@ -157,14 +157,14 @@ def _check(config: PrepareConfig) -> None:
 def _write(
     folder: Path,
     splits: dict[str, SplitRows],
-    sides: Assembled,
+    sides: JoinedSides,
     entities: dict[str, Callable[[int, int], pa.Table]],
     facts: ShardFacts,
     rows_per_shard: int,
 ) -> dict[str, dict[str, float]]:
     """Write the parts of all splits and entity tables; the shares of rows that have each thing, by split."""
     schema = facts.row_schema()
-    coverage = {name: Coverage([one.name for one in facts.modalities]) for name in splits}
+    coverage = {name: Coverage([modality.name for modality in facts.modalities]) for name in splits}
     order = training_order(len(splits["train"].label))
 
     def make(name: str, start: int, stop: int) -> pa.Table:

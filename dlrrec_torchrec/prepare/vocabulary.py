@@ -29,7 +29,7 @@ def encode_lists(
 
     Args:
         lists: M lists of names.
-        keep: bool over all names of all lists, flattened; others are passed over.
+        keep: bool over all names of all lists, flattened; others are skipped.
 
     Returns for each name that is left, list by list and in the list's order: the list's number (int64), the
     position in what is left of the list (int64), the code (int32).
@@ -50,7 +50,7 @@ def encode_lists(
 
 @dataclass(frozen=True)
 class CategoryVocabulary:
-    """Category names in code order. `closed`: the project's fixed types, in which no review had a say."""
+    """Category names in code order. `closed`: the project's fixed types, which no review influenced."""
 
     names: list[str]
     closed: bool
@@ -61,8 +61,8 @@ def category_vocabulary(lists: pa.ChunkedArray, whole: np.ndarray, most: int) ->
     """The project's types if they cover every name and are not more than `most`; else the `most` names of
     most items, ties by name.
 
-    A ranked vocabulary of names that a provider took out of review text depends, if weakly, on every review;
-    leave-one-out is exact for the fixed types and for names out of item metadata.
+    A ranked vocabulary of names that a provider took from review text depends, if weakly, on every review;
+    leave-one-out is exact for the fixed types and for names from item metadata.
 
     Args:
         lists: category names of each (item, fold).

@@ -45,7 +45,7 @@ def report(
     `metrics.json` has for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
     the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
     `sd` is null for a single seed. Raises DataError if a seed is not evaluated or lacks a variant, or if the
-    seeds' protocols differ, or something else than a report is in `out_dir`.
+    seeds' protocols differ, or something other than a report is in `out_dir`.
     """
     known = {
         name: [Manifest.read(folder) for folder in folders if (folder / "manifest.json").exists()]

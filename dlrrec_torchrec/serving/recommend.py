@@ -89,7 +89,7 @@ def recommend(
 
     Every item is scored, except those that the user has reviewed unless `include_seen`; ties are in the
     order of the item codes. Reviewed is what a row of any split says, and any row of `reviews_dir`, where it
-    exists: that knows also the rows that the split has dropped. An unknown user gets the items with the most
+    exists: it also knows the rows that the split dropped. An unknown user gets the items with the most
     training reviews, a message that says so, and the known ids that look alike. Raises DataError if `n` < 1,
     or the model is not trained.
     """
@@ -101,9 +101,9 @@ def recommend(
     reviewed = reviewed_ids(reviews_dir, user_id) if reviews_dir is not None else set()
     if user is not None:
         reviewed |= {entities.items.ids[code] for code in seen_items(shards_dir, user)}
-    known = [entities.items.codes[item] for item in reviewed if item in entities.items.codes]
-    every = np.arange(len(entities.items))
-    candidates = every if include_seen else np.setdiff1d(every, known)
+    reviewed_codes = [entities.items.codes[item] for item in reviewed if item in entities.items.codes]
+    all_codes = np.arange(len(entities.items))
+    candidates = all_codes if include_seen else np.setdiff1d(all_codes, reviewed_codes)
     which = "items that are new to this user" if reviewed and not include_seen else "items"
     if user is None:
         popular = candidates[np.argsort(-entities.items.count[candidates], kind="stable")[:n]]
@@ -161,11 +161,11 @@ def reviewed_ids(reviews_dir: str | os.PathLike, user_id: str) -> set[str]:
     return set(rows["item_id"].to_pylist())
 
 
-def similar_ids(wanted: str, ids: list[str], most: int = 3) -> list[str]:
-    """Up to `most` of `ids` that look like `wanted`, best first; upper and lower case count as the same."""
-    start = wanted[:2].lower()
+def similar_ids(user_id: str, ids: list[str], most: int = 3) -> list[str]:
+    """Up to `most` of `ids` that look like `user_id`, best first; upper and lower case count as the same."""
+    start = user_id[:2].lower()
     folded = {i.lower(): i for i in ids if len(ids) <= _MANY_IDS or i.lower().startswith(start)}
-    return [folded[i] for i in difflib.get_close_matches(wanted.lower(), folded, most, cutoff=0.75)]
+    return [folded[i] for i in difflib.get_close_matches(user_id.lower(), folded, most, cutoff=0.75)]
 
 
 def _described(
@@ -174,12 +174,12 @@ def _described(
     # The code of padding is above those of all names.
     return [
         Recommended(
-            rank=place + 1,
+            rank=position + 1,
             item_id=items.ids[code],
             title=items.titles[code] or "",
-            probability=None if probability is None else float(probability[place]),
+            probability=None if probability is None else float(probability[position]),
             categories=[names[c] for c in items.category[code] if c < len(names)],
             reviews=int(items.count[code]),
         )
-        for place, code in enumerate(codes)
+        for position, code in enumerate(codes)
     ]

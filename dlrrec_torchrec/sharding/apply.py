@@ -1,4 +1,4 @@
-"""Process groups, and from a model with tables on "meta" to DistributedModelParallel.
+"""From a model with tables on "meta" to DistributedModelParallel: plan, optimizers, sharding, first values.
 
 One path for every number of ranks: without a launcher a process is a group of one, so that the same code runs
 under a debugger, under torchrun on CPUs (gloo) and on GPUs (nccl).
@@ -47,7 +47,7 @@ def plan_tables(
     Args:
         module: holds collections whose tables are on "meta".
         batch_size: rows of a step on each rank.
-        table_optimizer: as `shard`.
+        table_optimizer: as `shard_tables`.
         settings: of tables, by name.
 
     Raises:
@@ -97,12 +97,12 @@ def shard_tables(
     """Shard the module's tables, with their optimizer inside the backward pass; replicate the rest.
 
     FBGEMM has no fused Adam for CPUs: there, tables under "adam" are replicated and updated by
-    `optimizers.RowAdam`, which computes the same.
+    `table_optimizers.RowAdam`, which computes the same.
 
     Args:
         module: holds collections whose tables are on "meta".
         batch_size: rows of a step on each rank, for the planner.
-        table_optimizer, table_lr: of all tables but frozen ones: "adam", "rowwise_adagrad" or "sgd".
+        table_optimizer, table_lr: of all tables except frozen ones: "adam", "rowwise_adagrad" or "sgd".
         seed: of the tables' first values, which are the same for every number of ranks.
         plan: of the tables (default: `plan_tables` without settings).
         comms: in what numbers ranks exchange looked-up rows and their gradients: "fp32", "fp16" or "bf16".
@@ -122,10 +122,10 @@ def shard_tables(
     for path, collection in module.named_modules():
         if not isinstance(collection, (EmbeddingBagCollection, EmbeddingCollection)):
             continue
-        own = sharding[managed.get(path, path)] = EmbeddingModuleShardingPlan()
+        module_plan = sharding[managed.get(path, path)] = EmbeddingModuleShardingPlan()
         for name, parameter in collection.named_parameters():
             table = name.split(".")[-2]
-            own[table] = placed[table_key(table)].parameter
+            module_plan[table] = placed[table_key(table)].parameter
             if placed[table_key(table)].kernel != "dense" and parameter.requires_grad:
                 kind, options = TABLE_OPTIMIZERS[table_optimizer], {"lr": table_lr}
                 apply_optimizer_in_backward(kind, [parameter], options)
@@ -138,19 +138,18 @@ def shard_tables(
         sharders=sharders(codecs),
         data_parallel_wrapper=DefaultDataParallelWrapper(static_graph=static_graph),
     )
-    # FBGEMM fills a table on SSD by itself, `content.fill_content` those of content vectors; managed ones
-    # are zeros.
-    others = [
+    # FBGEMM fills a table on SSD by itself, `fill_content` those of content vectors; managed ones are zeros.
+    filled_elsewhere = [
         p.table.name
         for p in plan.tables
         if p.kernel == "key_value" or p.table.frozen or p.table.ids == "managed"
     ]
-    fill_tables(sharded, seed, others)
+    fill_tables(sharded, seed, filled_elsewhere)
     return sharded
 
 
 def save_plan(plan: Plan, folder: str | os.PathLike) -> None:
-    """Write `folder`/plan.json, and say on stderr in a few lines what the plan is. For rank 0."""
+    """Write `folder`/plan.json, and print the plan in a few lines on stderr. For rank 0."""
     write_text_atomic(Path(folder) / "plan.json", json.dumps(to_json(plan), indent=1) + "\n")
     print(to_text(plan, brief=True), file=sys.stderr)
 

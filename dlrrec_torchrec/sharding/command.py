@@ -26,8 +26,8 @@ def add_plan(commands: Any) -> None:
     plan.add_argument("--world-size", type=at_least(1), default=1, help="ranks in all (default: 1)")
     plan.add_argument("--local-world-size", type=at_least(1), help="ranks of a node (default: up to 8)")
     plan.add_argument("--device", help="what a rank has, such as h200 (default: what is here)")
-    plan.add_argument("--hbm", type=float, help="GB of device memory, if others than the device's")
-    plan.add_argument("--ddr", type=float, help="GB of host memory for each rank, if others")
+    plan.add_argument("--hbm", type=float, help="GB of device memory, if not the device's own")
+    plan.add_argument("--ddr", type=float, help="GB of host memory for each rank, if not the device's own")
     plan.add_argument(
         "--table",
         nargs="+",
@@ -36,7 +36,7 @@ def add_plan(commands: Any) -> None:
         default=[],
         metavar="NAME=ROWS,DIM,POOLING,KEY=VALUE",
         help="settings of a table, or a table that the model does not have; without --config and --run-dir, "
-        "these alone are planned for",
+        "only these are planned for",
     )
     plan.add_argument("--variant", help="variant of the configuration (default: none)")
     plan.add_argument("--json", action="store_true", help="machine-readable output")

@@ -91,7 +91,7 @@ _UNKNOWN_GPU = DEVICES["a100-40"]  # gives the links of a GPU that is not in the
 
 
 def named_device(name: str, hbm: float | None = None, ddr: float | None = None) -> Device:
-    """A device out of DEVICES. `hbm`, `ddr`: GB of device memory, of host memory for each rank, if others.
+    """A device of DEVICES. `hbm`, `ddr`: GB of device memory, of host memory for each rank, if not its own.
 
     Raises DataError for an unknown name, for device memory on a CPU, and for sizes that are not above 0.
     """

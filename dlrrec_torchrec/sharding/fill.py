@@ -25,7 +25,7 @@ from dlrrec_torchrec.store.modality import Modality
 def fill_content(model: nn.Module, shards_dir: str | os.PathLike, ranks: Ranks | None = None) -> None:
     """Give every content table in `model` the vectors in `shards_dir`/entities; the rest of it is zeros.
 
-    Memory: a group of rows of one Parquet file beside the tables themselves.
+    Memory: a group of rows of one Parquet file, besides the tables themselves.
 
     Args:
         model: sharded or not; without content tables nothing is done.
@@ -41,8 +41,8 @@ def fill_content(model: nn.Module, shards_dir: str | os.PathLike, ranks: Ranks |
                 modality = content.modalities[name]
                 for part, top, left in parts:
                     _fill(part, top, left, shards_dir, modality, content.entities[modality.side])
-    except DataError as found:
-        error = found
+    except DataError as problem:
+        error = problem
     if ranks is not None:
         ranks.agree(error)
     elif error:
@@ -66,13 +66,13 @@ def _fill(
     part: Tensor, top: int, left: int, shards_dir: str | os.PathLike, modality: Modality, entities: int
 ) -> None:
     part.zero_()
-    last, done = min(top + part.shape[0], entities), top
+    last, filled = min(top + part.shape[0], entities), top
     for first, vectors in read_vectors(shards_dir, modality, top, last):
-        done = first + len(vectors)
-        part[first - top : done - top].copy_(torch.from_numpy(vectors[:, left : left + part.shape[1]]))
-    if done < last:
+        filled = first + len(vectors)
+        part[first - top : filled - top].copy_(torch.from_numpy(vectors[:, left : left + part.shape[1]]))
+    if filled < last:
         raise DataError(
-            f"{shards_dir}/entities: {done} rows of {modality.name}, but there are {entities} ids; "
+            f"{shards_dir}/entities: {filled} rows of {modality.name}, but there are {entities} ids; "
             "run prepare again"
         )
 

@@ -36,27 +36,27 @@ def run_request(
         device, world_size, local_world_size: as Request.
         shards: a folder with the run's shards, which know the number of ids. Without, model.tables must say
             how many rows the id tables have, and the vectors of the contrastive terms are left out.
-        model: False plans for the tables that the model does not have alone.
+        model: False plans only for tables that the model does not have.
 
     Raises:
         DataError: settings that do not fit, or a table whose size is not known.
     """
-    settings, taken = dict(config.model.tables), 0
+    settings, size_of_dense = dict(config.model.tables), 0
     tables = []
     if model:
         facts = ShardFacts.read(shards) if shards else _planned_facts(config)
         spec = batch_spec(config.model, facts)
-        own = _tables_of(spec)
-        built = module = build_model(config.model, spec, device="meta")
+        of_model = _tables_of(spec)
+        predictor = module = build_model(config.model, spec, device="meta")
         if shards and not spec.in_tables:
             vectors = {
-                one.name: torch.empty(facts.entities[one.side], one.dim, dtype=torch.float16, device="meta")
-                for one in spec.in_rows
+                m.name: torch.empty(facts.entities[m.side], m.dim, dtype=torch.float16, device="meta")
+                for m in spec.in_rows
             }
-            module = build_wrapper(built, config.contrastive, corpus=vectors)
-        tables = tables_in(module, {name: settings[name] for name in own if name in settings})
-        taken = dense_bytes(module)
-        settings = {name: table for name, table in settings.items() if name not in own}
+            module = build_wrapper(predictor, config.contrastive, corpus=vectors)
+        tables = tables_in(module, {name: settings[name] for name in of_model if name in settings})
+        size_of_dense = dense_bytes(module)
+        settings = {name: table for name, table in settings.items() if name not in of_model}
     # The batch is the training's, over all ranks.
     batch = max(config.train.batch_size // world_size, 1)
     tables += [configured(name, t, None, t.dim or config.model.embedding_dim) for name, t in settings.items()]
@@ -67,13 +67,13 @@ def run_request(
         local_world_size=local_world_size,
         batch_size=batch,
         optimizer=config.train.table_optimizer,
-        dense_bytes=taken,
+        dense_bytes=size_of_dense,
     )
 
 
 def _tables_of(spec: BatchSpec) -> list[str]:
     """The names of the model's tables in model.tables."""
-    return [*spec.sparse, *spec.managed, *(one.name for one in spec.in_tables)]
+    return [*spec.sparse, *spec.managed, *(m.name for m in spec.in_tables)]
 
 
 def _planned_facts(config: RunConfig) -> ShardFacts:
@@ -98,7 +98,7 @@ def _planned_facts(config: RunConfig) -> ShardFacts:
     ids = {}
     for side in SIDES:
         needing = [name for name in (*spec.sparse, *spec.managed) if name == side]
-        needing += [one.name for one in spec.in_tables if one.side == side]
+        needing += [m.name for m in spec.in_tables if m.side == side]
         ids[f"{side}s"] = _rows(needing, config.model.tables)
     return dataclasses.replace(facts, **ids)
 
@@ -118,11 +118,11 @@ def _planned_modality(name: str, config: RunConfig) -> Modality:
 
 def _rows(needing: list[str], settings: dict[str, TableConfig]) -> int:
     """How many ids there are, by the settings of the tables that need them; 1 where none does."""
-    known = [settings[name].rows for name in needing if name in settings and settings[name].rows]
-    if len(known) < len(needing):
+    row_counts = [settings[name].rows for name in needing if name in settings and settings[name].rows]
+    if len(row_counts) < len(needing):
         name = next(n for n in needing if n not in settings or not settings[n].rows)
         raise DataError(
             f"table {name}: how many rows? give the --run-dir of a run with shards, or "
             f"--set model.tables.{name}.rows=N"
         )
-    return min(known, default=1)
+    return min(row_counts, default=1)

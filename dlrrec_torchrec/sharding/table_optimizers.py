@@ -63,7 +63,7 @@ class RowAdam(torch.optim.Optimizer):
 
 @contextlib.contextmanager
 def uncounted(model: nn.Module) -> Iterator[None]:
-    """Forward passes within are no steps of the fused optimizers.
+    """Forward passes within the block do not count as steps of the fused optimizers.
 
     FBGEMM takes every forward pass of a table for a step, also one without gradients, and the bias correction
     of its Adam follows from their number. Without this an evaluation would change the steps that come after

@@ -32,10 +32,10 @@ def inspect(path: Path) -> tuple[dict[str, Any], dict[str, str], str]:
     try:
         lines = (path / SUMS).read_text(encoding="utf-8").removesuffix("\n").split("\n")
         sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-        there = {p.name for p in path.iterdir()} - {SUMS}
-        if missing := sorted({STATE, *sums} - there):
+        present = {p.name for p in path.iterdir()} - {SUMS}
+        if missing := sorted({STATE, *sums} - present):
             return {}, {}, f"incomplete ({missing[0]} is missing)"
-        if unknown := sorted(there - set(sums)):
+        if unknown := sorted(present - set(sums)):
             return {}, {}, f"damaged ({SUMS} does not name {unknown[0]})"
         if problem := damage(path, {STATE: sums[STATE]}):
             return {}, {}, problem

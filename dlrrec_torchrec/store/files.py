@@ -14,15 +14,15 @@ from dlrrec_torchrec.store import packed
 from dlrrec_torchrec.store.errors import DataError
 
 
-def check_schema(found: pa.Schema, wanted: pa.Schema, where: str | os.PathLike) -> None:
+def check_schema(actual: pa.Schema, expected: pa.Schema, where: str | os.PathLike) -> None:
     """Raise DataError naming the file and the first column that is missing or of another type."""
-    for field in wanted:
-        index = found.get_field_index(field.name)
+    for field in expected:
+        index = actual.get_field_index(field.name)
         if index < 0:
-            raise DataError(f"{where}: column '{field.name}' is missing (found: {', '.join(found.names)})")
-        if not _same_type(found.field(index).type, field.type):
+            raise DataError(f"{where}: column '{field.name}' is missing (found: {', '.join(actual.names)})")
+        if not _same_type(actual.field(index).type, field.type):
             raise DataError(
-                f"{where}: column '{field.name}' has type {found.field(index).type}, wanted {field.type}; "
+                f"{where}: column '{field.name}' has type {actual.field(index).type}, expected {field.type}; "
                 "run the stage that writes this folder again"
             )
 
@@ -53,15 +53,15 @@ def read_table(
     its types.
     """
     parts = part_files(folder)
-    wanted = schema if columns is None else pa.schema([schema.field(c) for c in columns])
-    stored = packed.stored_schema(wanted)
+    selected = schema if columns is None else pa.schema([schema.field(c) for c in columns])
+    stored = packed.stored_schema(selected)
     for part in parts:
         check_schema(pq.read_schema(part), stored, part)
     if rows is None:
-        table = pads.dataset(parts).to_table(columns=wanted.names)
+        table = pads.dataset(parts).to_table(columns=selected.names)
     else:
         table = _first_rows(parts, stored, rows)
-    return packed.unpack(table.cast(stored)).cast(wanted)
+    return packed.unpack(table.cast(stored)).cast(selected)
 
 
 def _first_rows(parts: list[Path], stored: pa.Schema, rows: int) -> pa.Table:

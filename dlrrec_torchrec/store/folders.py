@@ -26,7 +26,7 @@ def check_name(name: object, where: str) -> None:
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
         raise DataError(
             f"{where}: {name!r} becomes the name of a folder: write letters A-Z and a-z, digits, '.', '_' "
-            "and '-' alone, as dlrrec-2 (not '.' or '..'; a number in quotes)"
+            "and '-' only, as dlrrec-2 (not '.' or '..'; a number in quotes)"
         )
 
 
@@ -76,7 +76,7 @@ def atomic_folder(target: str | os.PathLike, stage: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def replaced(target: Path) -> Iterator[None]:
-    """Take `target` away under another name, and delete it after the block: no part ever bears its name."""
+    """Rename `target`, and delete it after the block: no half-deleted folder ever has its name."""
     for stale in target.parent.glob(f".{target.name}.old-*"):
         shutil.rmtree(stale, ignore_errors=True)
     old = target.parent / f".{target.name}.old-{os.getpid()}"

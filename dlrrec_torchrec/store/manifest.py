@@ -45,19 +45,19 @@ class Manifest:
         write_text_atomic(Path(folder) / MANIFEST, json.dumps(body, indent=2, default=str) + "\n")
 
     def current(self, folder: str | os.PathLike) -> Manifest | None:
-        """The manifest in `folder` if that folder already holds the output of this very stage, else None."""
+        """The manifest in `folder` if that folder already holds the output of this same stage, else None."""
         if stage_of(folder) != self.stage or not (Path(folder) / MANIFEST).exists():
             return None
-        there = _load(Path(folder) / MANIFEST)
-        there.reused = True
-        return there if there.fingerprint == self.fingerprint else None
+        stored = _load(Path(folder) / MANIFEST)
+        stored.reused = True
+        return stored if stored.fingerprint == self.fingerprint else None
 
     @staticmethod
     def read(folder: str | os.PathLike) -> Manifest:
         """The manifest in `folder`.
 
         Raises DataError where there is none, where it is damaged, and where another version of this package
-        has made the folder, each with the command that makes it.
+        made the folder, each with the command that makes it.
         """
         path = Path(folder) / MANIFEST
         manifest = _load(path)
@@ -65,8 +65,8 @@ class Manifest:
             command = manifest.stage.removesuffix("-items")  # `ingest` writes a second folder
             raise DataError(
                 f"{path}: made by an earlier version of dlrrec (schema {manifest.schema_version}, this is "
-                f"{SCHEMA_VERSION}); run `dlrrec {command}` again, or `dlrrec run`, which makes all that is "
-                "older anew"
+                f"{SCHEMA_VERSION}); run `dlrrec {command}` again, or `dlrrec run`, which remakes all "
+                "that is older"
             )
         if manifest.schema_version > SCHEMA_VERSION:
             raise DataError(
@@ -94,7 +94,7 @@ def _load(path: Path) -> Manifest:
 def timed(manifest: Manifest) -> Iterator[None]:
     """Fill in the manifest's seconds and the peak memory (MiB) of the block."""
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: start the peak anew for each stage
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: reset the peak for each stage
     start = time.monotonic()
     yield
     manifest.seconds = round(time.monotonic() - start, 3)

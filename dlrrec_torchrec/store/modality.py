@@ -37,7 +37,7 @@ class Modality:
 
 
 def modality(name: str, dim: int, *, source: str = "file", encoder: str = "", flag: str) -> Modality:
-    """The modality `name`. Here alone, a name says whose vectors they are.
+    """The modality `name`. Only here is its side read from the name.
 
     Raises DataError naming `flag` for a name that does not begin with user_ or item_, or no size at all.
     """
@@ -52,12 +52,12 @@ def modality(name: str, dim: int, *, source: str = "file", encoder: str = "", fl
     return Modality(name, match[1], BUILT_IN.get(name, "other"), source, dim, encoder)
 
 
-def chosen(names: Iterable[str] | None, known: Iterable[Modality], flag: str) -> tuple[Modality, ...]:
-    """Those of `known` that `names` names, in its order; all of them for None.
+def chosen(names: Iterable[str] | None, available: Iterable[Modality], flag: str) -> tuple[Modality, ...]:
+    """The modalities that `names` lists, in that order; all available ones for None.
 
     Raises DataError naming `flag` for a name that is unknown (listing what there is) or comes twice.
     """
-    by_name = {one.name: one for one in known}
+    by_name = {modality.name: modality for modality in available}
     if names is None:
         return tuple(by_name.values())
     names = list(names)
@@ -65,5 +65,5 @@ def chosen(names: Iterable[str] | None, known: Iterable[Modality], flag: str) ->
         if name not in by_name:
             raise DataError(f"{flag}: there is no '{name}' (there is: {', '.join(by_name) or 'none'})")
     if len(set(names)) != len(names):
-        raise DataError(f"{flag}: {', '.join(names)} names one twice")
+        raise DataError(f"{flag}: {', '.join(names)} names a modality twice")
     return tuple(by_name[name] for name in names)

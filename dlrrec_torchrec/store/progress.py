@@ -1,4 +1,4 @@
-"""Progress bars on stderr: on a terminal only, and out of the way of whoever reads from it.
+"""Progress bars on stderr: on a terminal only, and out of the way of a debugger that reads from it.
 
 A bar redraws its line several times a second and takes over stdout, so a debugger's prompt would be erased.
 Python announces `breakpoint()`, the setting of a trace function, and `input()` (with which pdb reads its
@@ -67,7 +67,7 @@ class Bar(Progress):
         """Stop drawing, and give stdout and stderr back, up to the next step outside of a debugger."""
         if not self._paused:
             self._paused = True
-            # `input()` goes on with the stdout that it found, without a reference of its own: keep it alive.
+            # `input()` goes on with the stdout it started with, but holds no reference to it: keep it alive.
             self._replaced = sys.stdout, sys.stderr
             self.live.stop()
 
@@ -80,7 +80,7 @@ class Bar(Progress):
         self._go_on()
 
     def _go_on(self) -> None:
-        # A trace function belongs to its thread; one that was there before the bar (coverage) is no debugger.
+        # A trace function belongs to its thread; one that was set before the bar (coverage) is no debugger.
         if self._paused and threading.get_ident() == self._thread and sys.gettrace() == self._trace:
             self._paused = False
             # A new display: the old one would wipe the lines above, which are the debugger's now.

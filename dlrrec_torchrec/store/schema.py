@@ -1,4 +1,4 @@
-"""The columns of every table that passes between stages, the manifest each stage leaves, and atomic writes.
+"""The columns of every table that passes between stages.
 
 Every stage reads folders of Parquet and writes a folder of Parquet with a `manifest.json`. A folder appears
 under its final name only when it is complete, so a killed stage leaves nothing that could be taken for whole.
@@ -115,9 +115,9 @@ ENTITY = pa.schema(
 
 
 def item_entity(slots: int) -> pa.Schema:
-    """The columns of the items' entity table, with so many category types at most."""
-    own = [("title", pa.string()), ("price_tag", pa.string()), ("category", pa.list_(pa.int32(), slots))]
-    return pa.schema([*ENTITY, *own])
+    """The columns of the items' entity table, with at most `slots` category types."""
+    of_items = [("title", pa.string()), ("price_tag", pa.string()), ("category", pa.list_(pa.int32(), slots))]
+    return pa.schema([*ENTITY, *of_items])
 
 
 def category_types() -> list[str]:

@@ -25,7 +25,7 @@ class ShardFacts:
         dense: names of the dense features, in order; dense_width: columns they take together.
         rating_range: lowest and highest rating.
         modalities: whose vectors the entity tables hold.
-        in_rows: names of those whose vectors stand in the rows too.
+        in_rows: names of those whose vectors are in the rows too.
         positives: neighbours of the user and of the item in a row.
         category_slots: category types of an item, at most.
         category_types: how many types there are; this number itself is the padding's code.
@@ -46,21 +46,21 @@ class ShardFacts:
 
     @staticmethod
     def read(shards_dir: str | os.PathLike) -> ShardFacts:
-        """Out of the manifest in `shards_dir`. Raises DataError as `Manifest.read`, and for other folders."""
+        """From the manifest in `shards_dir`. Raises DataError as `Manifest.read`, and for other folders."""
         return ShardFacts.of(Manifest.read(shards_dir), shards_dir)
 
     @staticmethod
     def of(manifest: Manifest, shards_dir: str | os.PathLike) -> ShardFacts:
-        """Out of the manifest of `shards_dir`. Raises DataError if it is not that of shards."""
+        """From the manifest of `shards_dir`. Raises DataError if it is not that of shards."""
         fields = [f.name for f in dataclasses.fields(ShardFacts)]
         if missing := [name for name in fields if name not in manifest.facts]:
             raise DataError(
-                f"{Path(shards_dir) / 'manifest.json'}: its facts have no '{missing[0]}': these are no "
+                f"{Path(shards_dir) / 'manifest.json'}: its facts have no '{missing[0]}': these are not "
                 "shards; run `dlrrec prepare` again"
             )
         values: dict[str, Any] = {name: manifest.facts[name] for name in fields}
         values |= {name: tuple(values[name]) for name in ("dense", "rating_range", "in_rows")}
-        values["modalities"] = tuple(Modality(**one) for one in values["modalities"])
+        values["modalities"] = tuple(Modality(**body) for body in values["modalities"])
         return ShardFacts(**values)
 
     def as_facts(self) -> dict[str, Any]:
@@ -74,8 +74,8 @@ class ShardFacts:
 
     @property
     def row_modalities(self) -> tuple[Modality, ...]:
-        """Those whose vectors stand in the rows."""
-        by_name = {one.name: one for one in self.modalities}
+        """Those whose vectors are in the rows."""
+        by_name = {modality.name: modality for modality in self.modalities}
         return tuple(by_name[name] for name in self.in_rows)
 
     def row_schema(self, modalities: Iterable[Modality] | None = None) -> pa.Schema:

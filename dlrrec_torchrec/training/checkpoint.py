@@ -2,7 +2,7 @@
 
 A training's folder of checkpoints holds the newest, `epoch-E-step-S` after E whole epochs and S steps, and
 `best`. Each is a folder with the files of torch.distributed.checkpoint (model and optimizers), `rank-R.pt`
-(what rank R alone knows), `state.json` (the run) and `SHA256SUMS` of all of these, as `sha256sum -c` reads
+(what only rank R knows), `state.json` (the run) and `SHA256SUMS` of all of these, as `sha256sum -c` reads
 it. A checkpoint takes its name only when it is complete, and is used only if its sums are right. All ranks
 must see the same file system.
 """
@@ -50,9 +50,9 @@ T = TypeVar("T")
 
 
 class Checkpoints:
-    """The checkpoints of one training; every method is to be called on all ranks, but for `latest_state`.
+    """The checkpoints of one training; call every method on all ranks.
 
-    As a context it waits, in the end, for the save in the background.
+    As a context it waits, at the end, for the save in the background.
 
     Args:
         folder: where they are.
@@ -80,7 +80,7 @@ class Checkpoints:
         model: DistributedModelParallel,
         optimizer: CombinedOptimizer,
         state: Mapping[str, Any],
-        own: Mapping[str, Any],
+        rank_state: Mapping[str, Any],
         best: bool,
     ) -> None:
         """Save a checkpoint and, where `best`, the same as `best` (by hard links, without a second copy).
@@ -91,7 +91,7 @@ class Checkpoints:
         Args:
             state: plain JSON values of the run, the same on all ranks; needs "step" (optimizer steps so far)
                 and "epoch" (whole epochs so far).
-            own: what this rank alone knows: tensors, plain values and dictionaries of them.
+            rank_state: what only this rank knows: tensors, plain values and dictionaries of them.
 
         Raises:
             DataError: it cannot be written.
@@ -100,10 +100,10 @@ class Checkpoints:
         tensors = {"model": kept_state(model), "optimizer": optimizer.state_dict()["state"]}
         state = dict(state) | {"ranks": self._ranks.world_size}
         if self._writer is None:
-            self._write(tensors, state, own, best)
+            self._write(tensors, state, rank_state, best)
         else:
             self._pending = self._writer.submit(
-                self._write, _on_host(tensors), copy.deepcopy(state), _on_host(own), best
+                self._write, _on_host(tensors), copy.deepcopy(state), _on_host(rank_state), best
             )
 
     def wait(self) -> None:
@@ -118,8 +118,8 @@ class Checkpoints:
         """Load the newest checkpoint that is whole; says on stderr what is wrong with newer ones.
 
         Returns:
-            the run's state, with "ranks" (how many have saved it), and what ranks r, r + R, ... of those have
-            saved of their own, for this rank r of R. None where no checkpoint was ever saved.
+            the run's state, with "ranks" (how many saved it), and what their ranks r, r + R, ... saved as
+            `rank_state`, for this rank r of R. None where no checkpoint was ever saved.
 
         Raises:
             DataError: there are checkpoints, but none that can be loaded.
@@ -127,20 +127,20 @@ class Checkpoints:
         problems = []
         for path in self._ranks.share(newest_first(self.folder)):
             state, problem = self._verified(path)
-            own: list[dict[str, Any]] = []
+            rank_states: list[dict[str, Any]] = []
             if not problem:
                 problem = _load_into(path, model, optimizer)
             if not problem:
                 # Fused Adam keeps its count outside of its state, one for each micro-batch.
                 optimizer.set_optimizer_step(state.get("table_updates", state["step"]))
                 for rank in range(self._ranks.rank, state["ranks"], self._ranks.world_size):
-                    own.append(torch.load(path / _own_file(rank), weights_only=True))
+                    rank_states.append(torch.load(path / _rank_file(rank), weights_only=True))
                 if problems and self._ranks.first:
                     print(f"{'; '.join(problems)}; going on from {path}", file=sys.stderr)
-                return state, own
+                return state, rank_states
             problems.append(f"{path}: {problem}")
         if problems:
-            raise DataError(f"{'; '.join(problems)}; no checkpoint can be used: --no-resume starts anew")
+            raise DataError(f"{'; '.join(problems)}; no checkpoint can be used: --no-resume starts over")
         return None
 
     def __enter__(self) -> Checkpoints:
@@ -154,7 +154,7 @@ class Checkpoints:
             if self._writer is not None:
                 self._writer.shutdown()
 
-    def _write(self, tensors: dict, state: dict[str, Any], own: Mapping[str, Any], best: bool) -> None:
+    def _write(self, tensors: dict, state: dict[str, Any], rank_state: Mapping[str, Any], best: bool) -> None:
         new = self.folder / ".new"
         rank = self._ranks.rank
 
@@ -165,11 +165,11 @@ class Checkpoints:
 
         def write() -> dict[str, str]:
             dcp.save(tensors, checkpoint_id=str(new), process_group=self._group)
-            torch.save(dict(own), new / _own_file(rank))
-            return {p.name: sha256(p) for p in (*new.glob(f"__{rank}_*"), new / _own_file(rank))}
+            torch.save(dict(rank_state), new / _rank_file(rank))
+            return {p.name: sha256(p) for p in (*new.glob(f"__{rank}_*"), new / _rank_file(rank))}
 
         def publish() -> None:
-            if rank != 0:
+            if not self._ranks.first:
                 return
             (new / STATE).write_text(json.dumps(state), encoding="utf-8")
             sums = {name: digest for part in parts for name, digest in part.items()}
@@ -199,10 +199,10 @@ class Checkpoints:
         state, sums, problem = self._ranks.share(inspect(path) if self._ranks.first else None)
         if not problem:
             names = sorted(sums)[self._ranks.rank :: self._ranks.world_size]
-            found = [""] * self._ranks.world_size
-            mine = damage(path, {name: sums[name] for name in names})
-            dist.all_gather_object(found, mine, group=self._group)
-            problem = next(filter(None, found), "")
+            findings = [""] * self._ranks.world_size
+            finding = damage(path, {name: sums[name] for name in names})
+            dist.all_gather_object(findings, finding, group=self._group)
+            problem = next(filter(None, findings), "")
         return state, problem
 
     def _together(self, work: Callable[[], T]) -> list[T]:
@@ -210,26 +210,26 @@ class Checkpoints:
         result, problem = None, ""
         try:
             result = work()
-        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+        except (CheckpointException, Exception) as error:  # the former is not an Exception
             problem = first_line(error)
-        found: list[Any] = [None] * self._ranks.world_size
-        dist.all_gather_object(found, (result, problem), group=self._group)
-        for rank, (_, problem) in enumerate(found):
+        outcomes: list[Any] = [None] * self._ranks.world_size
+        dist.all_gather_object(outcomes, (result, problem), group=self._group)
+        for rank, (_, problem) in enumerate(outcomes):
             if problem:
                 raise DataError(
                     f"{self.folder}: rank {rank} cannot write a checkpoint ({problem}); the last one that is "
                     "whole stays, and the same command goes on from it"
                 )
-        return [result for result, _ in found]
+        return [result for result, _ in outcomes]
 
 
 def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) -> None:
-    """Empty `out_dir` unless it holds an interrupted training of this very run that may go on.
+    """Empty `out_dir` unless it holds an interrupted training of this same run that may go on.
 
-    To be called on all ranks. `run`: what the checkpoints' states have as "run".
+    Call it on all ranks. `run`: what the checkpoints' states have as "run".
 
     Raises:
-        DataError: `out_dir` holds something else than a training; on all ranks.
+        DataError: `out_dir` holds something other than a training; on all ranks.
     """
     error = None
     if ranks.first:
@@ -255,14 +255,14 @@ def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedO
     with loading_managed(model):
         try:
             dcp.load({"model": weights, "optimizer": moments["state"]}, checkpoint_id=str(path))
-        except (CheckpointException, Exception) as error:  # CheckpointException is no Exception
+        except (CheckpointException, Exception) as error:  # the former is not an Exception
             return f"cannot be loaded ({first_line(error)})"
         model.load_state_dict(weights, strict=False)
     optimizer.load_state_dict(moments)
     return ""
 
 
-def _own_file(rank: int) -> str:
+def _rank_file(rank: int) -> str:
     return f"rank-{rank}.pt"
 
 
@@ -274,7 +274,7 @@ def _publish(new: Path, target: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Take away a checkpoint; at no time is half of it under its name."""
+    """Remove a checkpoint; at no time is half of it under its name."""
     old = path.with_name(".old")
     shutil.rmtree(old, ignore_errors=True)
     path.rename(old)
@@ -291,8 +291,8 @@ def _link(source: str, target: str) -> None:
 def _on_host(value: Any) -> Any:
     """A copy in host memory, which later steps do not change, of tensors (also sharded) and mappings."""
     if isinstance(value, ShardedTensor):  # torch's own staging leaves these as they are
-        shards = [Shard(_on_host(shard.tensor), shard.metadata) for shard in value.local_shards()]
-        return ShardedTensorBase._init_from_local_shards_and_global_metadata(shards, value.metadata())
+        parts = [Shard(_on_host(part.tensor), part.metadata) for part in value.local_shards()]
+        return ShardedTensorBase._init_from_local_shards_and_global_metadata(parts, value.metadata())
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, Mapping):

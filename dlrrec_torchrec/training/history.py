@@ -1,4 +1,4 @@
-"""What a training writes down: metrics.jsonl (a line an epoch), steps.jsonl (a line every so many steps)
+"""What a training writes down: metrics.jsonl (a line an epoch), steps.jsonl (a line every N steps)
 and TensorBoard events.
 """
 
@@ -21,7 +21,7 @@ class History:
 
     Args:
         folder: gets `metrics.jsonl`, `steps.jsonl` and `tensorboard/`.
-        epoch, step: where the training goes on; later records, of a run that was killed, are taken away.
+        epoch, step: where the training goes on; later records, of a run that was killed, are removed.
         active: whether this is the rank that writes.
     """
 

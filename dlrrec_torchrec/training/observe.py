@@ -1,4 +1,4 @@
-"""Watching a training: measurements after every so many steps, alarms, and a trace of some steps."""
+"""Watching a training: measurements every N steps, alarms, and a trace of some steps."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Observer:
         optimizer: whose dense part's gradients are measured.
         history: gets the records.
         probe: of the towers; None without any.
-        every: steps between two records, 0 for none.
+        log_steps: steps between two records, 0 for none.
         traced: steps to trace, 0 for none; they begin after two others.
         folder: gets `profile/`.
         total: steps of the whole training.
@@ -44,7 +44,7 @@ class Observer:
         history: History,
         probe: Probe | None,
         *,
-        every: int,
+        log_steps: int,
         traced: int,
         folder: Path,
         total: int,
@@ -52,13 +52,13 @@ class Observer:
         say: Callable[[str], Any],
     ) -> None:
         self._trainer, self._history, self._probe = trainer, history, probe
-        self._every, self._total, self._active, self._say = every if active else 0, total, active, say
+        self._log_steps, self._total, self._active, self._say = log_steps if active else 0, total, active, say
         self._model = get_unwrapped_module(trainer.model).model
         self._dense = {
             name: parameter
-            for part, found in optimizer.optimizers
+            for part, part_optimizer in optimizer.optimizers
             if part == "dense"
-            for name, parameter in found.params.items()
+            for name, parameter in part_optimizer.params.items()
         }
         self._norms: dict[str, float] = {}
         self._mark = (trainer.step, trainer.clock)
@@ -67,15 +67,15 @@ class Observer:
 
     def before_update(self) -> None:
         """Measure the gradients, before they are clipped, in a step that gets a record."""
-        if self._every and (self._trainer.step + 1) % self._every == 0:
+        if self._log_steps and (self._trainer.step + 1) % self._log_steps == 0:
             self._norms = gradient_norms(self._dense)
 
     def after_step(self, epoch: int) -> None:
-        """Write a record, if this step gets one; trace it, if it is to be traced."""
+        """Write a record, if this step gets one; trace it, if it should be."""
         if self._trace is not None:
             self._trace.after_step()
         step = self._trainer.step
-        if not self._every or step % self._every:
+        if not self._log_steps or step % self._log_steps:
             return
         steps, spent = step - self._mark[0], self._trainer.clock - self._mark[1]
         self._mark = (step, self._trainer.clock)
@@ -94,20 +94,20 @@ class Observer:
         )
 
     def probed(self) -> dict[str, float]:
-        """What the towers do (`Probe.measure`); says what gives alarm, once until it is over.
+        """What the towers do (`Probe.measure`); prints each alarm once until it is over.
 
         No alarm in the first SETTLED steps.
         """
         if self._probe is None or not self._active:
             return {}
-        found = self._probe.measure(self._model)
+        measures = self._probe.measure(self._model)
         if self._trainer.step < SETTLED:
-            return found
-        alarms = self._probe.alarms(self._model, found)
+            return measures
+        alarms = self._probe.alarms(self._model, measures)
         for name in alarms.keys() - self._alarmed:
             self._say(f"warning: step {self._trainer.step:,}: {alarms[name]}")
         self._alarmed = set(alarms)
-        return found
+        return measures
 
     def close(self) -> None:
         """Write a trace that is not complete."""
@@ -117,13 +117,13 @@ class Observer:
 
 def gradient_norms(parameters: Mapping[str, Tensor]) -> dict[str, float]:
     """Euclidean norms of the gradients: `grad_norm` of all, and of `towers`, `dense_arch` and `over_arch`."""
-    having = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-    norms = torch.stack(torch._foreach_norm(list(having.values()))) if having else torch.zeros(0)
-    squares = dict(zip(having, norms.double().square().tolist(), strict=True))
-    found = {"grad_norm": math.sqrt(sum(squares.values()))}
+    gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
+    norms = torch.stack(torch._foreach_norm(list(gradients.values()))) if gradients else torch.zeros(0)
+    squares = dict(zip(gradients, norms.double().square().tolist(), strict=True))
+    by_part = {"grad_norm": math.sqrt(sum(squares.values()))}
     for part, mark in _PARTS.items():
-        found[f"grad_norm_{part}"] = math.sqrt(sum(v for name, v in squares.items() if mark in f".{name}"))
-    return found
+        by_part[f"grad_norm_{part}"] = math.sqrt(sum(v for name, v in squares.items() if mark in f".{name}"))
+    return by_part
 
 
 class _Trace:
@@ -144,12 +144,12 @@ class _Trace:
             self.close()
 
     def close(self) -> None:
-        found, self._profile = self._profile, None
-        if found is None:
+        finished, self._profile = self._profile, None
+        if finished is None:
             return
-        found.stop()
+        finished.stop()
         self._folder.mkdir(parents=True, exist_ok=True)
-        found.export_chrome_trace(str(self._folder / "trace.json"))
+        finished.export_chrome_trace(str(self._folder / "trace.json"))
         by = "self_device_time_total" if torch.cuda.is_available() else "self_cpu_time_total"
-        table = found.key_averages().table(sort_by=by, row_limit=50, max_name_column_width=60)
+        table = finished.key_averages().table(sort_by=by, row_limit=50, max_name_column_width=60)
         (self._folder / "operations.txt").write_text(table + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ def make_optimizer(
     """The tables' fused optimizers, the same for replicated tables, and AdamW for the dense part.
 
     AdamW is Adam where `weight_decay` is 0. Only the dense part's matrices decay: tables, biases, norms and
-    the contrastive weights do not. `table_optimizer`: as in `parallel.shard`.
+    the contrastive weights do not. `table_optimizer`: as in `sharding.apply.shard_tables`.
     """
     replicated = {
         "adam": RowAdam,
@@ -36,9 +36,9 @@ def make_optimizer(
         ]
         return torch.optim.AdamW(groups, lr=lr)
 
-    rest = dict(in_backward_optimizer_filter(model.named_parameters()))
-    tables = {name: p for name, p in rest.items() if ".embedding_bags." in name}
-    dense = {name: p for name, p in rest.items() if name not in tables}
+    not_fused = dict(in_backward_optimizer_filter(model.named_parameters()))
+    tables = {name: p for name, p in not_fused.items() if ".embedding_bags." in name}
+    dense = {name: p for name, p in not_fused.items() if name not in tables}
     parts = [("tables", model.fused_optimizer), ("dense", KeyedOptimizerWrapper(dense, adam))]
     if tables:
         parts.append(("tables", KeyedOptimizerWrapper(tables, replicated)))
@@ -46,7 +46,7 @@ def make_optimizer(
 
 
 def dense_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """What `make_optimizer`'s optimizer updates but for tables; of any other optimizer, all."""
+    """What `make_optimizer`'s optimizer updates except tables; of any other optimizer, all."""
     parts = [("dense", optimizer)]
     if isinstance(optimizer, CombinedOptimizer):
         parts = optimizer.optimizers

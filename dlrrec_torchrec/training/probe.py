@@ -1,4 +1,4 @@
-"""What the towers make of a fixed sample of entities: is anything of it lost?
+"""How the towers reduce a fixed sample of entities: does its content get lost?
 
 Reduced vectors that all lie close together (mode collapse), or in few directions (an information bottleneck),
 cannot tell entities apart, whatever the loss says.
@@ -47,18 +47,18 @@ class Probe:
         self._sides: dict[str, tuple[list[str], int, np.ndarray]] = {}  # modalities, n, who has a neighbour
         self._possible: dict[str, float] = {}
         for side, listed in positives.items():
-            names = [one.name for one in modalities if one.side == side]
+            names = [modality.name for modality in modalities if modality.side == side]
             present = np.all([vectors[name].any(1) for name in names], axis=0)
             codes = np.flatnonzero(present)
             draw = np.random.default_rng(seed)
             codes = np.sort(draw.choice(codes, min(SAMPLE, len(codes)), replace=False))
             best = listed[codes, 0] if listed.shape[1] else np.full(len(codes), -1)
-            known = (best >= 0) & (best < len(present))
-            known &= present[np.where(known, best, 0)] if len(present) else False
-            self._sides[side] = names, len(codes), known
+            paired = (best >= 0) & (best < len(present))
+            paired &= present[np.where(paired, best, 0)] if len(present) else False
+            self._sides[side] = names, len(codes), paired
             for name in names:
-                found = np.concatenate([vectors[name][codes], vectors[name][best[known]]])
-                self._vectors[name] = torch.from_numpy(found).float()
+                sample = np.concatenate([vectors[name][codes], vectors[name][best[paired]]])
+                self._vectors[name] = torch.from_numpy(sample).float()
                 self._possible[name] = effective_rank(vectors[name][codes]) if len(codes) else np.nan
 
     @torch.no_grad()
@@ -80,40 +80,40 @@ class Probe:
             }
         finally:
             arch.train(training)
-        found = {}
-        for side, (names, size, known) in self._sides.items():
+        measures = {}
+        for side, (names, size, paired) in self._sides.items():
             for name in names:
-                found[f"effective_rank_{name}"] = effective_rank(reduced[name][:size])
+                measures[f"effective_rank_{name}"] = effective_rank(reduced[name][:size])
             joined = np.concatenate([reduced[name] for name in names], axis=1)
-            found[f"alignment_{side}"] = alignment(joined[:size][known], joined[size:])
-            found[f"uniformity_{side}"] = uniformity(joined[:size])
-        return found
+            measures[f"alignment_{side}"] = alignment(joined[:size][paired], joined[size:])
+            measures[f"uniformity_{side}"] = uniformity(joined[:size])
+        return measures
 
-    def alarms(self, model: DLRREC, found: Mapping[str, float]) -> dict[str, str]:
+    def alarms(self, model: DLRREC, measures: Mapping[str, float]) -> dict[str, str]:
         """What is wrong in plain words, by the name of the measure.
 
         An effective rank below RANK_SHARE of what is possible: of the tower's width, or of the effective rank
         of the content vectors themselves if that is less. A uniformity above UNIFORMITY.
         """
-        said = {}
+        alarms = {}
         for name in self._vectors:
-            rank = found[f"effective_rank_{name}"]
+            rank = measures[f"effective_rank_{name}"]
             possible = min(self._possible[name], model.dense_arch.towers[name].layers[-1].out_features)
             if rank < RANK_SHARE * possible:
-                said[f"effective_rank_{name}"] = (
+                alarms[f"effective_rank_{name}"] = (
                     f"the {name} tower's vectors have an effective rank of {rank:.1f}, where {possible:.0f} "
                     "is possible: much of the content is lost in it (what may help: a lower train.lr, "
                     "model.tower_norm=batch, a wider tower)"
                 )
         for side in self._sides:
-            value = found[f"uniformity_{side}"]
+            value = measures[f"uniformity_{side}"]
             if value > UNIFORMITY:
-                said[f"uniformity_{side}"] = (
+                alarms[f"uniformity_{side}"] = (
                     f"the {side}s' reduced vectors lie close together (uniformity {value:.2f}; 0 is one "
                     f"point) and hardly tell {side}s apart (what may help: a lower train.lr, a higher "
                     f"contrastive.{side}_weight, more negatives)"
                 )
-        return said
+        return alarms
 
 
 def open_probe(shards_dir: str | os.PathLike, model: DLRREC) -> Probe:

@@ -1,4 +1,4 @@
-"""Whether this machine can train as the settings say, asked before anything else is done."""
+"""Whether this machine can train as the settings say, checked before anything else is done."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def check_machine(device: str, comms: str, compiled: bool) -> None:
     Args:
         device: "auto", "cpu" or "cuda".
         comms: numbers that ranks exchange: "fp32", "fp16" or "bf16".
-        compiled: the dense part is to be compiled.
+        compiled: whether the dense part is compiled.
     """
-    place = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    check_comms(comms, place)
+    resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    check_comms(comms, resolved)
     if compiled:
-        check_compiler(place)
+        check_compiler(resolved)

@@ -1,4 +1,4 @@
-"""What a training reads of the shards."""
+"""What a training reads from the shards."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def open_rows(
 ) -> tuple[ShardLoader, ShardLoader, dict[str, Tensor]]:
     """Rows to train on, rows of `split`, and the entities' vectors that contrastive terms draw from.
 
-    The latter by modality, f16 [entities, V]; none where they are in tables.
+    The vectors by modality, f16 [entities, V]; none where they are in tables.
 
     Shards that would fail in the middle of a training are refused, on all ranks together.
     """
@@ -44,11 +44,11 @@ def open_rows(
         held_out.check()
         contrasted = {draws.side for draws in spec.draws}
         vectors = {}
-        if drawn_from := [one for one in spec.in_rows if one.side in contrasted]:
+        if drawn_from := [modality for modality in spec.in_rows if modality.side in contrasted]:
             entities = load_entities(shards_dir, drawn_from)
             vectors = {name: torch.from_numpy(matrix) for name, matrix in entities.vectors.items()}
-    except DataError as found:
-        error = found
+    except DataError as problem:
+        error = problem
     ranks.agree(error)
     if rows.rows < 2 * ranks.world_size:
         raise DataError(

@@ -45,7 +45,7 @@ _FREE += ("log_steps", "profile")
 
 NOT_LEFT_OUT = (
     "vectors from tables: those of a training row know its own review (not leave-one-out), so metrics of "
-    "training rows are too good; validation and test rows are not concerned"
+    "training rows are too good; validation and test rows are not affected"
 )
 
 
@@ -61,13 +61,13 @@ def train(
 
     `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
     `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
-    the end `manifest.json`. If it holds an interrupted training with these settings, that one goes on. To be
-    called on every rank where there is a launcher.
+    the end `manifest.json`. If it holds an interrupted training with these settings, that one goes on. Under
+    a launcher, call it on every rank.
 
     Raises:
-        DataError: something else than a training in `out_dir`, shards that cannot be used (file, column,
-            row), settings that do not fit (flag), a loss
-            that is not a number, a checkpoint that cannot be written; on all ranks.
+        DataError: `out_dir` holds something other than a training; shards that cannot be used (file, column,
+            row), settings that do not fit (flag), a loss that is not a number, a checkpoint that cannot
+            be written; on all ranks.
         Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
     check_settings(model, contrastive, train, protocol=protocol)
@@ -77,8 +77,8 @@ def train(
         del settings["train"][name]
     inputs = {"shards": shards.fingerprint}
     manifest = Manifest("train", settings | {"protocol": protocol}, inputs)
-    if done := manifest.current(out_dir):
-        return done
+    if previous := manifest.current(out_dir):
+        return previous
     check_output(out_dir, manifest.stage)
 
     warn_of_restarts()
@@ -109,7 +109,7 @@ def train(
                 stop_requested=stop_requested,
                 probe=open_probe(shards_dir, assembly.plain) if ranks.first else None,
             ).to_the_end()
-            # Too late for this training, but what comes after it need not begin.
+            # Too late for this training, but the next stage does not have to begin.
             stopped = any_rank(stop_requested())
         manifest.rows = {"train": rows.rows, selection.split: held_out.rows}
         manifest.facts = jsonable(
@@ -183,7 +183,7 @@ class _Run:
                     history.add(record | {"split": selection.split, "best": best}, steps)
                     if best and first:
                         _write_best(self.out_dir, self.protocol, selection)
-                    self._save(best=best, own={}, whole_epoch=True)
+                    self._save(best=best, rank_state={}, whole_epoch=True)
                     shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
                     self.bar.update(self.task, description=shown)
                     if first and self.bar.disable:  # a log of a job
@@ -196,7 +196,7 @@ class _Run:
             self.assembly.optimizer,
             history,
             self.probe,
-            every=self.settings.log_steps,
+            log_steps=self.settings.log_steps,
             traced=self.settings.profile,
             folder=self.out_dir,
             total=self.total,
@@ -209,32 +209,33 @@ class _Run:
         loaded = self.checkpoints.load(self.assembly.model, self.assembly.optimizer)
         if loaded is None:
             return
-        state, own = loaded
+        state, rank_states = loaded
         self.selection.restore(state["selection"])
         self.trainer.restore(
             state["step"],
             state["epoch"],
-            None if state["whole_epoch"] else own,
+            None if state["whole_epoch"] else rank_states,
             same_ranks=state["ranks"] == self.ranks.world_size,
         )
 
     def _after_step(self) -> None:
-        step, every = self.trainer.step, self.settings.checkpoint_steps
+        step, interval = self.trainer.step, self.settings.checkpoint_steps
         self.bar.update(self.task, completed=step)
         self.observer.after_step(self.selection.epoch + 1)
         if self.trainer.stopping:
             self._save_and_stop()
-        if every and step % every == 0 and step % len(self.rows):  # after an epoch, evaluation comes first
-            self._save(best=False, own=self.trainer.state(), whole_epoch=False)
+        # After an epoch, evaluation comes first.
+        if interval and step % interval == 0 and step % len(self.rows):
+            self._save(best=False, rank_state=self.trainer.state(), whole_epoch=False)
 
-    def _save(self, best: bool, own: dict[str, Any], whole_epoch: bool) -> None:
+    def _save(self, best: bool, rank_state: dict[str, Any], whole_epoch: bool) -> None:
         state = {"run": self.fingerprint, "step": self.trainer.step, "epoch": self.selection.epoch}
         state |= {"whole_epoch": whole_epoch, "selection": jsonable(self.selection.state())}
         state |= {"table_updates": self.trainer.step * self.settings.accumulate}
-        self.checkpoints.save(self.assembly.model, self.assembly.optimizer, state, own, best)
+        self.checkpoints.save(self.assembly.model, self.assembly.optimizer, state, rank_state, best)
 
     def _save_and_stop(self) -> NoReturn:
-        self._save(best=False, own=self.trainer.state(), whole_epoch=False)
+        self._save(best=False, rank_state=self.trainer.state(), whole_epoch=False)
         self.checkpoints.wait()
         if self.ranks.first:
             print(f"{self.out_dir}: stopped; saved step {self.trainer.step} of {self.total}", file=sys.stderr)

@@ -45,14 +45,14 @@ class _Steps:
     The loss of a step is the mean of its micro-batches' losses, weighted by their rows over all ranks. So the
     loss of the predictions is the mean over all rows of the step, as without accumulation; a contrastive term
     is the weighted mean of the micro-batches' means over their valid anchors. Corpus negatives are the same
-    in all of a step; batch normalisation, and negatives out of the batch, see one micro-batch.
+    in all of a step; batch normalisation, and negatives from the batch, see one micro-batch.
 
     Args:
         model: returns (loss, outputs), as TrainWrapper; DDP, where there is any, is around it.
         optimizer: of tables and dense part.
         device: where batches go.
         precision: "fp32", or "bf16" for autocast of the forward pass: parameters stay f32.
-        clip_norm: largest norm of the dense part's gradients together, 0 for any. Tables have no part in it:
+        clip_norm: largest norm of the dense part's gradients together, 0 for any. Tables are not part of it:
             fused ones are updated within the backward pass.
         accumulate: micro-batches of a step; fused tables are updated after each of them. Ranks exchange
             gradients after the last.
@@ -72,7 +72,7 @@ class _Steps:
         self.before_update: Callable[[], Any] | None = None
         self._half, self._clip, self._number = precision == "bf16", clip_norm, accumulate
         self._fetched: deque[deque[float]] = deque()  # weights of the micro-batches of fetched steps
-        self._left: deque[float] = deque()  # of the present step
+        self._left: deque[float] = deque()  # of the current step
         self._weights: list[float] = []  # of those that are done
 
     @property
@@ -88,9 +88,9 @@ class _Steps:
 
     def _forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss to go backward from, outputs) of the next micro-batch."""
-        own = ()
-        if self._left:  # the draws are those of the micro-batch before
-            own = (get_unwrapped_module(self.model).step - 1,)
+        step = ()
+        if self._left:  # the draws are those of the previous micro-batch
+            step = (get_unwrapped_module(self.model).step - 1,)
         else:
             self._left, self._weights = self._fetched.popleft(), []
         weight = self._left.popleft()
@@ -102,7 +102,7 @@ class _Steps:
             torch.autocast(self.device.type, torch.bfloat16, enabled=self._half),
             module.no_sync() if alone else contextlib.nullcontext(),
         ):
-            loss, outputs = self.model(batch, *own)
+            loss, outputs = self.model(batch, *step)
         return loss if weight == 1 else loss * weight, outputs
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -137,7 +137,7 @@ class PlainPipeline(_Steps):
     """One step after the other, nothing overlapped: the reference, and what runs on a CPU."""
 
     def progress(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """One step on the next batch. Returns what the model returns beside its loss."""
+        """One step on the next batch. Returns what the model returns besides its loss."""
         parts, outputs = self._micro_batches(batches), []
         while not outputs or self._midway:
             batch = next(parts)
@@ -188,7 +188,7 @@ class OverlappedPipeline(_Steps):
         self._parts: Iterator[Batch] = iter(())
 
     def progress(self, batches: Iterator[Batch]) -> dict[str, Tensor]:
-        """One step on the next batch. Returns what the model returns beside its loss."""
+        """One step on the next batch. Returns what the model returns besides its loss."""
         if batches is not self._source:
             self._source, self._parts = batches, self._micro_batches(batches)
         outputs: list[dict[str, Tensor]] = []
@@ -214,7 +214,7 @@ def make_pipeline(
 
 
 def _weights(parts: list[Batch]) -> list[float]:
-    """The shares of a step's rows, over all ranks, in its micro-batches. To be called on all ranks."""
+    """The shares of a step's rows, over all ranks, in its micro-batches. Call it on all ranks."""
     if len(parts) == 1:
         return [1.0]
     rows = torch.tensor([float((part.label >= 0).sum()) for part in parts], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""What a training says on stderr."""
+"""What a training prints on stderr."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def progress_bar(shown: bool) -> Bar:
 
 
 def warn_of_restarts() -> None:
-    """Under torchrun with restarts, every life of the ranks meets in one store unless told otherwise.
+    """Under torchrun, restarted ranks by default meet in the same store as those before them.
 
     There a new rank may find the address of one that is dead: https://github.com/pytorch/pytorch/issues/135712.
     """

@@ -99,7 +99,7 @@ class Trainer:
     ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Train on every row once, or on those that a restored epoch has left.
 
-        Random numbers start anew from (seed, epoch, rank). `after_step` is called after each step, where the
+        Random numbers restart from (seed, epoch, rank). `after_step` is called after each step, where the
         model may be saved; what it raises ends the training.
 
         Returns:
@@ -197,10 +197,10 @@ class Trainer:
 
         Args:
             epoch: whole epochs so far.
-            states: the `state` of all ranks of then, dealt out to the present ones: rank 0's first on rank 0.
+            states: the `state` of all saved ranks, dealt out to the current ones: rank 0's first on rank 0.
                 None: `step` ended an epoch.
-            same_ranks: whether there are as many ranks as then, so that each finds its own random numbers. If
-                not, they start anew from (seed, epoch, rank, step).
+            same_ranks: whether as many ranks were saved, so that each finds its own random numbers. If not,
+                they restart from (seed, epoch, rank, step).
         """
         self.step = step
         if states is None:
@@ -235,7 +235,7 @@ class Trainer:
         return losses
 
     def _metrics(self, rows: Tensor, user: Tensor | None = None) -> dict[str, float]:
-        """Metrics of all ranks' rows (label, logit), computed on rank 0, so that all ranks decide alike."""
+        """Metrics of all ranks' rows (label, logit), computed on rank 0 so that all decide the same."""
         rows = gather_rows(rows)
         user = None if user is None else gather_rows(user).cpu().numpy()
         metrics = None

@@ -85,8 +85,8 @@ def test_the_script_without_a_gpu(capsys):
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     assert gpu.main([]) == 2
-    out, said = capsys.readouterr()
-    assert not out and "no GPU" in said and "--device cpu" in said
+    out, printed = capsys.readouterr()
+    assert not out and "no GPU" in printed and "--device cpu" in printed
 
 
 def test_the_script_on_a_cpu(tmp_path, capsys):
@@ -106,11 +106,11 @@ def test_the_script_on_a_cpu(tmp_path, capsys):
 
 @pytest.mark.parametrize("memory", [24 << 30, 141 << 30])
 def test_gpu_sizes_fit_the_gpu(memory):
-    for name, wanted in gpu.embedding_cases(gpu.GPU_SIZES, "cuda", memory).items():
-        if wanted.kernel == "fused":
-            assert memory_needed(wanted) < 0.6 * memory, name
-        row = wanted.dim * (2 if wanted.dtype == "fp16" else 4)
-        assert wanted.lookups * row >= 128 << 20, f"{name}: more than the caches hold"
+    for name, case in gpu.embedding_cases(gpu.GPU_SIZES, "cuda", memory).items():
+        if case.kernel == "fused":
+            assert memory_needed(case) < 0.6 * memory, name
+        row = case.dim * (2 if case.dtype == "fp16" else 4)
+        assert case.lookups * row >= 128 << 20, f"{name}: more than the caches hold"
     large = gpu.embedding_cases(gpu.GPU_SIZES, "cuda", memory)["large_low_reuse"]
     assert large.rows * large.tables > 8 * large.lookups, "little is used again"
 
@@ -134,5 +134,5 @@ def test_what_fails_or_has_no_time_left_costs_no_other_part(monkeypatch, capsys)
 
 
 def test_peaks_are_positive():
-    found = peaks(CPU, copy_mib=1, matrix=32, rounds=2)
-    assert min(found.values()) > 0
+    reached = peaks(CPU, copy_mib=1, matrix=32, rounds=2)
+    assert min(reached.values()) > 0

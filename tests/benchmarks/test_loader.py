@@ -44,7 +44,8 @@ def test_random_shards_are_as_prepare_writes_them(shards):
     assert (len(entities.users), len(entities.items)) == (50, 20)
     table = read_table(shards / "train", FACTS.row_schema())
     assert ShardFacts.read(shards).label_counts["positive"] == sum(table["label"].to_pylist())
-    for row in table.slice(0, 20).to_pylist():  # of the entities, but for the vectors, which leave a row out
+    # Of the entities, except for the vectors, which leave a row out.
+    for row in table.slice(0, 20).to_pylist():
         assert row["category"] == entities.items.category[row["item"]].tolist()
         positives = [k for k in row["user_positives"] if k >= 0]
         assert positives == [k for k in entities.users.positives[row["user"]].tolist() if k >= 0]

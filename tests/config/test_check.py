@@ -43,11 +43,11 @@ def bounded():
 @pytest.mark.parametrize(("section", "name", "wrong"), bounded())
 def test_a_value_just_out_of_its_range_is_named(section, name, wrong):
     config = load_config(None, {f"{section}.{name}": wrong})
-    known = next(f for f in dataclasses.fields(sections()[section]) if f.name == name)
+    field = next(f for f in dataclasses.fields(sections()[section]) if f.name == name)
     with pytest.raises(DataError) as error:
         config.check()
-    said = f"{section}.{name} ({flag_name(section, name)}): "
-    assert said in str(error.value) and range_words(known) in str(error.value)
+    prefix = f"{section}.{name} ({flag_name(section, name)}): "
+    assert prefix in str(error.value) and range_words(field) in str(error.value)
 
 
 def test_every_number_has_a_range():
@@ -67,7 +67,7 @@ def test_every_number_has_a_range():
 def test_numbers_that_are_none_are_refused(value):
     for setting in ("train.lr", "split.positive_rating", "prepare.rating_range"):
         given = [value, 5.0] if setting == "prepare.rating_range" else value
-        with pytest.raises(DataError, match=rf"{setting} .*: {value} is no finite number"):
+        with pytest.raises(DataError, match=rf"{setting} .*: {value} is not a finite number"):
             load_config(None, {setting: given}).check()
 
 
@@ -84,7 +84,7 @@ def test_numbers_that_are_none_are_refused(value):
         ({"model.over_arch": [16, 2]}, "model.over_arch .* must end in 1"),
         ({"model.over_arch": []}, "model.over_arch .* at least one layer"),
         ({"model.category": False}, "a DLRM has no table"),
-        ({"model.tables.user.ids": "hash"}, "model.tables .*user.ids=hash: say onto how many rows"),
+        ({"model.tables.user.ids": "hash"}, "model.tables .*user.ids=hash: give the number of rows"),
         ({"model.tables.category.ids": "managed"}, "category.ids=managed is for the tables user and item"),
         ({"model.tables.user.rows": 0}, "model.tables.user.rows: 0 must be at least 1"),
         ({"model.tables.item.dim": 64}, "item.dim=64, while"),
@@ -141,7 +141,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
     )
     flags = ["--config", str(path), "--run-dir", str(tmp_path / "out"), "--split.folds", "1"]
     assert cli.main(["run", *flags]) == 2
-    said = capsys.readouterr().err
+    printed = capsys.readouterr().err
     for words in (
         f"{path}: train: unknown key 'lrr'; did you mean 'lr'?",
         f"{path}: model.text_tower (--text-tower): 'big' is not of type int",
@@ -152,8 +152,8 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path, capsys):
         "variants.b.train.epochs: 0 must be at least 1",
         "variants.b.train: unknown key 'epoch'; did you mean 'epochs'?",
     ):
-        assert said.count(words) == 1, (words, said)
-    assert said.startswith("dlrrec: 8 settings cannot be used:")
+        assert printed.count(words) == 1, (words, printed)
+    assert printed.startswith("dlrrec: 8 settings cannot be used:")
     assert not (tmp_path / "out").exists()
 
 
@@ -170,11 +170,11 @@ def test_nothing_begins_before_every_variant_is_right(tmp_path, monkeypatch):
 def test_a_stage_checks_what_it_uses(tmp_path, capsys):
     wrong = ["--run-dir", str(tmp_path), "--set", "train.lr=-1", "split.folds=1"]
     assert cli.main(["split", *wrong]) == 2
-    said = capsys.readouterr().err
-    assert "split.folds" in said and "train.lr" not in said
+    printed = capsys.readouterr().err
+    assert "split.folds" in printed and "train.lr" not in printed
     assert cli.main(["train", *wrong]) == 2
-    said = capsys.readouterr().err
-    assert "train.lr (--lr)" in said and "split.folds" not in said
+    printed = capsys.readouterr().err
+    assert "train.lr (--lr)" in printed and "split.folds" not in printed
     assert cli.main(["swing", *wrong]) == 2
     assert "run `dlrrec split --run-dir" in capsys.readouterr().err
 

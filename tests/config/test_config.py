@@ -142,9 +142,9 @@ def test_every_field_is_a_flag_with_help():
         for known in dataclasses.fields(kind):
             assert known.metadata["help"], f"{section}.{known.name} has no help"
     for name in (*STAGES, "run", "recommend"):
-        with pytest.raises(SystemExit) as done:
+        with pytest.raises(SystemExit) as ended:
             parser.parse_args([name, "--help"])
-        assert done.value.code == 0
+        assert ended.value.code == 0
 
 
 def test_vectors_are_a_flag_of_prepare_and_of_run():

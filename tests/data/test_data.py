@@ -35,9 +35,11 @@ def shards(tmp_path_factory) -> Path:
 
 
 def loader(folder, split="train", batch_size=16, **changes):
-    asked = {"positives": 3, "sparse": ("category", "user", "item")}
-    asked |= {name: changes.pop(name) for name in ("modalities", "positives", "sparse") if name in changes}
-    return make_loader(folder, split, batch_size, plain_spec(folder, **asked), **changes)
+    spec_settings = {"positives": 3, "sparse": ("category", "user", "item")}
+    spec_settings |= {
+        name: changes.pop(name) for name in ("modalities", "positives", "sparse") if name in changes
+    }
+    return make_loader(folder, split, batch_size, plain_spec(folder, **spec_settings), **changes)
 
 
 def same(a: Batch, b: Batch) -> bool:
@@ -225,14 +227,14 @@ def test_fields_come_apart_as_they_were(rows, dense, positives, wider, seed):
         for side in ("user", "item"):
             columns[f"{side}_positives"] = draw.integers(-1, 99, (rows, positives + wider), np.int32)
     fields = Fields(dense, SLOTS, TYPES, positives)
-    found = fields.split(np.concatenate([fields.join(columns, rows), fields.padding[None]]))
-    for name, values in found.items():
+    split = fields.split(np.concatenate([fields.join(columns, rows), fields.padding[None]]))
+    for name, values in split.items():
         wide = name.endswith("_positives")
         given = columns.get(name, np.empty((rows, 0)))[:, :positives] if wide else columns[name]
         assert np.array_equal(values[:rows], given) and values.flags.c_contiguous
         padding = {"label": -1, "dense": 0, "category": TYPES}.get(name, -1)
         assert (values[rows] == padding).all()
-    kinds = {name: str(values.dtype) for name, values in found.items()}
+    kinds = {name: str(values.dtype) for name, values in split.items()}
     assert kinds == {
         "label": "float32",
         "dense": "float32",
@@ -257,8 +259,8 @@ def test_sparse_ids_equal_plain_lists(rows):
     sparse = make_sparse(category, user, user * 2, ("item", "category"), TYPES).to_dict()
     lists = sparse["category"]
     ends = lists.offsets().tolist()
-    found = [lists.values()[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
-    assert found == [[c for c in row if c != TYPES] for row in rows]
+    id_lists = [lists.values()[a:b].tolist() for a, b in zip(ends, ends[1:], strict=False)]
+    assert id_lists == [[c for c in row if c != TYPES] for row in rows]
     assert sparse["item"].values().tolist() == (user * 2).tolist()
 
 
@@ -283,7 +285,7 @@ def test_a_batch_moves_and_is_pinned_as_a_whole(shards):
 
 
 def damage(folder: Path, column: str, change) -> Path:
-    """Write part 1 of train anew with `change` done to a column's Python values."""
+    """Write part 1 of train again with `change` done to a column's Python values."""
     path = folder / "train" / "part-00001.parquet"
     table = packed.unpack(pq.read_table(path))
     index = table.schema.get_field_index(column)
@@ -331,7 +333,9 @@ def test_a_missing_or_mistyped_column_is_named(tmp_path):
     with pytest.raises(DataError, match=r"part-00001.parquet: column 'user_text' is missing"):
         loader(folder)
     pq.write_table(table.set_column(0, "label", table["label"].cast(pa.float64())), path)
-    with pytest.raises(DataError, match=r"part-00001.parquet: column 'label' has type double, wanted float"):
+    with pytest.raises(
+        DataError, match=r"part-00001.parquet: column 'label' has type double, expected float"
+    ):
         loader(folder)
     path.write_bytes(b"no parquet")
     with pytest.raises(DataError, match=r"part-00001.parquet: not a readable Parquet"):

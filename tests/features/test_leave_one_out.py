@@ -37,11 +37,11 @@ def test_comparing_rows_tells_nothing_of_their_labels(by_fold, smoothing):
     rng = np.random.default_rng(0)
     rating, entity = rng.integers(1, 6, 4000).astype(np.float32), rng.integers(0, 1200, 4000)
     left_out = fold_groups(entity, rng.integers(0, 3, 4000)) if by_fold else None
-    made = rating_statistics(rating, entity, 1200, left_out, smoothing, 3.0)
-    own = rating if left_out is None else np.bincount(left_out, rating)[left_out]
-    remaining = np.bincount(entity, rating)[entity] - own
-    _, group = np.unique(np.c_[made.row_count, remaining], axis=0, return_inverse=True)
-    bits = made.row_mean.view(np.int32)
+    statistics = rating_statistics(rating, entity, 1200, left_out, smoothing, 3.0)
+    left_out_ratings = rating if left_out is None else np.bincount(left_out, rating)[left_out]
+    remaining = np.bincount(entity, rating)[entity] - left_out_ratings
+    _, group = np.unique(np.c_[statistics.row_count, remaining], axis=0, return_inverse=True)
+    bits = statistics.row_mean.view(np.int32)
     assert len(np.unique(np.c_[group, bits], axis=0)) == len(np.unique(group))
     if not by_fold:  # a tree that may split between any two floats: on half of the rows, judged by the others
         assert len(np.unique(np.c_[group, rating], axis=0)) > 3 * len(np.unique(group))

@@ -75,7 +75,7 @@ def plain_spec(
 ) -> BatchSpec:
     """What batches of these shards hold, without the settings of a model."""
     facts = shards if isinstance(shards, ShardFacts) else ShardFacts.read(shards)
-    known = {one.name: one for one in (*modalities_of(), *facts.modalities)}
+    known = {m.name: m for m in (*modalities_of(), *facts.modalities)}
     chosen = tuple(known[name] for name in modalities)
     return BatchSpec(facts, sparse=sparse, in_rows=chosen, positives=positives)
 
@@ -129,12 +129,12 @@ def write_shards(
         "positives": _neighbours(taste["item"], rng),
     }
     entity = {"user": user, "item": item}
-    for one in facts.modalities:
-        if one.name not in BUILT_IN:
-            entity[one.side][one.name] = _vectors(taste[one.side], rng, facts, one.name)
+    for m in facts.modalities:
+        if m.name not in BUILT_IN:
+            entity[m.side][m.name] = _vectors(taste[m.side], rng, facts, m.name)
 
     labels: dict[str, np.ndarray] = {}
-    wanted = facts.row_schema()
+    row_schema = facts.row_schema()
     for split, count in zip(schema.SPLITS, rows, strict=True):
         u = rng.integers(0, users, count)
         i = rng.integers(0, items, count)
@@ -160,7 +160,7 @@ def write_shards(
             "user_positives": _positives(user["positives"], u),
             "item_positives": _positives(item["positives"], i),
         } | {m.name: _fixed(entity[m.side][m.name][codes[m.side]]) for m in facts.row_modalities}
-        write_table(pa.table(columns, schema=wanted), folder / split, rows_per_shard)
+        write_table(pa.table(columns, schema=row_schema), folder / split, rows_per_shard)
 
     for side, count in facts.entities.items():
         entity[side] |= {
@@ -168,11 +168,11 @@ def write_shards(
             "id": [f"{side}-{k}" for k in range(count)],
         }
     item |= {"title": [f"Item {k}" for k in range(items)], "price_tag": item["price_tag"].tolist()}
-    for side, own in entity.items():
+    for side, values_of in entity.items():
         kind = facts.entity_schema(side)
         columns = {
             name: _fixed(values) if isinstance(values, np.ndarray) and values.ndim == 2 else values
-            for name, values in own.items()
+            for name, values in values_of.items()
         }
         table = pa.table({name: columns[name] for name in kind.names}, schema=kind)
         write_table(table, folder / "entities" / f"{side}s")
@@ -199,7 +199,7 @@ def _dense_names(width: int) -> list[str]:
 
 def _vectors(latent: np.ndarray, rng: np.random.Generator, facts: ShardFacts, name: str) -> np.ndarray:
     """Unit vectors, f16 [N, V]: a random linear image of the latent values, with noise."""
-    dim = next((one.dim for one in facts.modalities if one.name == name), DIM)
+    dim = next((m.dim for m in facts.modalities if m.name == name), DIM)
     image = latent @ rng.normal(size=(latent.shape[1], dim))
     image += 0.5 * rng.normal(size=image.shape)
     return (image / np.linalg.norm(image, axis=1, keepdims=True)).astype(np.float16)

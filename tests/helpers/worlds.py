@@ -118,11 +118,11 @@ def random_world(
     rest = [r for r in rest if r.user in known[0] and r.item in known[1]]
 
     def neighbours(ids: set[str]) -> Neighbours:
-        found = {}
+        ranked = {}
         for name in sorted(ids):
             others = [str(o) for o in rng.permutation(sorted(ids - {name}))][: rng.integers(len(ids))]
-            found[name] = list(zip(others, np.sort(rng.uniform(0.1, 1, len(others)))[::-1], strict=True))
-        return found
+            ranked[name] = list(zip(others, np.sort(rng.uniform(0.1, 1, len(others)))[::-1], strict=True))
+        return ranked
 
     world = World(train, rest[:val], rest[val:], neighbours(known[0]), neighbours(known[1]), dims=dims)
     for name in sorted(known[1]):
@@ -185,12 +185,12 @@ def write_content(world: World, folder: Path) -> None:
         reviews = defaultdict(list)
         for review in world.train:
             reviews[getattr(review, side)].append(review)
-        found = []
-        for name, own in reviews.items():
-            for fold in (-1, *sorted({getattr(r, f"{side}_fold") for r in own})):
-                seen = [r for r in own if getattr(r, f"{side}_fold") != fold]
-                found.append({"id": name, "fold": fold} | content(seen, world))
-        write_table(_table(found, schema), folder / f"{side}s", 7)
+        contents = []
+        for name, of_entity in reviews.items():
+            for fold in (-1, *sorted({getattr(r, f"{side}_fold") for r in of_entity})):
+                seen = [r for r in of_entity if getattr(r, f"{side}_fold") != fold]
+                contents.append({"id": name, "fold": fold} | content(seen, world))
+        write_table(_table(contents, schema), folder / f"{side}s", 7)
     described = [{"id": k, "text_vector": t, "image_vector": i} for k, (t, i) in world.metadata.items()]
     write_table(_table(described, with_vectors(METADATA_CONTENT, dims)), folder / "metadata")
     facts = {"vector_dims": {"text": world.dims[0], "image": world.dims[1]}, "encoder": "random"}
@@ -215,8 +215,8 @@ def content(seen: list[Review], world: World) -> dict:
 def write_swing(world: World, folder: Path) -> None:
     for name, neighbours in (("users", world.user_neighbours), ("items", world.item_neighbours)):
         rows = [
-            {"id": k, "neighbors": [n for n, _ in found], "scores": [s for _, s in found]}
-            for k, found in neighbours.items()
+            {"id": k, "neighbors": [n for n, _ in ranked], "scores": [s for _, s in ranked]}
+            for k, ranked in neighbours.items()
         ]
         write_table(_table(rows, NEIGHBORS), folder / name)
     _manifest("swing", folder)

@@ -147,9 +147,9 @@ def test_a_repeated_entity_passes_its_tower_once():
         needed_codes = {*getattr(batch, side).tolist(), *draws.corpus(0).tolist()}
         needed_codes |= {*draws.positives(neighbours, getattr(batch, side), 0).tolist()} - {-1}
         assert looked_up.lookup.codes[side].tolist() == sorted(needed_codes)
-        for one in modalities_of():
-            if one.side == side:
-                assert rows[one.name] == [len(needed_codes)]
+        for modality in modalities_of():
+            if modality.side == side:
+                assert rows[modality.name] == [len(needed_codes)]
     assert len(batch) > sum(rows["item_text"])  # many rows, few items
 
 
@@ -212,10 +212,10 @@ def shards(tmp_path_factory):
 
 def test_parts_of_a_table_are_read_alone(shards):
     all_vectors = load_entities(shards).vectors
-    for one in modalities_of():
-        matrix = all_vectors[one.name]
+    for modality in modalities_of():
+        matrix = all_vectors[modality.name]
         for first, last in ((0, len(matrix)), (3, 11), (7, 7)):
-            parts = list(read_vectors(shards, one, first, last))
+            parts = list(read_vectors(shards, modality, first, last))
             joined = np.concatenate([part for _, part in parts]) if parts else matrix[:0]
             assert joined.tobytes() == matrix[first:last].tobytes()
             assert not parts or parts[0][0] == first

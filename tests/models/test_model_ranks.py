@@ -58,15 +58,15 @@ def work(rank, port, folder):
     os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    found = {}
+    outcomes = {}
     for name, (first, settings) in CASES.items():
         wrapper = small_wrapper(**settings)
         mine = [random_batch(s, part=rank_slice(rank, first)) for s in range(STEPS)]
-        found[name] = outcome(wrapper, DistributedDataParallel(wrapper), mine)
-    found["sharded"] = sharded(rank)
-    found["pipelined"] = pipelined(rank)
-    found["gathered"] = gathered(rank)
-    torch.save(found, f"{folder}/{rank}.pt")
+        outcomes[name] = outcome(wrapper, DistributedDataParallel(wrapper), mine)
+    outcomes["sharded"] = sharded(rank)
+    outcomes["pipelined"] = pipelined(rank)
+    outcomes["gathered"] = gathered(rank)
+    torch.save(outcomes, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -125,25 +125,25 @@ def two_ranks(tmp_path_factory):
 
 @pytest.mark.parametrize("name", CASES)
 def test_two_ranks_equal_one_on_the_joined_batch(two_ranks, name):
-    wanted = one_rank(CASES[name][1])
-    found = [rank[name] for rank in two_ranks]
-    losses = torch.tensor([rank["losses"] for rank in found])
-    torch.testing.assert_close(losses.mean(0), torch.tensor(wanted["losses"]))  # mean of the ranks' losses
+    expected = one_rank(CASES[name][1])
+    outcomes = [rank[name] for rank in two_ranks]
+    losses = torch.tensor([rank["losses"] for rank in outcomes])
+    torch.testing.assert_close(losses.mean(0), torch.tensor(expected["losses"]))  # mean of the ranks' losses
     assert losses[0, :, 1:].equal(losses[1, :, 1:])  # the reported parts are global
-    assert found[0]["gradients"].keys() == wanted["gradients"].keys()
-    for rank in found:
+    assert outcomes[0]["gradients"].keys() == expected["gradients"].keys()
+    for rank in outcomes:
         for kind in ("gradients", "buffers"):
-            torch.testing.assert_close(rank[kind], wanted[kind], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(rank[kind], expected[kind], rtol=1e-4, atol=1e-6)
 
 
 def test_sharded_tables_and_a_rank_without_rows(two_ranks):
-    wanted = one_rank({}, steps=1)
+    expected = one_rank({}, steps=1)
     for rank in two_ranks:
-        found = rank["sharded"]
-        dense = {n: g for n, g in wanted["gradients"].items() if n != TABLE}
-        torch.testing.assert_close(found["gradients"], dense, rtol=1e-4, atol=1e-6)
+        sharded_outcome = rank["sharded"]
+        dense = {n: g for n, g in expected["gradients"].items() if n != TABLE}
+        torch.testing.assert_close(sharded_outcome["gradients"], dense, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(
-            torch.tensor(found["losses"])[:, 1:], torch.tensor(wanted["losses"])[:, 1:]
+            torch.tensor(sharded_outcome["losses"])[:, 1:], torch.tensor(expected["losses"])[:, 1:]
         )
 
 
@@ -153,8 +153,8 @@ def test_the_pipelined_trainer_really_pipelines(two_ranks):
         assert any("will be pipelined" in m for m in messages)
         assert not any("NOT be pipelined" in m for m in messages)
         assert rank["pipelined"]["step"] == STEPS
-    wanted = [loss_uu for *_, loss_uu in one_rank({})["losses"]]
-    assert two_ranks[0]["pipelined"]["losses"] == pytest.approx(wanted, rel=1e-4)
+    expected = [loss_uu for *_, loss_uu in one_rank({})["losses"]]
+    assert two_ranks[0]["pipelined"]["losses"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_gathered_rows(two_ranks):

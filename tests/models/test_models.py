@@ -265,7 +265,7 @@ def plain_logits(model, dense, sparse, vectors):
     for key, table in model.sparse_arch.embedding_bag_collection.embedding_bags.items():
         jagged = sparse[key.removeprefix("t_")]
         parts.append(F.embedding_bag(jagged.values(), table.weight, jagged.offsets()[:-1], mode="sum"))
-    for name in (one.name for one in model.modalities):
+    for name in (modality.name for modality in model.modalities):
         first, _, second = model.dense_arch.towers[name].layers
         norm = model.dense_arch.towers[name].norm
         rows = vectors[name].float()

@@ -134,21 +134,21 @@ def test_wrapper_equals_the_loss_by_hand(negatives, positive):
     weight = torch.where(batch.label > 0, 0.5, 2.0)
     rec = F.binary_cross_entropy_with_logits(logits, batch.label, weight=weight)
     ii, uu = (plain_side(wrapper, batch, side, 4) for side in ("item", "user"))
-    wanted = rec + 0.3 * ii + 0.7 * uu
-    torch.testing.assert_close(loss, wanted)
+    expected = rec + 0.3 * ii + 0.7 * uu
+    torch.testing.assert_close(loss, expected)
     for name, value in {"rec": rec, "ii": ii, "uu": uu}.items():
         torch.testing.assert_close(parts[f"loss_{name}"], value.detach())
         assert not parts[f"loss_{name}"].requires_grad
     torch.testing.assert_close(parts["logits"], logits.detach())
     parameters = [p for p in wrapper.parameters() if p.requires_grad]
-    found, by_hand = (torch.autograd.grad(x, parameters) for x in (loss, wanted))
-    torch.testing.assert_close(found, by_hand, rtol=1e-4, atol=1e-6)
+    gradients, by_hand = (torch.autograd.grad(x, parameters) for x in (loss, expected))
+    torch.testing.assert_close(gradients, by_hand, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("negatives", ["corpus", "batch"])
 def test_an_entity_counts_as_often_as_it_is_used(negatives, monkeypatch):
     """Whether entities pass the towers once, as on a CPU, or at each use."""
-    found, passed = [], []
+    results, passed = [], []
     for uses in (distinct_uses, every_use):
         monkeypatch.setattr(module, "distinct_uses", uses)
         wrapper, batch = small_wrapper(negatives=negatives), random_batch(rows=64)
@@ -157,21 +157,21 @@ def test_an_entity_counts_as_often_as_it_is_used(negatives, monkeypatch):
         loss, parts = wrapper(batch, step=3)
         loss.backward()
         gradients = {name: p.grad for name, p in wrapper.named_parameters() if p.grad is not None}
-        found.append((loss.detach(), parts["logits"], dict(wrapper.named_buffers()), gradients))
-    torch.testing.assert_close(found[0], found[1])
+        results.append((loss.detach(), parts["logits"], dict(wrapper.named_buffers()), gradients))
+    torch.testing.assert_close(results[0], results[1])
     once, always = np.array(passed).reshape(2, -1)
     assert (once <= always).all() and once.sum() < always.sum()
 
 
 def test_contrastive_terms_leave_prediction_and_its_statistics_alone():
     batch = random_batch()
-    both = []
+    results = []
     for weight in (0.0, 0.5):
         wrapper = small_wrapper(item_weight=weight, user_weight=weight)
         _, parts = wrapper(batch)
-        both.append((parts["logits"], parts["loss_rec"], dict(wrapper.model.named_buffers())))
-    torch.testing.assert_close(*both)
-    assert both[0][2]["dense_arch.towers.user_text.norm.running_mean"].any()
+        results.append((parts["logits"], parts["loss_rec"], dict(wrapper.model.named_buffers())))
+    torch.testing.assert_close(*results)
+    assert results[0][2]["dense_arch.towers.user_text.norm.running_mean"].any()
 
 
 def test_switched_off_terms_are_zero_and_need_nothing():

@@ -93,9 +93,9 @@ def test_every_form_gives_unit_vectors_by_id(world, tmp_path, form):
     paths = RunPaths(tmp_path, tmp_path)
     stored = np.array(entity_table(paths, "item")["item_audio"].to_pylist())
     vectors = vectors.astype(np.int64) if form == "integers" else vectors
-    wanted = {name: v / np.linalg.norm(v) for name, v in zip(ids, vectors, strict=True)}
+    expected = {name: v / np.linalg.norm(v) for name, v in zip(ids, vectors, strict=True)}
     for code, item in enumerate(ITEMS):
-        np.testing.assert_allclose(stored[code], wanted.get(item, np.zeros(DIM)), atol=6e-4)
+        np.testing.assert_allclose(stored[code], expected.get(item, np.zeros(DIM)), atol=6e-4)
     assert manifest.rows["items with item_audio"] == 3
     for split in ("train", "test"):  # the same in every row: no review is known to them
         rows = split_table(paths, split)
@@ -246,5 +246,5 @@ def test_files_are_read_in_pieces(world, tmp_path, monkeypatch):
     parquet(tmp_path / "v.parquet", ["x", *ITEMS], list(matrix(5)))
     run(world, tmp_path / "shards", {"item_audio": f"{tmp_path}/v.parquet"})
     stored = np.array(entity_table(RunPaths(tmp_path, tmp_path), "item")["item_audio"].to_pylist())
-    wanted = matrix(5)[1:]
-    np.testing.assert_allclose(stored, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=6e-4)
+    expected = matrix(5)[1:]
+    np.testing.assert_allclose(stored, expected / np.linalg.norm(expected, axis=1, keepdims=True), atol=6e-4)

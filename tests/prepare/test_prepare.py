@@ -86,7 +86,7 @@ def test_few_reviews_by_hand(tmp_path):
     assert first["dense"][0] == np.float32(np.log(2)) and first["dense"][2] == -0.5
     np.testing.assert_allclose(first["item_text"], VECTOR, atol=6e-4)
     np.testing.assert_allclose(first["item_image"], VECTOR, atol=6e-4)
-    assert not any(train[0, 0]["item_image"]), "x has no picture but that of the row itself"
+    assert not any(train[0, 0]["item_image"]), "x has no picture except that of the row itself"
     np.testing.assert_allclose(train[0, 1]["user_text"], VECTOR, atol=6e-4)
     test = split_table(paths, "test").to_pylist()[0]
     assert (test["user"], test["item"], test["label"], test["rating"]) == (1, 1, 0.0, 3.0)
@@ -208,8 +208,8 @@ def test_fixed_types_are_used_where_they_cover_every_name(tmp_path):
 def test_other_names_are_ranked_by_items_then_name():
     lists = pa.chunked_array([[["b", "c"], ["zeta", "a", "a"]], [None, ["c"], ["only in a fold"], []]])
     whole = np.array([True, True, True, True, False, True])
-    found = category_vocabulary(lists, whole, 179)
-    assert found.names == ["c", "a", "b", "zeta"] and not found.closed and found.dropped == 1
+    vocabulary = category_vocabulary(lists, whole, 179)
+    assert vocabulary.names == ["c", "a", "b", "zeta"] and not vocabulary.closed and vocabulary.dropped == 1
 
 
 def test_at_most_179_names_are_kept(tmp_path):
@@ -222,11 +222,11 @@ def test_at_most_179_names_are_kept(tmp_path):
     codes = np.array(split_table(paths, "train")["category"].to_pylist())
     assert codes.max() == TYPES and codes.min() == 0
     content = read_table(paths.content / "items", ITEM_CONTENT).to_pylist()
-    made = {r["id"]: r["category"] for r in entity_table(paths, "item").to_pylist()}
+    categories_of = {r["id"]: r["category"] for r in entity_table(paths, "item").to_pylist()}
     for row in content:
         if row["fold"] == -1:
             kept = [names.index(n) for n in row["categories"] if n in names][:11]
-            assert made[row["id"]] == kept + [TYPES] * (11 - len(kept))
+            assert categories_of[row["id"]] == kept + [TYPES] * (11 - len(kept))
 
 
 def test_more_slots_and_more_types_than_a_byte_counts(tmp_path):
@@ -255,9 +255,9 @@ def test_more_slots_and_more_types_than_a_byte_counts(tmp_path):
 def test_slots_hold_the_first_eleven_distinct_known_names(lists):
     names = list("ponmlkjihgfedcba")
     slots = category_codes(pa.chunked_array([lists], pa.list_(pa.string())), names, 11, TYPES)
-    for given_names, found in zip(lists, slots.tolist(), strict=True):
-        wanted = [names.index(n) for n in dict.fromkeys(given_names or []) if n in names][:11]
-        assert found == wanted + [TYPES] * (11 - len(wanted))
+    for given_names, codes in zip(lists, slots.tolist(), strict=True):
+        expected = [names.index(n) for n in dict.fromkeys(given_names or []) if n in names][:11]
+        assert codes == expected + [TYPES] * (11 - len(expected))
 
 
 # Errors
@@ -332,7 +332,7 @@ def _edited(paths: RunPaths, name: str, schema: pa.Schema, edit: Callable[[dict]
     """Write content/`name` again with each row as `edit` makes it; None drops the row."""
     dims = {"text_vector": DIM} | ({"image_vector": DIM} if name == "items" else {})
     schema = with_vectors(schema, dims)
-    rows = [made for row in read_table(paths.content / name, schema).to_pylist() if (made := edit(row))]
+    rows = [edited for row in read_table(paths.content / name, schema).to_pylist() if (edited := edit(row))]
     write_table(pa.Table.from_pylist(rows, schema), paths.content / name)
 
 
@@ -374,8 +374,8 @@ def test_metadata_of_an_item_counts_as_one_more_review(tmp_path):
     run(paths)
     items = entity_table(paths, "item")
     np.testing.assert_allclose(vectors(items, "item_text")[1], OTHER, atol=6e-4)
-    both = VECTOR.astype(float) + OTHER
-    np.testing.assert_allclose(vectors(items, "item_image")[0], both / np.linalg.norm(both), atol=6e-4)
+    total = VECTOR.astype(float) + OTHER
+    np.testing.assert_allclose(vectors(items, "item_image")[0], total / np.linalg.norm(total), atol=6e-4)
     rows = {(r["user"], r["item"]): r for r in split_table(paths, "train").to_pylist()}
     np.testing.assert_allclose(rows[0, 1]["item_text"], OTHER, atol=6e-4)
     np.testing.assert_allclose(rows[0, 0]["item_image"], OTHER, atol=6e-4)

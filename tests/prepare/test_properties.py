@@ -43,30 +43,30 @@ def prepared(world: World, **settings) -> dict[str, dict[tuple[str, str], dict[s
         config = PrepareConfig(dense=ALL_DENSE, rows_per_shard=8, **settings)
         prepare(config, paths.split, paths.content, paths.swing, paths.items, paths.shards)
         users, items = (entity_table(paths, side) for side in ("user", "item"))
-        made = {"entities": {("", "users"): _row(users, None), ("", "items"): _row(items, None)}}
+        tables = {"entities": {("", "users"): _row(users, None), ("", "items"): _row(items, None)}}
         for split in ("train", "val", "test"):
             table = split_table(paths, split)
             rows = (_row(table, k) for k in range(table.num_rows))
-            made[split] = {
+            tables[split] = {
                 (users["id"][int(r["user"][0])].as_py(), items["id"][int(r["item"][0])].as_py()): r
                 for r in rows
             }
-    return made
+    return tables
 
 
 def _row(table: pa.Table, number: int | None) -> dict[str, np.ndarray]:
     """The values of one row (None: of the whole table) by column, as flat arrays of the column's own type."""
-    found = {}
+    columns = {}
     for name in table.column_names:
         values = table[name].combine_chunks()
         if number is not None:
             values = values.slice(number, 1)
         lengths = [values.value_lengths()] if pa.types.is_list(values.type) else []
         flat = values.flatten() if pa.types.is_nested(values.type) else values
-        found[name] = flat.to_numpy(zero_copy_only=False)
+        columns[name] = flat.to_numpy(zero_copy_only=False)
         if lengths and number is None:
-            found[f"{name} lengths"] = lengths[0].to_numpy()
-    return found
+            columns[f"{name} lengths"] = lengths[0].to_numpy()
+    return columns
 
 
 def assert_same_bits(
@@ -103,9 +103,9 @@ def test_a_training_row_never_sees_its_own_rating_and_text(text, leave_out, seed
     changed.train[k] = rewritten(world.train[k], rng, dims)
     setting = {"text": text, "leave_out": leave_out, "smoothing": smoothing}
     before, after = prepared(world, **setting), prepared(changed, **setting)
-    own = world.train[k].user, world.train[k].item
-    assert_same_bits(before["train"][own], after["train"][own], besides=("label", "rating"))
-    others = [p for p in before["train"] if p != own and (own[0] == p[0] or own[1] == p[1])]
+    pair = world.train[k].user, world.train[k].item
+    assert_same_bits(before["train"][pair], after["train"][pair], besides=("label", "rating"))
+    others = [p for p in before["train"] if p != pair and (pair[0] == p[0] or pair[1] == p[1])]
     assert others and any(
         before["train"][p]["dense"].tobytes() != after["train"][p]["dense"].tobytes() for p in others
     ), "the change must reach other rows, or the test proves nothing"
@@ -117,19 +117,19 @@ def test_with_folds_a_training_row_sees_nothing_of_its_fold(seed, text, smoothin
     rng = np.random.default_rng(seed)
     world = random_world(seed, users=4, items=12, rows=36)
     k = int(rng.integers(36))
-    one = world.train[k]
+    review = world.train[k]
     setting = {"text": text, "leave_out": "fold", "smoothing": smoothing}
-    before = prepared(world, **setting)["train"][one.user, one.item]
+    before = prepared(world, **setting)["train"][review.user, review.item]
     for side, columns in (("user", USER_DENSE), ("item", ITEM_DENSE)):
         changed = copy.copy(world)
         changed.train = [
             rewritten(r, rng, world.dims)
-            if getattr(r, side) == getattr(one, side)
-            and getattr(r, f"{side}_fold") == getattr(one, f"{side}_fold")
+            if getattr(r, side) == getattr(review, side)
+            and getattr(r, f"{side}_fold") == getattr(review, f"{side}_fold")
             else r
             for r in world.train
         ]
-        after = prepared(changed, **setting)["train"][one.user, one.item]
+        after = prepared(changed, **setting)["train"][review.user, review.item]
         for row in (before, after):
             row[f"{side} dense"] = row["dense"][columns]
         names = {
@@ -165,15 +165,15 @@ def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
 @given(seed=seeds, smoothing=smoothings, dims=sizes)
 def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing, dims):
     world = random_world(seed, users=6, items=5, rows=18, val=3, test=4, dims=dims)
-    made = prepared(world, text=text, leave_out=leave_out, smoothing=smoothing, positives=3)
+    tables = prepared(world, text=text, leave_out=leave_out, smoothing=smoothing, positives=3)
     for split in ("train", "val", "test"):
         reviews = getattr(world, split)
-        assert made[split].keys() == {(r.user, r.item) for r in reviews}
+        assert tables[split].keys() == {(r.user, r.item) for r in reviews}
         for review in reviews:
-            row = made[split][review.user, review.item]
-            wanted = by_loops(world, review, split == "train", text, leave_out, smoothing, 3)
-            assert row.keys() == wanted.keys()
-            for name, value in wanted.items():
+            row = tables[split][review.user, review.item]
+            expected = by_loops(world, review, split == "train", text, leave_out, smoothing, 3)
+            assert row.keys() == expected.keys()
+            for name, value in expected.items():
                 tolerance = 6e-4 if name in BUILT_IN else 1e-6
                 np.testing.assert_allclose(row[name], value, rtol=0, atol=tolerance, err_msg=name)
 
@@ -182,17 +182,17 @@ def by_loops(
     world: World, row: Review, training: bool, text: str, leave_out: str, smoothing: float, positives: int
 ) -> dict[str, np.ndarray]:
     """One row of a shard by the definitions, review by review."""
-    wanted = {"label": [float(row.rating >= 4)], "rating": [row.rating]}
+    expected = {"label": [float(row.rating >= 4)], "rating": [row.rating]}
     facts = {}
     for side in ("user", "item"):
         name, fold = getattr(row, side), getattr(row, f"{side}_fold")
-        own = [r for r in world.train if getattr(r, side) == name]
-        outside_fold = [r for r in own if getattr(r, f"{side}_fold") != fold]
+        of_entity = [r for r in world.train if getattr(r, side) == name]
+        outside_fold = [r for r in of_entity if getattr(r, f"{side}_fold") != fold]
         if not training:
-            seen, read = own, own
+            seen, read = of_entity, of_entity
         else:
             seen, read = (
-                (outside_fold if leave_out == "fold" else [r for r in own if r is not row]),
+                (outside_fold if leave_out == "fold" else [r for r in of_entity if r is not row]),
                 outside_fold,
             )
         weight = len(seen) + smoothing
@@ -202,21 +202,21 @@ def by_loops(
         vector = content(read, world)["text_vector"]
         if text == "mean":
             vector = pooled([r.text for r in seen] + [words], world.dims[0])
-        wanted[f"{side}_text"] = np.zeros(world.dims[0]) if vector is None else vector
+        expected[f"{side}_text"] = np.zeros(world.dims[0]) if vector is None else vector
         if side == "item":
-            wanted["item_image"] = pooled([r.image for r in seen] + [picture], world.dims[1])
-            made = content(read, world)
+            expected["item_image"] = pooled([r.image for r in seen] + [picture], world.dims[1])
+            item_content = content(read, world)
         ids = sorted({getattr(r, side) for r in world.train})
         neighbours = getattr(world, f"{side}_neighbours")[name][:positives]
         codes = [ids.index(n) for n, _ in neighbours]
-        wanted[f"{side}_positives"] = codes + [-1] * (positives - len(codes))
-        wanted[side] = [ids.index(name)]
-    price = [float(made["price_tag"] == tag) for tag in PRICE_TAGS[1:]]
+        expected[f"{side}_positives"] = codes + [-1] * (positives - len(codes))
+        expected[side] = [ids.index(name)]
+    price = [float(item_content["price_tag"] == tag) for tag in PRICE_TAGS[1:]]
     (users, user_mean), (items, item_mean) = facts["user"], facts["item"]
-    wanted["dense"] = [math.log1p(items), user_mean, item_mean, *price, math.log1p(users)]
-    codes = [category_types().index(c) for c in made["categories"]][: world.slots]
-    wanted["category"] = codes + [TYPES] * (world.slots - len(codes))
-    return {name: np.asarray(value) for name, value in wanted.items()}
+    expected["dense"] = [math.log1p(items), user_mean, item_mean, *price, math.log1p(users)]
+    codes = [category_types().index(c) for c in item_content["categories"]][: world.slots]
+    expected["category"] = codes + [TYPES] * (world.slots - len(codes))
+    return {name: np.asarray(value) for name, value in expected.items()}
 
 
 def pooled(vectors: list[np.ndarray | None], dim: int) -> np.ndarray:

@@ -28,7 +28,7 @@ from dlrrec_torchrec.training.trainer import Trainer
 from tests.helpers.shards import plain_spec
 from tests.programs.ranks import MODEL, sharded
 
-# Nothing here depends on the number of ranks but rounding (see tests/programs/ranks.py).
+# Nothing here depends on the number of ranks except rounding (see tests/programs/ranks.py).
 TRAIN = TrainConfig(epochs=2, batch_size=60, lr=0.003, device="cpu", select="loss", schedule="cosine")
 KINDS = {
     "adam": dataclasses.replace(TRAIN, background_checkpoints=True),
@@ -119,9 +119,9 @@ def stop(shards: Path, out: Path) -> None:
 
     @contextlib.contextmanager
     def noted() -> Iterator[Callable[[], bool]]:
-        with stop_requests() as asked:
-            requests.append(asked)
-            yield asked
+        with stop_requests() as stop_requested:
+            requests.append(stop_requested)
+            yield stop_requested
 
     def launcher() -> None:
         if dist.get_rank() == 0:
@@ -172,10 +172,10 @@ def undisturbed(shards: Path, out: Path) -> None:
     rank = dist.get_rank()
     for split in ("train", "val"):
         for workers in (0, 1):
-            own = shards.with_name(f"broken-{split}") if rank == 1 else shards
+            rank_shards = shards.with_name(f"broken-{split}") if rank == 1 else shards
             name = f"{split}-{workers}"
             try:
-                fit_often(own, out / name, workers=workers)
+                fit_often(rank_shards, out / name, workers=workers)
             except DataError as error:
                 (out / f"{name}.{rank}").write_text(str(error))
 

@@ -68,7 +68,7 @@ def many_parts():
 
 
 @pytest.fixture(scope="module")
-def wanted(table, many_parts, tmp_path_factory):
+def expected_files(table, many_parts, tmp_path_factory):
     """The files of a local run."""
     folder = tmp_path_factory.mktemp("local") / "out"
     assert swing.run(table, folder)["parts"] > 20
@@ -102,16 +102,16 @@ class Accident:
             worker.send_signal(signal.SIGCONT)
 
 
-def test_the_files_are_those_of_a_local_run(cluster, table, wanted, tmp_path):
+def test_the_files_are_those_of_a_local_run(cluster, table, expected_files, tmp_path):
     report = swing.run(table, tmp_path / "out", engine="ray")
-    assert files(tmp_path / "out") == wanted
+    assert files(tmp_path / "out") == expected_files
     assert report["engine"] == "ray" and report["threads"] == 1
     assert report["workers"]["processes"] >= 2 and report["workers"]["parts_redone"] == 0
     assert not ray.is_initialized()
 
 
 @pytest.mark.parametrize("engines", [("local", "ray"), ("ray", "local")])
-def test_one_engine_goes_on_where_the_other_stopped(connected, table, wanted, tmp_path, engines):
+def test_one_engine_goes_on_where_the_other_stopped(connected, table, expected_files, tmp_path, engines):
     seen = []
 
     def stop(done):
@@ -123,15 +123,15 @@ def test_one_engine_goes_on_where_the_other_stopped(connected, table, wanted, tm
         swing.run(table, tmp_path / "out", engine=engines[0], progress=stop)
     report = swing.run(table, tmp_path / "out", engine=engines[1])
     assert 0 < report["parts_resumed"] < report["parts"]
-    assert files(tmp_path / "out") == wanted
+    assert files(tmp_path / "out") == expected_files
 
 
-def test_a_killed_process_costs_only_its_part(connected, table, wanted, tmp_path):
+def test_a_killed_process_costs_only_its_part(connected, table, expected_files, tmp_path):
     accident = Accident(connected.worker_nodes, psutil.Process.kill)
     report = swing.run(table, tmp_path / "out", engine="ray", progress=accident)
     assert 0 < accident.after < report["parts"] - 1
     assert report["workers"]["parts_redone"] >= 1
-    assert files(tmp_path / "out") == wanted
+    assert files(tmp_path / "out") == expected_files
 
 
 def test_a_part_that_kills_its_process_again_and_again_ends_the_job(connected, table, tmp_path, monkeypatch):
@@ -142,7 +142,7 @@ def test_a_part_that_kills_its_process_again_and_again_ends_the_job(connected, t
     assert not (tmp_path / "out").exists()
 
 
-def test_a_full_disk_on_a_worker_ends_the_job(connected, table, wanted, tmp_path):
+def test_a_full_disk_on_a_worker_ends_the_job(connected, table, expected_files, tmp_path):
     folder, limited = tmp_path / "out", set()
 
     def limit(done):
@@ -158,7 +158,7 @@ def test_a_full_disk_on_a_worker_ends_the_job(connected, table, wanted, tmp_path
         resource.prlimit(worker.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
     report = swing.run(table, folder, engine="ray")
     assert report["parts_resumed"] >= 1
-    assert files(folder) == wanted
+    assert files(folder) == expected_files
 
 
 def test_a_folder_that_the_workers_do_not_see_is_named(connected, table, tmp_path, monkeypatch):
@@ -196,7 +196,7 @@ def test_the_size_of_the_graph(table):
     assert engine._bytes(scorer.graph) >= 8 * edges + 8 * ids
 
 
-def test_a_lost_machine_costs_only_its_parts(connected, table, wanted, tmp_path):
+def test_a_lost_machine_costs_only_its_parts(connected, table, expected_files, tmp_path):
     lost = next(iter(connected.worker_nodes))
 
     def lose(worker):  # a machine's processes go with it; one that is only stopped would keep its connections
@@ -207,10 +207,10 @@ def test_a_lost_machine_costs_only_its_parts(connected, table, wanted, tmp_path)
     report = swing.run(table, tmp_path / "out", engine="ray", progress=accident)
     assert 0 < accident.after < report["parts"] - 1
     assert report["workers"]["parts_redone"] >= 1
-    assert files(tmp_path / "out") == wanted
+    assert files(tmp_path / "out") == expected_files
 
 
-def test_without_an_address_a_cluster_of_its_own_comes_and_goes(table, wanted, tmp_path):
+def test_without_an_address_a_cluster_of_its_own_comes_and_goes(table, expected_files, tmp_path):
     table.write_parquet(tmp_path / "rows.parquet")
     script = (
         "import sys, ray, swing\n"
@@ -227,7 +227,7 @@ def test_without_an_address_a_cluster_of_its_own_comes_and_goes(table, wanted, t
         text=True,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert files(tmp_path / "out") == wanted
+    assert files(tmp_path / "out") == expected_files
 
 
 @pytest.mark.parametrize(

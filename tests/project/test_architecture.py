@@ -32,14 +32,14 @@ SAME_NAMES = {"__init__", "stage", "command"}  # of files in several folders
 
 def imports(path: Path) -> set[str]:
     """Every module that the file imports, at its top or inside a function."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def part_of(module: str) -> str | None:
@@ -62,12 +62,12 @@ def level(part: str) -> int:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_point_down(path):
-    own = own_part(path)
+    own_folder = own_part(path)
     for module in imports(path):
         part = part_of(module)
-        if part is None or own is None or part == own or part == "__version__":
+        if part is None or own_folder is None or part == own_folder or part == "__version__":
             continue
-        assert level(part) < level(own), f"{own} imports {part}"
+        assert level(part) < level(own_folder), f"{own_folder} imports {part}"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -87,8 +87,10 @@ def test_packages_stay_apart(path):
 def test_serving_imports_no_training():
     """Nor what writes TensorBoard's events: a service needs neither."""
     code = "import sys, dlrrec_torchrec.serving.recommend; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    loaded = done.stdout.split()
+    process = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = process.stdout.split()
     assert not [m for m in loaded if m.startswith(("dlrrec_torchrec.training", "tensorboard", "polars"))]
 
 
@@ -121,8 +123,8 @@ def test_no_circle():
     """No folder reaches itself again by way of others."""
     edges: dict[str, set[str]] = {}
     for path in FILES:
-        if own := own_part(path):
-            edges.setdefault(own, set()).update(filter(None, map(part_of, imports(path))))
+        if own_folder := own_part(path):
+            edges.setdefault(own_folder, set()).update(filter(None, map(part_of, imports(path))))
     for start in edges:
         reached, new = set(), edges[start] - {start}
         while new:
@@ -136,8 +138,8 @@ def test_the_check_sees_imports(tmp_path):
     file.write_text(
         "def f():\n    from dlrrec_torchrec.training.stage import train\n    import polars as pl\n"
     )
-    found = imports(file)
-    assert "dlrrec_torchrec.training.stage" in found and "polars" in found
+    modules = imports(file)
+    assert "dlrrec_torchrec.training.stage" in modules and "polars" in modules
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -26,15 +26,15 @@ def test_nothing_but_results_is_said(command, tiny_run, tmp_path):
     words = [command, "--run-dir", str(run)]
     if command == "recommend":
         words += ["--user", pq.read_table(run / "split" / "train")["user_id"][0].as_py()]
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "dlrrec_torchrec", *words],
         cwd=ROOT,
         env=os.environ | {"FORCE_COLOR": "1"},
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout
+    assert (process.returncode, process.stderr) == (0, "")
+    assert process.stdout
 
 
 @pytest.mark.parametrize("command", ["run", *(stage.name for stage in STAGES.values() if stage.progress)])

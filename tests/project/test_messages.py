@@ -27,11 +27,11 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][\w.-]*\w")
 SETTING = re.compile(
     rf"(?<![\w.])(?:{'|'.join(sections())})\.(?!py\b|json|png|safetensors|jsonl)[a-z_]+(?:\.[a-z_{{}}]+)*(?:=[\w]+)?"
 )
-# Flags of other programs, with the word that must stand before them.
+# Flags of other programs, with the word that must come before them.
 FOREIGN = {"--no-deps": "pip", "--force-reinstall": "pip", "--nproc_per_node": "torchrun"}
 # Messages that fewer commands can print than reach their file.
 PRINTED_BY = {
-    # A plan is asked for with flags; a training's ranks and device come from elsewhere, and were checked.
+    # A plan is given by flags; a training's ranks and device come from elsewhere, and were checked.
     ("sharding.planner", "--world-size"): {"plan"},
     ("sharding.planner", "--local-world-size"): {"plan"},
     ("sharding.planner", "--batch-size"): {"plan"},
@@ -45,7 +45,7 @@ PRINTED_BY = {
     ("distributed.ranks", "--device"): {"train", "run", "bench"},
     ("models.compiled", "--compile"): {"train", "run", "bench"},  # only these compile
     ("store.paths", "--variant"): {"train", "recommend"},  # names in a configuration are checked before
-    ("cli", "--seed-number"): {*STAGES, "recommend"} - {"ingest", "report"},  # asked for by this very flag
+    ("cli", "--seed-number"): {*STAGES, "recommend"} - {"ingest", "report"},  # requested by this same flag
 }
 # Programs of their own, with parsers of their own.
 APART = {"benchmarks.gpu"}
@@ -53,7 +53,7 @@ APART = {"benchmarks.gpu"}
 
 @functools.cache
 def messages(module: str) -> list[str]:
-    """The strings of a module that may be printed: all but docstrings and the names given to argparse.
+    """The strings of a module that may be printed: all except docstrings and the names given to argparse.
 
     What an f-string fills in is "{}".
     """
@@ -82,13 +82,13 @@ def imports(module: str, lazily: bool = True) -> frozenset[str]:
     """Modules of the package that a module imports, at its top or (lazily) inside functions."""
     tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
     nodes = ast.walk(tree) if lazily else tree.body
-    found = set()
+    modules = set()
     for node in nodes:
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            modules |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-    return frozenset(found & FILES.keys())
+            modules |= {alias.name for alias in node.names}
+    return frozenset(modules & FILES.keys())
 
 
 def reached(start: set[str], lazily: bool = True) -> set[str]:

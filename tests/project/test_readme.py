@@ -34,10 +34,10 @@ def commands():
         for line in block.splitlines()
         if line.strip()
     ]
-    found = [" ".join(shlex.split(line, comments=True)) for line in lines]
+    documented = [" ".join(shlex.split(line, comments=True)) for line in lines]
     prepare = next(c for c in re.findall(r"`(dlrrec [^`]+)`", README) if "--until prepare" in c)
-    at = next(i for i, line in enumerate(found) if line.startswith("torchrun"))
-    return list(dict.fromkeys([*found[:at], prepare, *found[at:]]))  # what two pages have, once
+    at = next(i for i, line in enumerate(documented) if line.startswith("torchrun"))
+    return list(dict.fromkeys([*documented[:at], prepare, *documented[at:]]))  # what two pages have, once
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +95,8 @@ def test_every_command_runs(clone):
     for command in commands():
         words = shlex.split(command)
         if words[0] == "make":
-            done = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
+            process = subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True)
+            assert process.returncode == 0, process.stderr
             continue
         if "recommend" in words:  # a user of the small world
             words[words.index("--user") + 1] = known_user(clone)
@@ -111,7 +111,7 @@ def test_every_command_runs(clone):
             words += ["--epochs", "1", "--set", "train.batch_size=64"]
         program = [sys.executable] if words[0] == "python" else [str(BIN / words[0])]
         start = time.monotonic()
-        done = subprocess.run(
+        process = subprocess.run(
             [*program, *words[1:]],
             cwd=clone,
             capture_output=True,
@@ -121,7 +121,7 @@ def test_every_command_runs(clone):
             stdin=subprocess.DEVNULL,
         )
         print(f"{time.monotonic() - start:6.1f} s  {command}", flush=True)
-        assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        assert process.returncode == 0, f"{command}\n{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
         ran.append(command)
     assert len(ran) > 12
     for folder in ("demo", "two", "mine", "zomato", "movielens-100k"):

@@ -32,27 +32,27 @@ def same(a, b):
 
 
 def test_every_stage_leaves_its_output(tiny_run):
-    root, config, said = tiny_run
+    root, config, printed = tiny_run
     paths = run_paths(root)[0]
     for stage in STAGES.values():
         folder = getattr(paths, stage.outputs[0])
         for name in [folder / v for v in config.variants] if stage.each == "variant" else [folder]:
             assert Manifest.read(name).seconds > 0, name
     assert (root / "report" / "index.html").exists()
-    assert [line.split()[0] for line in said] == [
+    assert [line.split()[0] for line in printed] == [
         *("ingest", "split", "extract", "swing", "prepare", "train", "train", "evaluate", "report")
     ]
-    found = metrics(root)
-    assert set(config.variants) <= set(found["models"]) and found["baselines"]
-    assert found["protocol"] == "strict" and 0.5 < found["reachable_auc"] <= 1
+    results = metrics(root)
+    assert set(config.variants) <= set(results["models"]) and results["baselines"]
+    assert results["protocol"] == "strict" and 0.5 < results["reachable_auc"] <= 1
 
 
 def test_a_second_run_repeats_nothing(tiny_run):
     root, config, _ = tiny_run
     before = {p: p.stat().st_mtime_ns for p in root.rglob("*.parquet")}
-    said = []
-    run(config, root, say=said.append)
-    assert said and all("up to date" in line for line in said)
+    printed = []
+    run(config, root, say=printed.append)
+    assert printed and all("up to date" in line for line in printed)
     assert {p: p.stat().st_mtime_ns for p in root.rglob("*.parquet")} == before
 
 
@@ -146,11 +146,11 @@ def test_several_seeds_share_reviews_and_cache(tiny_run, tmp_path):
         {"ingest.size": "tiny", "seeds": 2, "train.epochs": 1, "train.batch_size": 128}
         | {"variants": {"dlrrec": {}}},
     )
-    said = []
-    run(config, root, say=said.append)
-    assert said[0].startswith("ingest") and "up to date" in said[0]
-    one, two = (metrics(root / f"seed-{k}") for k in (0, 1))
-    assert one["models"]["dlrrec"] != two["models"]["dlrrec"]
+    printed = []
+    run(config, root, say=printed.append)
+    assert printed[0].startswith("ingest") and "up to date" in printed[0]
+    first, second = (metrics(root / f"seed-{k}") for k in (0, 1))
+    assert first["models"]["dlrrec"] != second["models"]["dlrrec"]
     summary = json.loads((root / "report" / "metrics.json").read_text())
     assert "dlrrec" in json.dumps(summary)
 
@@ -186,10 +186,10 @@ def test_a_new_stage_is_one_entry(tmp_path, monkeypatch):
     monkeypatch.setitem(STAGES, "count", new)
     first = dataclasses.replace(STAGES["ingest"], action=lambda work: Manifest("ingest", {}, {}))
     monkeypatch.setattr("dlrrec_torchrec.stages.STAGES", {"ingest": first, "count": new})
-    said = []
-    run(load_config(None, {"seeds": 2}), tmp_path, until="count", say=said.append)
+    printed = []
+    run(load_config(None, {"seeds": 2}), tmp_path, until="count", say=printed.append)
     assert ran == [(paths, number) for number, paths in enumerate(run_paths(tmp_path, 2))]
-    assert [line.split()[0] for line in said] == ["ingest", "seed", "count", "seed", "count"]
+    assert [line.split()[0] for line in printed] == ["ingest", "seed", "count", "seed", "count"]
     ran.clear()
     assert main(["count", "--run-dir", str(tmp_path), "--seed", "4", "--seed-number", "1"]) == 0
     assert ran == [(run_paths(tmp_path, 2)[1], 5)]
@@ -198,5 +198,5 @@ def test_a_new_stage_is_one_entry(tmp_path, monkeypatch):
 
 def test_help_imports_nothing_heavy():
     code = "import sys; from dlrrec_torchrec.cli import build_parser; build_parser(); print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert not {"torch", "torchrec", "polars", "numba", "swing", "sklearn"} & set(done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"torch", "torchrec", "polars", "numba", "swing", "sklearn"} & set(process.stdout.split())

@@ -35,10 +35,10 @@ def shards(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    made = build(SETTINGS, users=30, items=45)
-    for parameter in made.parameters():  # as drawn, all items score nearly alike
+    model = build(SETTINGS, users=30, items=45)
+    for parameter in model.parameters():  # as drawn, all items score nearly alike
         torch.nn.init.normal_(parameter, std=0.2)
-    return made.eval()
+    return model.eval()
 
 
 @pytest.fixture
@@ -64,14 +64,16 @@ def reviewed(shards, user):
 @pytest.mark.parametrize(("user", "batch_size"), [(0, 4096), (7, 4), (29, 1)])
 def test_order_is_that_of_scoring_every_unseen_pair_alone(shards, trained, model, user, batch_size):
     seen = reviewed(shards, user)
-    wanted = {item: score_alone(model, shards, user, item) for item in range(45) if item not in seen}
-    best = sorted(wanted, key=wanted.get, reverse=True)
-    found = recommend(shards, trained, f"user-{user}", n=len(best), batch_size=batch_size)
-    assert [r.item_id for r in found.items] == [f"item-{i}" for i in best]
-    np.testing.assert_allclose([r.probability for r in found.items], [wanted[i] for i in best], atol=1e-5)
-    assert [r.rank for r in found.items] == list(range(1, len(best) + 1))
-    assert found.known_user and found.seen == len(seen)
-    assert max(wanted.values()) - min(wanted.values()) > 0.01  # the order is worth something
+    probabilities = {item: score_alone(model, shards, user, item) for item in range(45) if item not in seen}
+    best = sorted(probabilities, key=probabilities.get, reverse=True)
+    recommended = recommend(shards, trained, f"user-{user}", n=len(best), batch_size=batch_size)
+    assert [r.item_id for r in recommended.items] == [f"item-{i}" for i in best]
+    np.testing.assert_allclose(
+        [r.probability for r in recommended.items], [probabilities[i] for i in best], atol=1e-5
+    )
+    assert [r.rank for r in recommended.items] == list(range(1, len(best) + 1))
+    assert recommended.known_user and recommended.seen == len(seen)
+    assert max(probabilities.values()) - min(probabilities.values()) > 0.01  # the order is worth something
 
 
 def test_serving_agrees_with_the_evaluation_of_a_trained_model(tmp_path):
@@ -83,8 +85,8 @@ def test_serving_agrees_with_the_evaluation_of_a_trained_model(tmp_path):
     assert json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["protocol"] == "strict"
     rows = pq.read_table(tmp_path / "evaluation" / "predictions" / "a.parquet").to_pylist()
     for user in (2, 11):
-        found = recommend(folder, tmp_path / "train", f"user-{user}", n=30, include_seen=True).items
-        served = {item.item_id: item.probability for item in found}
+        recommended = recommend(folder, tmp_path / "train", f"user-{user}", n=30, include_seen=True).items
+        served = {item.item_id: item.probability for item in recommended}
         mine = [row for row in rows if row["user"] == user]
         assert mine and len(served) == 30
         for row in mine:
@@ -133,11 +135,11 @@ def test_dropped_rows_are_seen_through_the_review_table(shards, trained, capsys)
     write_table(pa.Table.from_pylist(rows, REVIEWS), run / "reviews")
     assert codes(served("guest")) == set(range(45))  # not a table that ingest wrote
     Manifest("ingest", {}, {}).write(run / "reviews")
-    found = served("user-3")
-    assert codes(found) == set(range(45)) - reviewed(shards, 3) - set(dropped)
-    assert found["seen"] == len(reviewed(shards, 3)) + 2
-    assert f"of {len(codes(found))} items" in found["message"]
-    assert f"reviewed {found['seen']}:" in found["message"]
+    recommended = served("user-3")
+    assert codes(recommended) == set(range(45)) - reviewed(shards, 3) - set(dropped)
+    assert recommended["seen"] == len(reviewed(shards, 3)) + 2
+    assert f"of {len(codes(recommended))} items" in recommended["message"]
+    assert f"reviewed {recommended['seen']}:" in recommended["message"]
     guest = served("guest")
     assert codes(guest) == set(range(45)) - {1} and guest["seen"] == 1 and not guest["known_user"]
     assert "The most reviewed items that are new to this user:" in guest["message"]
@@ -155,35 +157,37 @@ def test_items_are_described(shards, trained):
 
 
 def test_unknown_user_gets_popular_items_and_similar_ids(shards, trained):
-    found = recommend(shards, trained, "USER-12", n=4)
-    assert not found.known_user and found.seen == 0
-    assert found.similar_ids[0] == "user-12"
+    recommended = recommend(shards, trained, "USER-12", n=4)
+    assert not recommended.known_user and recommended.seen == 0
+    assert recommended.similar_ids[0] == "user-12"
     assert (
-        "USER-12" in found.message and "no training reviews" in found.message and "user-12" in found.message
+        "USER-12" in recommended.message
+        and "no training reviews" in recommended.message
+        and "user-12" in recommended.message
     )
     counts = load_entities(shards).items.count
     best = np.argsort(-counts, kind="stable")[:4]
-    assert [r.item_id for r in found.items] == [f"item-{i}" for i in best]
-    assert [r.reviews for r in found.items] == counts[best].tolist()
-    assert all(r.probability is None for r in found.items)
-    assert "probability" not in found.to_text()
+    assert [r.item_id for r in recommended.items] == [f"item-{i}" for i in best]
+    assert [r.reviews for r in recommended.items] == counts[best].tolist()
+    assert all(r.probability is None for r in recommended.items)
+    assert "probability" not in recommended.to_text()
     assert "Similar" not in recommend(shards, trained, "?", n=1).message
 
 
 def test_json_holds_what_was_found(shards, trained):
-    found = recommend(shards, trained, "user-3", n=3)
-    body = json.loads(found.to_json())
+    recommended = recommend(shards, trained, "user-3", n=3)
+    body = json.loads(recommended.to_json())
     assert body["known_user"] is True and body["user_id"] == "user-3" and body["similar_ids"] == []
-    assert [i["item_id"] for i in body["items"]] == [r.item_id for r in found.items]
-    assert [i["probability"] for i in body["items"]] == [r.probability for r in found.items]
+    assert [i["item_id"] for i in body["items"]] == [r.item_id for r in recommended.items]
+    assert [i["probability"] for i in body["items"]] == [r.probability for r in recommended.items]
     assert json.loads(recommend(shards, trained, "nobody", n=1).to_json())["items"][0]["probability"] is None
 
 
 def test_text_lists_titles_or_ids_in_order(shards, trained, tmp_path):
-    found = recommend(shards, trained, "user-3", n=3)
-    lines = found.to_text().splitlines()
+    recommended = recommend(shards, trained, "user-3", n=3)
+    lines = recommended.to_text().splitlines()
     assert "user-3" in lines[0] and "probability" in lines[1]
-    for line, item in zip(lines[2:], found.items, strict=True):
+    for line, item in zip(lines[2:], recommended.items, strict=True):
         assert line.split()[0] == str(item.rank) and item.title in line and f"{item.probability:.3f}" in line
 
     untitled = shutil.copytree(shards, tmp_path / "untitled")
@@ -193,16 +197,20 @@ def test_text_lists_titles_or_ids_in_order(shards, trained, tmp_path):
     table = table.set_column(1, table.schema.field("id"), ids)
     place = table.schema.get_field_index("title")
     pq.write_table(table.set_column(place, table.schema.field("title"), pa.nulls(45, pa.string())), part)
-    found = recommend(untitled, trained, "user-3", n=2)
-    assert found.items[0].title == "" and found.items[0].item_id in found.to_text()
+    recommended = recommend(untitled, trained, "user-3", n=2)
+    assert recommended.items[0].title == "" and recommended.items[0].item_id in recommended.to_text()
 
 
 def test_a_user_who_has_reviewed_everything(tmp_path, trained, model):
     folder = write_shards(tmp_path / "full", rows=(8000, 5, 5), users=30, items=45)
     full = [u for u in range(30) if len(reviewed(folder, u)) == 45]
     assert full
-    found = recommend(folder, trained, f"user-{full[0]}")
-    assert found.items == [] and "every item" in found.message and "--include-seen" in found.to_text()
+    recommended = recommend(folder, trained, f"user-{full[0]}")
+    assert (
+        recommended.items == []
+        and "every item" in recommended.message
+        and "--include-seen" in recommended.to_text()
+    )
     assert len(recommend(folder, trained, f"user-{full[0]}", n=9, include_seen=True).items) == 9
 
 

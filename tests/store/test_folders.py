@@ -135,7 +135,7 @@ def test_a_training_takes_only_a_free_folder_or_a_trainings(tmp_path):
     run(free)
     assert (free / "trace").exists()  # it went on
     (free / "manifest.json").unlink()
-    run(free, lr=0.5)  # another training: its folder begins anew
+    run(free, lr=0.5)  # another training: its folder begins again
     assert not (free / "trace").exists() and Manifest.read(free).config["train"]["lr"] == 0.5
 
 

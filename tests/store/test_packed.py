@@ -38,8 +38,8 @@ def test_what_is_packed_comes_back(tmp_path_factory, rows, widths, cut, seed):
     assert stored.schema.equals(packed.stored_schema(table.schema), check_metadata=True)
     assert [packed.is_packed(f) for f in stored.schema] == [False, True, True, True]
     pq.write_table(stored, path)
-    found = packed.unpack(pq.read_table(path))
-    assert found.schema.equals(table.schema) and found.to_pylist() == table.to_pylist()
+    unpacked = packed.unpack(pq.read_table(path))
+    assert unpacked.schema.equals(table.schema) and unpacked.to_pylist() == table.to_pylist()
     if len(table):
         raw = pq.read_table(path)["f16"].combine_chunks()
         assert packed.matrix(raw, pa.float16()).tolist() == table["f16"].to_pylist()

@@ -115,7 +115,7 @@ def test_no_bar_where_none_is_wanted():
 def test_no_bar_without_a_terminal():
     code = STEPS.replace("{stop}", "pass") + "steps(0)"
     environment = os.environ | {"FORCE_COLOR": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (process.returncode, process.stdout, process.stderr) == (0, "", "")

@@ -35,7 +35,7 @@ def test_an_empty_table_is_a_file_too(tmp_path):
     ("columns", "words"),
     [
         ({"id": ["a"], "scores": [[1.0]]}, ["part-00000.parquet", "'neighbors' is missing", "id, scores"]),
-        ({"id": [1], "neighbors": [["b"]], "scores": [[1.0]]}, ["'id' has type int64", "wanted string"]),
+        ({"id": [1], "neighbors": [["b"]], "scores": [[1.0]]}, ["'id' has type int64", "expected string"]),
     ],
 )
 def test_wrong_columns_are_named(tmp_path, columns, words):
@@ -77,8 +77,13 @@ def test_a_manifest_is_current_only_for_equal_settings_and_inputs(tmp_path):
     assert manifest.current(tmp_path / "out") is None
     with stage_output(manifest, tmp_path / "out"):
         manifest.rows["train"] = 3
-    found = Manifest("s", {"a": 1}, {"reviews": "f"}).current(tmp_path / "out")
-    assert found is not None and found.reused and found.rows == {"train": 3} and found.peak_memory_mib > 0
+    current = Manifest("s", {"a": 1}, {"reviews": "f"}).current(tmp_path / "out")
+    assert (
+        current is not None
+        and current.reused
+        and current.rows == {"train": 3}
+        and current.peak_memory_mib > 0
+    )
     assert Manifest("s", {"a": 2}, {"reviews": "f"}).current(tmp_path / "out") is None
     assert Manifest("s", {"a": 1}, {"reviews": "g"}).current(tmp_path / "out") is None
     (tmp_path / "out" / "manifest.json").write_text("{")

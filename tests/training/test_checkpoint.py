@@ -32,7 +32,7 @@ OFF = ContrastiveConfig(item_weight=0.0, user_weight=0.0)
 
 
 @pytest.fixture(scope="module")
-def made():
+def training():
     """(ranks, model, optimizer) with fused and with dense moments."""
     with process_group("cpu") as ranks:
         wrapper = build_wrapper(build(MODEL, device="meta", **SIZES), OFF, corpus={})
@@ -61,24 +61,24 @@ def tensors(model, optimizer) -> list[Tensor]:
 
 
 def holds(model, optimizer, value: float) -> bool:
-    found = tensors(model, optimizer)
-    assert len(found) > 20  # the tables' weights and moments among them
-    return all((tensor == value).all() for tensor in found)
+    saved = tensors(model, optimizer)
+    assert len(saved) > 20  # the tables' weights and moments among them
+    return all((tensor == value).all() for tensor in saved)
 
 
-def save(checkpoints: Checkpoints, made, number: int, *, epoch: int = 0, best: bool = False) -> None:
+def save(checkpoints: Checkpoints, training, number: int, *, epoch: int = 0, best: bool = False) -> None:
     """A checkpoint of step `number` in which everything is that number."""
-    _, model, optimizer = made
+    _, model, optimizer = training
     fill(model, optimizer, float(number))
     checkpoints.save(model, optimizer, {"step": number, "epoch": epoch}, {"own": torch.tensor(number)}, best)
 
 
-def load(folder: Path, made) -> int:
+def load(folder: Path, training) -> int:
     """The step that was loaded, after checking that all of it was."""
-    ranks, model, optimizer = made
+    ranks, model, optimizer = training
     fill(model, optimizer, -1.0)
-    state, own = Checkpoints(folder, ranks).load(model, optimizer)
-    assert state["ranks"] == 1 and [entry["own"].item() for entry in own] == [state["step"]]
+    state, rank_states = Checkpoints(folder, ranks).load(model, optimizer)
+    assert state["ranks"] == 1 and [entry["own"].item() for entry in rank_states] == [state["step"]]
     assert holds(model, optimizer, float(state["step"]))
     return state["step"]
 
@@ -87,15 +87,15 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_newest_are_kept_and_the_best(made, tmp_path):
-    ranks, *rest = made
+def test_the_newest_are_kept_and_the_best(training, tmp_path):
+    ranks, *rest = training
     assert Checkpoints(tmp_path, ranks).load(*rest) is None and latest_state(tmp_path) is None
     with Checkpoints(tmp_path, ranks, keep=3) as checkpoints:
         for number in range(1, 8):
-            save(checkpoints, made, number, epoch=number // 3, best=number == 2)
+            save(checkpoints, training, number, epoch=number // 3, best=number == 2)
     expected = ["epoch-00001-step-000000005", "epoch-00002-step-000000006", "epoch-00002-step-000000007"]
     assert names(tmp_path) == [BEST, *expected]
-    assert load(tmp_path, made) == 7 and latest_state(tmp_path)["step"] == 7
+    assert load(tmp_path, training) == 7 and latest_state(tmp_path)["step"] == 7
     model = build(MODEL, **SIZES)
     load_model(tmp_path / BEST, model, prefix="model.")
     assert all((tensor == 2).all() for tensor in model.state_dict().values())
@@ -143,47 +143,47 @@ DAMAGE = {
 
 
 @pytest.fixture(scope="module")
-def two(made, tmp_path_factory) -> Path:
+def two(training, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("two")
-    with Checkpoints(folder, made[0]) as checkpoints:
-        save(checkpoints, made, 1)
-        save(checkpoints, made, 2, best=True)
+    with Checkpoints(folder, training[0]) as checkpoints:
+        save(checkpoints, training, 1)
+        save(checkpoints, training, 2, best=True)
     return folder
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_damage_is_named_and_the_one_before_used(made, two, tmp_path, capsys, kind):
+def test_damage_is_named_and_the_one_before_used(training, two, tmp_path, capsys, kind):
     damage, message = DAMAGE[kind]
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)  # no hard links: `best` stays whole
     newest, older = folder / "epoch-00000-step-000000002", folder / "epoch-00000-step-000000001"
     damage(newest)
-    assert load(folder, made) == 1
-    said = capsys.readouterr().err
-    assert f"{newest}: " in said and said.endswith(f"; going on from {older}\n")
+    assert load(folder, training) == 1
+    printed = capsys.readouterr().err
+    assert f"{newest}: " in printed and printed.endswith(f"; going on from {older}\n")
     with pytest.raises(DataError, match=rf"{newest}: .*({message})"):
         load_model(newest, build(MODEL, **SIZES), prefix="model.")
 
-    # What is saved next stands alone before the older one; the damaged one is not in its way.
-    with Checkpoints(folder, made[0]) as checkpoints:
-        save(checkpoints, made, 2)
-    assert names(folder) == [BEST, older.name, newest.name] and load(folder, made) == 2
+    # The next save has only the older one before it; the damaged one is not in its way.
+    with Checkpoints(folder, training[0]) as checkpoints:
+        save(checkpoints, training, 2)
+    assert names(folder) == [BEST, older.name, newest.name] and load(folder, training) == 2
 
     damage(newest)
     damage(older)
     with pytest.raises(DataError, match=rf"(?s){newest}: .*({message}).*{older}: .*({message}).*--no-resume"):
-        Checkpoints(folder, made[0]).load(*made[1:])
+        Checkpoints(folder, training[0]).load(*training[1:])
 
 
-def test_newer_ones_that_were_passed_over_are_not_kept_for_whole_ones(made, two, tmp_path):
+def test_newer_ones_that_were_passed_over_are_not_kept_for_whole_ones(training, two, tmp_path):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
-    with Checkpoints(folder, made[0]) as checkpoints:
-        save(checkpoints, made, 9)
+    with Checkpoints(folder, training[0]) as checkpoints:
+        save(checkpoints, training, 9)
     flip("*.distcp")(folder / "epoch-00000-step-000000009")
-    assert load(folder, made) == 2
-    with Checkpoints(folder, made[0], keep=2) as checkpoints:
-        save(checkpoints, made, 5)
+    assert load(folder, training) == 2
+    with Checkpoints(folder, training[0], keep=2) as checkpoints:
+        save(checkpoints, training, 5)
     assert names(folder) == [BEST, "epoch-00000-step-000000002", "epoch-00000-step-000000005"]
 
 
@@ -203,7 +203,7 @@ class Killed(BaseException):
     ],
 )
 def test_a_save_cut_short_leaves_what_was_there(
-    made, two, tmp_path, monkeypatch, owner, name, call, background
+    training, two, tmp_path, monkeypatch, owner, name, call, background
 ):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
@@ -219,19 +219,19 @@ def test_a_save_cut_short_leaves_what_was_there(
 
     with monkeypatch.context() as patched, pytest.raises(Killed):
         patched.setattr(owner, name, cut)
-        with Checkpoints(folder, made[0], background=background) as checkpoints:
-            save(checkpoints, made, 3, best=True)
-    assert load(folder, made) == 2
-    with Checkpoints(folder, made[0]) as checkpoints:
-        save(checkpoints, made, 3, best=True)
-    assert load(folder, made) == 3
+        with Checkpoints(folder, training[0], background=background) as checkpoints:
+            save(checkpoints, training, 3, best=True)
+    assert load(folder, training) == 2
+    with Checkpoints(folder, training[0]) as checkpoints:
+        save(checkpoints, training, 3, best=True)
+    assert load(folder, training) == 3
     whole = [BEST, "epoch-00000-step-000000002", "epoch-00000-step-000000003"]
     assert [entry for entry in names(folder) if not entry.startswith(".")] == whole
     assert names(folder) == whole
 
 
-def test_in_the_background_the_moment_of_the_call_is_saved(made, tmp_path, monkeypatch):
-    ranks, model, optimizer = made
+def test_in_the_background_the_moment_of_the_call_is_saved(training, tmp_path, monkeypatch):
+    ranks, model, optimizer = training
     go, plain = threading.Event(), checkpoint.dcp.save
 
     def held(*arguments, **options):
@@ -239,21 +239,21 @@ def test_in_the_background_the_moment_of_the_call_is_saved(made, tmp_path, monke
         return plain(*arguments, **options)
 
     monkeypatch.setattr(checkpoint.dcp, "save", held)
-    state, own = {"step": 1, "epoch": 0, "notes": [1]}, {"own": torch.tensor(1)}
+    state, rank_state = {"step": 1, "epoch": 0, "notes": [1]}, {"own": torch.tensor(1)}
     with Checkpoints(tmp_path, ranks, background=True) as checkpoints:
         fill(model, optimizer, 1.0)
-        checkpoints.save(model, optimizer, state, own, best=False)
+        checkpoints.save(model, optimizer, state, rank_state, best=False)
         fill(model, optimizer, 5.0)  # the training goes on
-        own["own"].fill_(5)
+        rank_state["own"].fill_(5)
         state["notes"].append(5)
         assert latest_state(tmp_path) is None
         go.set()
-    assert load(tmp_path, made) == 1 and latest_state(tmp_path)["notes"] == [1]
+    assert load(tmp_path, training) == 1 and latest_state(tmp_path)["notes"] == [1]
 
 
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize(("owner", "name"), [(checkpoint.dcp, "save"), (checkpoint, "_publish")])
-def test_a_full_disk_is_said_and_costs_nothing(made, two, tmp_path, monkeypatch, owner, name, background):
+def test_a_full_disk_is_said_and_costs_nothing(training, two, tmp_path, monkeypatch, owner, name, background):
     folder = tmp_path / "checkpoints"
     shutil.copytree(two, folder)
     plain = getattr(owner, name)
@@ -265,15 +265,15 @@ def test_a_full_disk_is_said_and_costs_nothing(made, two, tmp_path, monkeypatch,
     monkeypatch.setattr(owner, name, full)
     message = rf"{folder}: rank 0 cannot write a checkpoint \(.*No space left on device\)"
     with pytest.raises(DataError, match=message):
-        with Checkpoints(folder, made[0], background=background) as checkpoints:
-            save(checkpoints, made, 3)
-    assert load(folder, made) == 2
+        with Checkpoints(folder, training[0], background=background) as checkpoints:
+            save(checkpoints, training, 3)
+    assert load(folder, training) == 2
 
 
 # --- batches in lockstep, as far as one rank shows it ------------------------------------------------------
 
 
-def test_lockstep_gives_every_batch_then_its_error(made):
+def test_lockstep_gives_every_batch_then_its_error(training):
     def batches():
         yield from (1, 2)
         raise DataError("part-7: damaged")
@@ -285,9 +285,9 @@ def test_lockstep_gives_every_batch_then_its_error(made):
     assert list(Lockstep([])) == [] and list(Lockstep([3])) == [3]
 
 
-def test_lockstep_sees_a_request_at_once(made):
-    asked = []
-    taken = Lockstep([1, 2, 3], lambda: bool(asked))
+def test_lockstep_sees_a_request_at_once(training):
+    requests = []
+    taken = Lockstep([1, 2, 3], lambda: bool(requests))
     assert next(taken) == 1 and not taken.stop
-    asked.append(1)
+    requests.append(1)
     assert taken.stop and next(taken) == 2  # the caller decides where to leave

@@ -58,10 +58,10 @@ def launch(ranks: int, what: str, *paths: Path, restarts: int = 0) -> tuple[int,
         what,
         *paths,
     ]
-    done = subprocess.run(
+    process = subprocess.run(
         list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
     )
-    return done.returncode, done.stderr
+    return process.returncode, process.stderr
 
 
 def records(folder: Path) -> list[dict]:
@@ -92,8 +92,8 @@ def two_ranks(shards, tmp_path_factory) -> Path:
     for split in ("train", "val"):
         copy = shutil.copytree(shards, shards.with_name(f"broken-{split}"))
         break_vectors(copy / split / "part-00001.parquet")
-    status, said = launch(2, "undisturbed", shards, out)
-    assert status == 0, said[-5000:]
+    status, printed = launch(2, "undisturbed", shards, out)
+    assert status == 0, printed[-5000:]
     return out
 
 
@@ -108,9 +108,9 @@ def break_vectors(part: Path) -> None:
 
 
 def test_a_killed_rank_restarts_from_the_last_checkpoint_with_the_same_result(shards, two_ranks, tmp_path):
-    status, said = launch(2, "killed", shards, tmp_path, restarts=1)
-    assert status == 0, said[-5000:]
-    assert "exitcode: -9" in said
+    status, printed = launch(2, "killed", shards, tmp_path, restarts=1)
+    assert status == 0, printed[-5000:]
+    assert "exitcode: -9" in printed
     life, steps = (tmp_path / "steps").read_text().split()
     assert life == "1" and int(steps) == STEPS - 9  # the checkpoint after step 9 was the last
     undisturbed = two_ranks / "undisturbed"
@@ -143,10 +143,10 @@ def test_restarts_that_would_share_a_store_are_warned_of(monkeypatch, capsys, sh
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_a_broken_shard_of_one_rank_is_named_by_all(two_ranks, split, workers):
     for rank in range(2):
-        said = (two_ranks / f"{split}-{workers}.{rank}").read_text()
-        assert f"broken-{split}/{split}/part-00001.parquet: damaged Parquet file" in said
-        assert said.startswith("rank 1: " if rank == 0 else "/")
-        assert "Traceback" not in said
+        printed = (two_ranks / f"{split}-{workers}.{rank}").read_text()
+        assert f"broken-{split}/{split}/part-00001.parquet: damaged Parquet file" in printed
+        assert printed.startswith("rank 1: " if rank == 0 else "/")
+        assert "Traceback" not in printed
 
 
 # --- stopped, and gone on with on other numbers of ranks ---------------------------------------------------
@@ -164,9 +164,9 @@ def whole(shards, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def stopped_two(shards, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("stopped")
-    status, said = launch(2, "stop", shards, out)
-    assert status == 1 and "SIGTERM" in said, said[-5000:]
-    assert "Traceback" not in said.split("death signal")[0], said[-5000:]
+    status, printed = launch(2, "stop", shards, out)
+    assert status == 1 and "SIGTERM" in printed, printed[-5000:]
+    assert "Traceback" not in printed.split("death signal")[0], printed[-5000:]
     return out
 
 
@@ -208,8 +208,8 @@ def test_it_goes_on_alike_on_another_number_of_ranks(
                 fit(kind, shards, tmp_path)
             steps[kind] = len(taken)
     else:
-        status, said = launch(after, "go_on", shards, tmp_path)
-        assert status == 0, said[-5000:]
+        status, printed = launch(after, "go_on", shards, tmp_path)
+        assert status == 0, printed[-5000:]
         steps = {kind: int((tmp_path / f"{kind}.steps").read_text()) for kind in KINDS}
     for kind in KINDS:
         for moment in ("saved", "loaded"):  # of one rank, saved and loaded in this process, there are none
@@ -220,8 +220,8 @@ def test_it_goes_on_alike_on_another_number_of_ranks(
         expected = step_losses(whole / kind)
         for name, losses in step_losses(tmp_path / kind).items():
             assert losses == pytest.approx(expected[name], abs=1e-4), (kind, name)
-        for one, other in zip(records(whole / kind), records(tmp_path / kind), strict=True):
-            assert one == pytest.approx(other, abs=2e-3)
+        for undisturbed, resumed in zip(records(whole / kind), records(tmp_path / kind), strict=True):
+            assert undisturbed == pytest.approx(resumed, abs=2e-3)
         best = [folder / kind / "checkpoints" / "best" for folder in (whole, tmp_path)]
         torch.testing.assert_close(*(logits(path, shards) for path in best), atol=1e-3, rtol=0)
 
@@ -295,14 +295,14 @@ def test_a_signal_in_the_last_step_ends_it_before_or_after_evaluation(shards, tm
 
 
 def test_signals_are_left_alone_outside_of_the_main_thread(monkeypatch):
-    found = []
+    handlers = []
 
     def inside() -> None:
-        with stop_requests() as asked:
-            found.append((signal.getsignal(signal.SIGTERM), asked()))
+        with stop_requests() as stop_requested:
+            handlers.append((signal.getsignal(signal.SIGTERM), stop_requested()))
 
     thread = threading.Thread(target=inside)
     before = signal.getsignal(signal.SIGTERM)
     thread.start()
     thread.join()
-    assert found == [(before, False)]
+    assert handlers == [(before, False)]

@@ -36,8 +36,8 @@ def test_measures_are_their_definitions(shape):
     x, y = (rng.normal(size=(rows, width)).astype(np.float32) for _ in range(2))
     unit_x, unit_y = (torch.nn.functional.normalize(torch.from_numpy(v).double()) for v in (x, y))
     assert alignment(x, y) == pytest.approx(float((unit_x - unit_y).norm(dim=1).pow(2).mean()), abs=1e-9)
-    wanted = torch.pdist(unit_x).pow(2).mul(-2).exp().mean().log()
-    assert uniformity(x) == pytest.approx(float(wanted), abs=1e-6)
+    expected = torch.pdist(unit_x).pow(2).mul(-2).exp().mean().log()
+    assert uniformity(x) == pytest.approx(float(expected), abs=1e-6)
     values = torch.linalg.svdvals(torch.from_numpy(x).double())
     entropy = torch.distributions.Categorical(probs=values / values.sum()).entropy()
     assert effective_rank(x) == pytest.approx(float(entropy.exp()), rel=1e-6)
@@ -66,12 +66,12 @@ def test_gradient_norms_are_torchs():
     }
     for parameter in list(parameters.values())[:4]:
         parameter.grad = torch.randn(3, 2)
-    found = gradient_norms(parameters)
+    norms = gradient_norms(parameters)
     each = [float(parameters[name].grad.norm()) for name in names]
     parts = ("grad_norm_dense_arch", "grad_norm_towers", "grad_norm_over_arch")
-    assert [found[part] for part in parts] == pytest.approx(each)
+    assert [norms[part] for part in parts] == pytest.approx(each)
     whole = torch.nn.utils.clip_grad_norm_([p for p in parameters.values() if p.grad is not None], 1e9)
-    assert found["grad_norm"] == pytest.approx(float(whole))
+    assert norms["grad_norm"] == pytest.approx(float(whole))
 
 
 # --- the probe ---------------------------------------------------------------------------------------------
@@ -102,10 +102,10 @@ def test_first_entities_are_those_of_the_whole(shards):
 def test_the_probe_measures_the_towers_on_entities_and_their_neighbours(shards, monkeypatch):
     whole, towers = load_entities(shards), model().eval()
     whole.vectors["item_image"][3] = 0  # an item without a vector is left out
-    found = Probe(
+    every_entity = Probe(
         modalities_of(), whole.vectors, {"item": whole.items.positives, "user": whole.users.positives}
     )
-    measured = found.measure(towers)
+    measured = every_entity.measure(towers)
     vectors = {name: torch.from_numpy(v).float() for name, v in whole.vectors.items()}
     with torch.no_grad():
         reduced = {name: towers.dense_arch.towers[name](v).numpy() for name, v in vectors.items()}
@@ -118,9 +118,9 @@ def test_the_probe_measures_the_towers_on_entities_and_their_neighbours(shards, 
         alignment(joined[pairs], joined[near[pairs]]), rel=1e-5
     )
     assert measured["uniformity_item"] == pytest.approx(uniformity(joined[items]), rel=1e-5)
-    wanted = effective_rank(reduced["user_text"])
-    assert measured["effective_rank_user_text"] == pytest.approx(wanted, rel=1e-5)
-    assert towers.train() and found.measure(towers) == measured and towers.dense_arch.training
+    expected = effective_rank(reduced["user_text"])
+    assert measured["effective_rank_user_text"] == pytest.approx(expected, rel=1e-5)
+    assert towers.train() and every_entity.measure(towers) == measured and towers.dense_arch.training
     monkeypatch.setattr(probe, "SAMPLE", 10)
     few = Probe(modalities_of(), whole.vectors, {"user": whole.users.positives})
     assert few.measure(towers)["effective_rank_user_text"] <= 10
@@ -135,15 +135,15 @@ def test_alarms_speak_of_towers_that_lose_the_content(shards):
     layer = towers.dense_arch.towers["user_text"].layers[-1]
     with torch.no_grad():
         layer.weight[1:] = layer.weight[:1]  # all directions are one
-    said = entities.alarms(towers, entities.measure(towers))
-    assert "effective_rank_user_text" in said and not [name for name in said if "item" in name]
-    assert "the user_text tower's vectors have an effective rank of 1." in str(said)
+    alarms = entities.alarms(towers, entities.measure(towers))
+    assert "effective_rank_user_text" in alarms and not [name for name in alarms if "item" in name]
+    assert "the user_text tower's vectors have an effective rank of 1." in str(alarms)
     with torch.no_grad():
         for name in ("item_text", "item_image"):
             towers.dense_arch.towers[name].norm.weight.fill_(1e-4)
             towers.dense_arch.towers[name].norm.bias.fill_(1)  # all items are one point
-    said = entities.alarms(towers, entities.measure(towers))
-    assert "uniformity_item" in said and "hardly tell items apart" in said["uniformity_item"]
+    alarms = entities.alarms(towers, entities.measure(towers))
+    assert "uniformity_item" in alarms and "hardly tell items apart" in alarms["uniformity_item"]
 
 
 # --- a training --------------------------------------------------------------------------------------------
@@ -157,16 +157,16 @@ def trained(shards, tmp_path_factory):
         epochs=2, batch_size=50, device="cpu", log_steps=4, profile=3, lr=0.003, warmup_steps=9
     )
     with pytest.MonkeyPatch.context() as patched:
-        said = []
+        printed = []
         patched.setattr(observe, "SETTLED", 9)
         patched.setattr(probe, "RANK_SHARE", 1.1)  # more than possible
-        patched.setattr("rich.console.Console.print", lambda self, *text, **_: said.extend(text))
+        patched.setattr("rich.console.Console.print", lambda self, *text, **_: printed.extend(text))
         train(ModelConfig(), ContrastiveConfig(num_negatives=8), settings, "strict", shards, out)
-    return out, said
+    return out, printed
 
 
 def test_records_of_steps_can_be_read_as_a_table(trained):
-    out, said = trained
+    out, printed = trained
     table = pl.read_ndjson(out / "steps.jsonl")
     assert table["step"].to_list() == [4, 8, 12] and table["epoch"].to_list() == [1, 2, 2]
     assert table["steps"].to_list() == [4, 4, 4] and (table["rows_per_second"] > 0).all()
@@ -175,7 +175,7 @@ def test_records_of_steps_can_be_read_as_a_table(trained):
     assert (parts <= table["grad_norm"] * 1.0001).all() and (parts > 0.5 * table["grad_norm"]).all()
     assert table["lr"].to_list() == pytest.approx([0.003 * 4 / 9, 0.003 * 8 / 9, 0.003])
     assert table["effective_rank_item_text"].is_between(1, 32).all()
-    lines = [line for line in said if str(line).startswith("step ")]
+    lines = [line for line in printed if str(line).startswith("step ")]
     assert len(lines) == 3 and "step 8 of 12 · epoch 2 · loss rec 0." in lines[1]
 
 
@@ -185,8 +185,8 @@ def test_tensorboard_has_the_records_and_the_losses_of_steps(trained):
     events.Reload()
     records = [json.loads(line) for line in (out / "steps.jsonl").read_text().splitlines()]
     for name in ("loss_uu", "grad_norm_towers", "data_wait", "alignment_user", "uniformity_item", "lr"):
-        found = [(s.step, s.value) for s in events.Scalars(f"interval/{name}")]
-        assert found == [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in records]
+        scalars = [(s.step, s.value) for s in events.Scalars(f"interval/{name}")]
+        assert scalars == [(r["step"], pytest.approx(r[name], rel=1e-6)) for r in records]
     losses = [s.value for s in events.Scalars("step/loss_rec")]
     assert records[0]["loss_rec"] == pytest.approx(np.mean(losses[:4]), rel=1e-5)
     assert records[1]["loss_rec"] == pytest.approx(np.mean(losses[6:8]), rel=1e-5)  # of the epoch under way
@@ -204,6 +204,6 @@ def test_a_trace_names_the_regions_of_a_step(trained):
 
 
 def test_an_alarm_is_said_once_and_not_before_the_training_has_settled(trained):
-    _, said = trained
-    alarms = [line for line in said if str(line).startswith("warning: ")]
+    _, printed = trained
+    alarms = [line for line in printed if str(line).startswith("warning: ")]
     assert len(alarms) == len(MODALITIES) and all("step 12: the " in line for line in alarms)

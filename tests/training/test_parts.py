@@ -141,13 +141,13 @@ def test_torchrec_pipeline_takes_the_same_steps_as_plain_ones(tmp_path, vectors,
                 sharded.train()
     plain, overlapped = losses.values()
     assert len(plain) == 8 and plain == pytest.approx(overlapped, abs=1e-6)
-    said = [r.getMessage() for r in caplog.records]
-    assert not any("NOT be pipelined" in m for m in said)
+    messages = [r.getMessage() for r in caplog.records]
+    assert not any("NOT be pipelined" in m for m in messages)
     tables = {"embedding_bag_collection"} | (
         {"tables.dim_384", "tables.dim_64"} if vectors == "table" else set()
     )
     for name in tables:
-        assert any("will be pipelined" in m and name in m for m in said), said
+        assert any("will be pipelined" in m and name in m for m in messages), messages
 
 
 def test_sharded_tables_have_the_gradients_of_plain_ones(tmp_path):
@@ -174,8 +174,8 @@ def test_sharded_tables_have_the_gradients_of_plain_ones(tmp_path):
         wrappers[1].load_state_dict(sharded.state_dict())  # torch.nn.EmbeddingBag
         for model in (sharded, wrappers[1]):
             model(batch)[0].backward()
-            found = {name: p.grad for name, p in model.named_parameters() if "t_" in name}
-            gradients.append({name.split(".")[-2]: value for name, value in found.items()})
+            of_tables = {name: p.grad for name, p in model.named_parameters() if "t_" in name}
+            gradients.append({name.split(".")[-2]: value for name, value in of_tables.items()})
     assert set(gradients[0]) == {"t_category", "t_user"} and gradients[0]["t_user"].any()
     torch.testing.assert_close(*gradients, atol=1e-7, rtol=1e-5)
 
@@ -192,7 +192,7 @@ def test_padding_changes_neither_loss_nor_gradient_nor_statistics(tmp_path, nega
         if (batch.label < 0).any()
     )
     assert len(padded) == 21 and (padded.label >= 0).sum() == 20
-    found = []
+    results = []
     for batch in (padded, select(padded, padded.label >= 0)):
         torch.manual_seed(0)
         model = build(ModelConfig(dropout=0.0, user_id=True, item_id=True), users=20, items=10)
@@ -201,9 +201,9 @@ def test_padding_changes_neither_loss_nor_gradient_nor_statistics(tmp_path, nega
         loss, parts = wrapper(batch)
         loss.backward()
         state = {name: p.grad for name, p in wrapper.named_parameters()} | dict(wrapper.named_buffers())
-        found.append((loss, parts["loss_rec"], parts["loss_ii"], parts["loss_uu"], state))
+        results.append((loss, parts["loss_rec"], parts["loss_ii"], parts["loss_uu"], state))
     assert parts["loss_ii"] > 0 and parts["loss_uu"] > 0
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-5)
 
 
 def select(batch: Batch, rows: torch.Tensor) -> Batch:

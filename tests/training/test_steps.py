@@ -88,10 +88,10 @@ def gradients(steps: PlainPipeline) -> dict[str, torch.Tensor]:
 
 def take(steps, batches: list[Batch]) -> tuple[list[dict], list[dict]]:
     """(outputs, gradients before clipping) of a step on each batch."""
-    found: list[dict] = []
-    steps.before_update = lambda: found.append(gradients(steps))
+    at_update: list[dict] = []
+    steps.before_update = lambda: at_update.append(gradients(steps))
     source = iter(batches)
-    return [steps.progress(source) for _ in batches], found
+    return [steps.progress(source) for _ in batches], at_update
 
 
 # --- pipelined ---------------------------------------------------------------------------------------------
@@ -104,7 +104,7 @@ def take(steps, batches: list[Batch]) -> tuple[list[dict], list[dict]]:
 )
 def test_torchrecs_pipeline_takes_the_steps_of_the_plain_one(options, caplog):
     caplog.set_level(logging.INFO, "torchrec")
-    both = []
+    results = []
     for kind in (PlainPipeline, OverlappedPipeline):
         steps, losses = pipeline(kind, **options), []
         for epoch in range(2):
@@ -115,12 +115,12 @@ def test_torchrecs_pipeline_takes_the_steps_of_the_plain_one(options, caplog):
             with torch.no_grad():  # between epochs the model is used as it is
                 steps.detach().eval()(random_batch(5))
             steps.model.train()
-        both.append((losses, outputs[-1]["logits"], int(steps.model.module.step)))
-    torch.testing.assert_close(both[0], both[1], atol=1e-6, rtol=1e-6)
-    assert len(losses) == both[1][2] == 8 and losses[-1] != losses[0]
-    said = [record.getMessage() for record in caplog.records]
-    assert sum("will be pipelined" in text for text in said) > 0
-    assert not [text for text in said if "NOT be pipelined" in text]
+        results.append((losses, outputs[-1]["logits"], int(steps.model.module.step)))
+    torch.testing.assert_close(results[0], results[1], atol=1e-6, rtol=1e-6)
+    assert len(losses) == results[1][2] == 8 and losses[-1] != losses[0]
+    messages = [record.getMessage() for record in caplog.records]
+    assert sum("will be pipelined" in text for text in messages) > 0
+    assert not [text for text in messages if "NOT be pipelined" in text]
 
 
 # --- precision ---------------------------------------------------------------------------------------------
@@ -131,29 +131,29 @@ class Products(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.found = []
+        self.products = []
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         if function._overloadpacket.__name__ in ("mm", "addmm", "bmm", "linear"):
             shapes = [tuple(a.shape) for a in args if isinstance(a, torch.Tensor)]
-            self.found.append((args[0].dtype, shapes))
+            self.products.append((args[0].dtype, shapes))
         return function(*args, **(kwargs or {}))
 
 
 def test_bf16_multiplies_in_bf16_and_keeps_weights_losses_and_contrastive_logits_in_fp32():
-    both, batches = {}, [random_batch(n) for n in range(3)]
+    results, batches = {}, [random_batch(n) for n in range(3)]
     for precision in ("fp32", "bf16"):
         steps = pipeline(precision=precision)
         with Products() as products:
-            outputs, found = take(steps, batches)
-        both[precision] = outputs, found
+            outputs, at_update = take(steps, batches)
+        results[precision] = outputs, at_update
         assert all(p.dtype == torch.float32 for p in steps.model.parameters())
         assert all(value.dtype in (torch.float32, torch.int64) for value in outputs[0].values())
-        kinds = {dtype for dtype, shapes in products.found if DIM in shapes[1]}
+        kinds = {dtype for dtype, shapes in products.products if DIM in shapes[1]}
         assert kinds == {torch.bfloat16 if precision == "bf16" else torch.float32}
-        contrast = [dtype for dtype, shapes in products.found if shapes[-1] in ((64, 8), (32, 8))]
+        contrast = [dtype for dtype, shapes in products.products if shapes[-1] in ((64, 8), (32, 8))]
         assert contrast and set(contrast) == {torch.float32}
-    (exact, exact_grads), (rough, rough_grads) = both.values()
+    (exact, exact_grads), (rough, rough_grads) = results.values()
     for a, b in zip(exact, rough, strict=True):
         assert not torch.equal(a["logits"], b["logits"])
         for name in ("loss_rec", "loss_ii", "loss_uu"):
@@ -215,19 +215,19 @@ def test_micro_batches_have_the_gradient_of_the_whole(tables, parts):
     contrastive = ContrastiveConfig(num_negatives=8, learnable=True)
     if parts > 2:  # the last micro-batch has fewer valid anchors than rows: see the next test
         contrastive = ContrastiveConfig(item_weight=0, user_weight=0)
-    found = {}
+    by_parts = {}
     for accumulate in (1, parts):
         steps = pipeline(accumulate=accumulate, contrastive=contrastive, tables=tables)
-        found[accumulate] = *take(steps, [batch]), dict(steps.model.named_buffers())
-    (whole,), (wanted,), buffers = found[1]
-    (joined,), (gradient,), others = found[parts]
+        by_parts[accumulate] = *take(steps, [batch]), dict(steps.model.named_buffers())
+    (whole,), (expected,), buffers = by_parts[1]
+    (joined,), (gradient,), others = by_parts[parts]
     torch.testing.assert_close(joined, whole)
-    assert gradient.keys() == wanted.keys()
-    replicated = [name for name in wanted if ".embedding_bags." in name]
-    assert bool(replicated) == (tables == "adam") and len(wanted) > 20
-    for name in wanted:
+    assert gradient.keys() == expected.keys()
+    replicated = [name for name in expected if ".embedding_bags." in name]
+    assert bool(replicated) == (tables == "adam") and len(expected) > 20
+    for name in expected:
         if tables == "adam" or "embedding" not in name:  # fused tables have moved on between micro-batches
-            torch.testing.assert_close(gradient[name], wanted[name], rtol=2e-3, atol=2e-5, msg=name)
+            torch.testing.assert_close(gradient[name], expected[name], rtol=2e-3, atol=2e-5, msg=name)
     step = next(name for name in buffers if name.endswith("step"))
     assert int(buffers[step]) == int(others[step]) == 1
 
@@ -237,22 +237,22 @@ def test_a_steps_loss_is_the_mean_of_its_micro_batches_weighted_by_rows():
     batch.label[25:] = -1  # padding weighs nothing
     batch.item_positives[:8] = -1  # no anchors of items
     steps = pipeline(accumulate=3, tables="adam")
-    (output,), (found,) = take(steps, [batch])
+    (output,), (accumulated,) = take(steps, [batch])
     oracle = pipeline(tables="adam")
     model, total, parts = oracle.model, 0.0, {"loss_rec": 0.0, "loss_ii": 0.0, "loss_uu": 0.0}
     for low, weight in ((0, 10 / 25), (10, 10 / 25), (20, 5 / 25)):
         rows = slice(low, low + 10)
         micro = split_rows(batch, 3)[low // 10]
         assert torch.equal(micro.dense, batch.dense[rows])
-        loss, said = model(micro, 0)
+        loss, micro_parts = model(micro, 0)
         total = total + weight * loss
-        parts = {name: value + weight * said[name] for name, value in parts.items()}
+        parts = {name: value + weight * micro_parts[name] for name, value in parts.items()}
     total.backward()
     for name, value in parts.items():
         torch.testing.assert_close(output[name], value)
-    wanted = gradients(oracle)
-    for name, gradient in found.items():
-        torch.testing.assert_close(gradient, wanted[name], rtol=1e-4, atol=1e-6)
+    expected = gradients(oracle)
+    for name, gradient in accumulated.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
 
 
 # --- compiled ----------------------------------------------------------------------------------------------
@@ -272,16 +272,16 @@ def test_compiled_steps_are_the_plain_ones():
     """Without code generation, which takes long, but traced by TorchRec's pipeline, too."""
     needs_compiler()
     off = ContrastiveConfig(item_weight=0.1, user_weight=0.0, num_negatives=8)
-    batches, both = [random_batch(n) for n in range(2)], []
+    batches, results = [random_batch(n) for n in range(2)], []
     torch._dynamo.utils.counters.clear()
     for kind in (PlainPipeline, OverlappedPipeline):
         steps = pipeline(kind, model=SMALL, contrastive=off, tables="adam")
         if kind is OverlappedPipeline:
             compile_dense(steps.model.module.model, torch.device("cpu"), backend="aot_eager")
-        both.append((*take(steps, batches), list(steps.model.state_dict())))
-    torch.testing.assert_close(both[0][0], both[1][0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(both[0][1], both[1][1], rtol=1e-3, atol=1e-5)
-    assert both[0][2] == both[1][2]  # a checkpoint does not know of it
+        results.append((*take(steps, batches), list(steps.model.state_dict())))
+    torch.testing.assert_close(results[0][0], results[1][0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-3, atol=1e-5)
+    assert results[0][2] == results[1][2]  # a checkpoint does not know of it
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 3
 
 

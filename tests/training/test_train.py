@@ -207,9 +207,9 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(shards, undisturbed, t
     broken[len(broken) // 2] ^= 1
     data.write_bytes(broken)
     run(shards, out, **options)
-    said = capsys.readouterr().err
-    assert f"{damaged}: damaged ({data.name} is not as it was written: its SHA-256 differs)" in said
-    assert f"going on from {out}/checkpoints/epoch-00002-step-000000012" in said
+    printed = capsys.readouterr().err
+    assert f"{damaged}: damaged ({data.name} is not as it was written: its SHA-256 differs)" in printed
+    assert f"going on from {out}/checkpoints/epoch-00002-step-000000012" in printed
     assert records(out) == records(undisturbed / "adam")
 
 
@@ -274,7 +274,7 @@ def test_refusals_name_the_flag_or_the_file(shards, tmp_path):
         run(shards, tmp_path / "out", batch_size=1)
     with pytest.raises(DataError, match=r"train.checkpoint_steps .*: -1 must be at least 0"):
         run(shards, tmp_path / "out", checkpoint_steps=-1)
-    with pytest.raises(DataError, match=r"train.clip_norm .*: nan is no finite number"):
+    with pytest.raises(DataError, match=r"train.clip_norm .*: nan is not a finite number"):
         run(shards, tmp_path / "out", clip_norm=math.nan)
     with pytest.raises(DataError, match=r"train.accumulate .*: 100 rows of a step .* 51 micro-batches"):
         run(shards, tmp_path / "out", accumulate=51)

@@ -44,11 +44,11 @@ def trained(tmp_path_factory):
     torch.set_num_threads(1)
     try:
         train_all(shards, small, folder / "1")
-        _, said = process.communicate(timeout=300)
+        _, printed = process.communicate(timeout=300)
     finally:
         torch.set_num_threads(threads)
         process.kill()
-    assert process.returncode == 0, said[-5000:]
+    assert process.returncode == 0, printed[-5000:]
     return shards, {1: folder / "1", 2: folder / "2"}
 
 
@@ -69,11 +69,11 @@ def logits(folder: Path, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_two_ranks_train_as_one(trained, variant):
     shards, folders = trained
-    one, two = (step_losses(folders[n] / variant) for n in (1, 2))
-    for name, losses in one.items():
+    one_rank, two_ranks = (step_losses(folders[n] / variant) for n in (1, 2))
+    for name, losses in one_rank.items():
         assert len(losses) == 2 * 7 and losses[0] > 0
-        assert losses == pytest.approx(two[name], abs=1e-4), name
-    assert one["loss_rec"][-1] < one["loss_rec"][0]
+        assert losses == pytest.approx(two_ranks[name], abs=1e-4), name
+    assert one_rank["loss_rec"][-1] < one_rank["loss_rec"][0]
     torch.testing.assert_close(
         logits(folders[1] / variant, shards)[0], logits(folders[2] / variant, shards)[0], atol=1e-3, rtol=0
     )
@@ -116,38 +116,40 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
         assert kept["world_size"] == ranks and len(kept["ranks"]) == ranks
     if variant == "half":
         assert [t["rows"] for t in kept["tables"]] == [180, 64]  # more rows than there are users
-    found, label = logits(folders[2] / variant, shards)
+    predicted, label = logits(folders[2] / variant, shards)
     best = json.loads((folders[2] / variant / "best.json").read_text())
-    loss = cross_entropy(label.numpy(), found.sigmoid().double().numpy())
+    loss = cross_entropy(label.numpy(), predicted.sigmoid().double().numpy())
     assert loss == pytest.approx(best["metrics"]["loss"], abs=1e-6)  # as the two ranks computed it
 
 
 def test_a_rank_with_padding_alone_evaluates_with_the_others(trained):
     _, folders = trained
-    one, two = (json.loads((folders[n] / "small" / "metrics.jsonl").read_text()) for n in (1, 2))
-    assert two["loss"] == pytest.approx(one["loss"], abs=1e-3)
+    one_rank, two_ranks = (json.loads((folders[n] / "small" / "metrics.jsonl").read_text()) for n in (1, 2))
+    assert two_ranks["loss"] == pytest.approx(one_rank["loss"], abs=1e-3)
     assert Manifest.read(folders[2] / "small").facts["ranks"] == 2
 
 
 def test_replicated_tables_learn_what_fused_ones_learn(trained):
     _, folders = trained  # the category table of "mixed" is replicated, that of "row_wise" is not
-    one, two = (step_losses(folders[2] / variant) for variant in ("row_wise", "mixed"))
-    for name, losses in one.items():
-        assert losses == pytest.approx(two[name], abs=1e-4), name
+    row_wise, mixed = (step_losses(folders[2] / variant) for variant in ("row_wise", "mixed"))
+    for name, losses in row_wise.items():
+        assert losses == pytest.approx(mixed[name], abs=1e-4), name
 
 
 def test_two_ranks_accumulate_as_one(trained):
     _, folders = trained
-    one, two = (step_losses(folders[n] / "accumulate")["loss_rec"] for n in (1, 2))
-    assert len(one) == 7 and one == pytest.approx(two, abs=1e-4) and one[-1] < one[0]
+    one_rank, two_ranks = (step_losses(folders[n] / "accumulate")["loss_rec"] for n in (1, 2))
+    assert (
+        len(one_rank) == 7 and one_rank == pytest.approx(two_ranks, abs=1e-4) and one_rank[-1] < one_rank[0]
+    )
 
 
 def test_ranks_exchange_embeddings_in_half_precision(trained):
     _, folders = trained
     half, exact = (step_losses(folders[2] / name)["loss_rec"] for name in ("comms", "exact"))
     assert half != exact and half == pytest.approx(exact, abs=2e-3)
-    one = step_losses(folders[1] / "exact")["loss_rec"]
-    assert exact == pytest.approx(one, abs=1e-4)
+    one_rank = step_losses(folders[1] / "exact")["loss_rec"]
+    assert exact == pytest.approx(one_rank, abs=1e-4)
 
 
 def test_every_rank_has_the_plan_of_rank_0(trained):

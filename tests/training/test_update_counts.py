@@ -104,5 +104,5 @@ def test_a_training_counts_its_micro_batches_and_nothing_else(tmp_path, monkeypa
         train(*arguments, dataclasses.replace(settings, checkpoint_steps=3), *ends)
     train(*arguments, settings, *ends)
     steps = rows // size
-    wanted = [steps * parts, steps * parts, 2 * steps * parts]
-    assert seen == [([(n, n)], [(n, n)]) for n in wanted]
+    expected = [steps * parts, steps * parts, 2 * steps * parts]
+    assert seen == [([(n, n)], [(n, n)]) for n in expected]

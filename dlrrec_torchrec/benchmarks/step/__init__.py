@@ -1,1 +1,1 @@
-"""The training step beside plain torch's, on CPUs and on a GPU."""
+"""The training step compared with plain torch's, on CPUs and on a GPU."""

@@ -34,7 +34,7 @@ class Data:
 
 
 def random_data(spec: BatchSpec, batch_size: int, batches: int, seed: int = 0) -> Data:
-    """Random rows in the form of the prepare stage's: a step's time does not depend on what they say.
+    """Random rows in the form of the prepare stage's: a step's time does not depend on their values.
 
     Args:
         spec: with vectors in rows, of facts as `random_facts`.
@@ -48,7 +48,7 @@ def random_data(spec: BatchSpec, batch_size: int, batches: int, seed: int = 0) -
     def vectors(rows: int, dim: int) -> Tensor:
         return torch.nn.functional.normalize(torch.randn(rows, dim, generator=draw)).half()
 
-    corpus = {one.name: vectors(counts[one.side], one.dim) for one in spec.in_rows}
+    corpus = {m.name: vectors(counts[m.side], m.dim) for m in spec.in_rows}
     rows = []
     for _ in range(batches):
         codes = {side: integers(count, batch_size) for side, count in counts.items()}
@@ -59,7 +59,7 @@ def random_data(spec: BatchSpec, batch_size: int, batches: int, seed: int = 0) -
             Batch(
                 dense=torch.randn(batch_size, facts.dense_width, generator=draw),
                 sparse=make_sparse(category, codes["user"], codes["item"], spec.sparse, facts.category_types),
-                vectors={one.name: corpus[one.name][codes[one.side]] for one in spec.in_rows},
+                vectors={m.name: corpus[m.name][codes[m.side]] for m in spec.in_rows},
                 label=integers(2, batch_size).float(),
                 user=codes["user"],
                 item=codes["item"],

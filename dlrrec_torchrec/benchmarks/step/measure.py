@@ -1,9 +1,9 @@
-"""`dlrrec bench train`: the whole training step, beside the same model in plain torch.
+"""`dlrrec bench train`: the whole training step, against the same model in plain torch.
 
 Every round takes each side in turn, with and without the contrastive terms: this project's own Trainer,
 pipeline, optimizers and sharded tables, and the plain reference (`plain`), on the same batches. Before
 anything is timed, both must have computed the same losses from equal weights, before and after an update.
-Beside this project's time stands the least that a step's operations could take on the device (`roofline`).
+Next to this project's time is the least that a step's operations could take on the device (`roofline`).
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from dlrrec_torchrec.store.shard_facts import ShardFacts
 def run(
     case: TrainCase, say: Callable[[str], Any] = lambda line: None, reached: Mapping[str, float] | None = None
 ) -> dict[str, Any]:
-    """Measure. To be called on every rank where there is a launcher; every rank returns the same form.
+    """Measure. Under a launcher, call it on every rank; every rank returns the same form.
 
     Args:
         say: called with a line before each part.
-        reached: what the device reaches (`roofline.peaks`), to spare measuring it.
+        reached: what the device reaches (`roofline.peaks`), if it was measured before.
 
     Returns:
         case: its settings. ranks: `processes`, `threads` of each, `device`. steps: of a round.

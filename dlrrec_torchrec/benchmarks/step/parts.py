@@ -40,16 +40,16 @@ def profiled(
 
 def sums(events: Iterator[FunctionEvent], on_gpu: bool, steps: int) -> dict[str, dict[str, float]]:
     """What `profiled` returns, of a profile's events."""
-    found = dict.fromkeys(PARTS, 0.0)
+    totals = dict.fromkeys(PARTS, 0.0)
     regions = [
         e for e in events if e.name in _KNOWN | {"all"} and e.device_type == torch.autograd.DeviceType.CPU
     ]
     for event in regions:
-        own = _time(event, on_gpu) - sum(_time(inner, on_gpu) for inner in _within(event))
+        self_time = _time(event, on_gpu) - sum(_time(inner, on_gpu) for inner in _within(event))
         name = {"forward": "rest of forward", "data wait": "rest", "all": "rest"}.get(event.name, event.name)
-        found[name] += own / 1e6 / steps
-    total = sum(found.values())
-    return {name: {"seconds": seconds, "share": seconds / total} for name, seconds in found.items()}
+        totals[name] += self_time / 1e6 / steps
+    total = sum(totals.values())
+    return {name: {"seconds": seconds, "share": seconds / total} for name, seconds in totals.items()}
 
 
 def _time(event: FunctionEvent, on_gpu: bool) -> float:

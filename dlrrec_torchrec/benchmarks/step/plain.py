@@ -1,7 +1,7 @@
 """The same model and losses in plain torch, as one would write them by hand: the benchmark's reference.
 
 nn.EmbeddingBag, nn.Linear, nn.BatchNorm1d, and torch's Adam over everything. It knows no ranks and no missing
-vectors. Negatives that are an anchor's neighbours are left out as in the project: the loss would be another.
+vectors. Negatives that are an anchor's neighbours are left out as in the project, or the losses would differ.
 """
 
 from __future__ import annotations
@@ -38,15 +38,13 @@ class PlainModel(nn.Module):
     ) -> None:
         super().__init__()
         size, padding = dense_arch[-1], spec.facts.category_types
-        self.sides = {one.name: one.side for one in spec.modalities}
+        self.sides = {m.name: m.side for m in spec.modalities}
         self.category = nn.EmbeddingBag(padding + 1, size, mode="sum", padding_idx=padding)
         self.dense = nn.Sequential(*_layers(spec.facts.dense_width, dense_arch), nn.ReLU())
         self.towers = nn.ModuleDict(
             {
-                one.name: nn.Sequential(
-                    *_layers(one.dim, towers[one.name]), nn.BatchNorm1d(towers[one.name][-1])
-                )
-                for one in spec.modalities
+                m.name: nn.Sequential(*_layers(m.dim, towers[m.name]), nn.BatchNorm1d(towers[m.name][-1]))
+                for m in spec.modalities
             }
         )
         for tower in self.towers.values():
@@ -104,7 +102,7 @@ class PlainTraining(nn.Module):
         return loss, parts
 
     def _info_nce(self, side: str, number: int, batch: Batch, reduced: dict[str, Tensor]) -> Tensor:
-        names = [name for name, own in self.model.sides.items() if own == side]
+        names = [name for name, side_of in self.model.sides.items() if side_of == side]
         corpus = {name: getattr(self, f"corpus_{name}") for name in names}
         entities = len(corpus[names[0]])
         neighbours = getattr(batch, f"{side}_positives")
@@ -112,8 +110,8 @@ class PlainTraining(nn.Module):
         codes, neighbours = getattr(batch, side)[rows], neighbours[rows]
         drawn = draw_negatives(self.num_negatives, entities, 2 * self.seed + number, self.step, codes.device)
 
-        wanted = torch.cat([neighbours[:, 0], drawn])
-        others = [self.model.towers[name](corpus[name][wanted].float()) for name in names]
+        compared = torch.cat([neighbours[:, 0], drawn])
+        others = [self.model.towers[name](corpus[name][compared].float()) for name in names]
         anchors = F.normalize(torch.cat([reduced[name] for name in names], dim=1)[rows], dim=1)
         positives, negatives = F.normalize(torch.cat(others, dim=1), dim=1).split([len(rows), len(drawn)])
 
@@ -139,16 +137,16 @@ def copy_weights(source: DLRREC, category: Tensor, target: PlainModel) -> None:
     pairs += [(source.dense_arch.towers[name], tower) for name, tower in target.towers.items()]
     for theirs, ours in pairs:
         state = zip(theirs.parameters(), ours.parameters(), strict=True)
-        for given, taken in state:
-            taken.copy_(given)
+        for source_values, target_values in state:
+            target_values.copy_(source_values)
     target.category.weight.copy_(category)
     target.category.weight[target.category.padding_idx] = 0
 
 
 def _layers(width: int, sizes: Sequence[int], dropout: float = 0.0) -> list[nn.Module]:
     """Linear layers with ReLU (and dropout) between them."""
-    found: list[nn.Module] = []
+    layers: list[nn.Module] = []
     for before, after in zip([width, *sizes], sizes, strict=False):
-        found += [nn.Linear(before, after), nn.ReLU()]
-        found += [nn.Dropout(dropout)] if dropout else []
-    return found[: -2 if dropout else -1]
+        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [nn.Dropout(dropout)] if dropout else []
+    return layers[: -2 if dropout else -1]

@@ -14,17 +14,17 @@ from torch.utils.flop_counter import flop_registry
 
 from dlrrec_torchrec.benchmarks.timing import Copy, Stopwatch
 
-# They read as many rows as they give back, not the whole of what they look into.
+# They read as many rows as they return, not everything they look into.
 _GATHERS = {"embedding", "gather", "index", "index_select", "_embedding_bag", "_embedding_bag_forward_only"}
 
 
 class Counter(TorchDispatchMode):
     """Counts floating-point operations and bytes of every operation that runs inside it.
 
-    An operation moves every tensor that it takes and every tensor that it gives, once; one that only gives
+    An operation moves every tensor that it takes and every tensor that it returns, once; one that returns
     another view of its input moves nothing. A gather, and a lookup of FBGEMM's, moves its result twice (rows
-    read, result written). FBGEMM's fused updates have no result and count as nothing: what is said of a step
-    stays a lower bound.
+    read, result written). FBGEMM's fused updates have no result and count as nothing, so a step's counts
+    are a lower bound.
 
     Attributes:
         operations: (name, flops, bytes) of each operation that moves or computes anything.
@@ -64,13 +64,13 @@ def _is_view(function: Any) -> bool:
 
 
 def _bytes(function: Any, inputs: Any, result: Any) -> int:
-    given = _size(result)
+    written = _size(result)
     name = function._overloadpacket.__name__
     if function.namespace == "fbgemm" or name in _GATHERS:
-        return 2 * given
+        return 2 * written
     if function.namespace != "aten" or name.startswith(("empty", "new_empty")):
         return 0  # collectives, marks of the profiler; memory that is taken but not yet written
-    return _size(inputs) + given
+    return _size(inputs) + written
 
 
 def _size(values: Any) -> int:
@@ -82,7 +82,7 @@ def peaks(device: torch.device, *, copy_mib: int, matrix: int, rounds: int = 10)
 
     Returns:
         bytes_per_second: of a copy of `copy_mib` MiB, read and written.
-        flops_per_second: of a product of square fp32 matrices, under torch's present setting of precision.
+        flops_per_second: of a product of square fp32 matrices, under torch's current setting of precision.
     """
     watch, copy = Stopwatch(device), Copy(copy_mib, device)
     a, b = (torch.rand(matrix, matrix, device=device) for _ in range(2))

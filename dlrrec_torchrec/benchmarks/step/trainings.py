@@ -92,7 +92,7 @@ class Project:
         self._epochs = 0
 
     def floor(self, batch: Batch) -> int:
-        """Bytes that a step moves at least: the batch once, weights and Adam's moments there and back."""
+        """Bytes that a step moves at least: the batch once, weights and Adam's moments read and written."""
         weights = sum(p.numel() * p.element_size() for p in self.assembly.model.parameters())
         return 6 * weights + batch.nbytes
 
@@ -180,13 +180,13 @@ def check(case: TrainCase, ranks: Ranks) -> dict[str, float]:
     source = project.assembly.plain
     copy_weights(source, project.category(), plain.model)
     ours, theirs = project.epoch(rows, 1), plain.epoch(rows, 1)
-    found = {}
+    differences = {}
     for step, when in enumerate(("before", "after")):
-        found[when] = max(abs(float(theirs[n][step] / ours[n][step]) - 1) for n in theirs)
-        if not found[when] <= TOLERANCE[case.precision][step]:
+        differences[when] = max(abs(float(theirs[n][step] / ours[n][step]) - 1) for n in theirs)
+        if not differences[when] <= TOLERANCE[case.precision][step]:
             different = {n: (float(ours[n][step]), float(theirs[n][step])) for n in theirs}
             raise DataError(f"the losses of the sides differ {when} the first update: {different}")
-    return found
+    return differences
 
 
 def model_config(case: TrainCase, dropout: float | None = None) -> ModelConfig:

@@ -34,8 +34,8 @@ class EntityReviews:
     @property
     def texts(self) -> list[str]:
         """The texts that have words."""
-        found = (self.corpus.texts[d] for d in self.documents)
-        return [text for text in found if text]
+        texts = (self.corpus.texts[d] for d in self.documents)
+        return [text for text in texts if text]
 
 
 @dataclasses.dataclass(frozen=True)

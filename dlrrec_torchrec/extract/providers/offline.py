@@ -65,8 +65,8 @@ class OfflineWriter:
                 )
 
     def _summary(self, documents: np.ndarray) -> tuple[str, ...]:
-        said = self.corpus.pieces_of(documents)
-        chosen = summarize.summary_pieces(said, self.corpus.vectors, self._weights, self.summary_sentences)
+        pieces = self.corpus.pieces_of(documents)
+        chosen = summarize.summary_pieces(pieces, self.corpus.vectors, self._weights, self.summary_sentences)
         return tuple(self.corpus.pieces[p] for p in chosen)
 
     def _categories(self, documents: np.ndarray) -> tuple[str, ...]:
