@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import bdb
+import contextlib
 import os
 import sys
 
@@ -11,6 +13,8 @@ from dlrrec_torchrec.benchmarks.command import add_bench
 from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.config.flags import add_command, add_flags, at_least, run_settings
 from dlrrec_torchrec.config.names import sections
+from dlrrec_torchrec.config.read import variant
+from dlrrec_torchrec.config.saved import kept_settings
 from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.sharding.command import add_plan
@@ -29,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
     except DataError as error:
         print(f"dlrrec: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, bdb.BdbQuit):  # Ctrl-C, or a debugger's `quit`
         print("dlrrec: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except BrokenPipeError:
@@ -157,8 +161,10 @@ def _stage(arguments: argparse.Namespace) -> int:
     config, folder = run_settings(arguments, check=lambda config: settings_problems(config, [stage.name]))
     all_paths, first = run_paths(folder, config.seeds), is_first_rank()
     variants = [name] if (name := getattr(arguments, "variant", None)) else None
-    for number in [0] if stage.each == "run" else _seed_numbers(arguments, config):
-        run_stage(stage.name, config, all_paths, number, variants, say=print if first else lambda line: None)
+    say = print if first else lambda line: None
+    with kept_settings(folder, config) if first else contextlib.nullcontext():
+        for number in [0] if stage.each == "run" else _seed_numbers(arguments, config):
+            run_stage(stage.name, config, all_paths, number, variants, say=say)
     if stage.shown and first:
         print(stage.shown(Work(config, all_paths[0], all_paths)))
     return 0
@@ -168,8 +174,11 @@ def _recommend(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.serving.recommend import recommend
 
     config, folder = run_settings(arguments)
+    if not folder.is_dir():
+        raise DataError(f"--run-dir {folder}: there is no such folder")
     paths = run_paths(folder, config.seeds)[_seed_numbers(arguments, config)[0]]
     name = arguments.variant or next(iter(config.variants))
+    variant(config, name)  # refuses one that this run does not have
     ranked = recommend(
         paths.shards,
         paths.train(name),

@@ -12,14 +12,13 @@ import shlex
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import yaml
-
 from dlrrec_torchrec.config import RunConfig, for_seed, variant
 from dlrrec_torchrec.config.check import config_problems
 from dlrrec_torchrec.config.read import raise_problems
+from dlrrec_torchrec.config.saved import kept_settings
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.folders import check_output, remove_own, write_text_atomic
-from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.folders import check_output, remove_own
+from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 
 
@@ -325,14 +324,14 @@ def run(
         _check_outputs(stage, all_paths, config.variants)
     if force:
         _forget(all_paths)
-    write_text_atomic(Path(root) / "config.yaml", yaml.safe_dump(jsonable(config), sort_keys=False))
-    for once, stages in itertools.groupby(chosen, lambda stage: stage.each == "run"):
-        names = [stage.name for stage in stages]
-        for number in [0] if once else range(config.seeds):
-            if config.seeds > 1 and not once:
-                say(f"seed {number + 1} of {config.seeds}: {all_paths[number].root}")
-            for name in names:
-                run_stage(name, config, all_paths, number, say=say)
+    with kept_settings(root, config):
+        for once, stages in itertools.groupby(chosen, lambda stage: stage.each == "run"):
+            names = [stage.name for stage in stages]
+            for number in [0] if once else range(config.seeds):
+                if config.seeds > 1 and not once:
+                    say(f"seed {number + 1} of {config.seeds}: {all_paths[number].root}")
+                for name in names:
+                    run_stage(name, config, all_paths, number, say=say)
     return all_paths
 
 

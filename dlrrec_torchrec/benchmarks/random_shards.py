@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.features.dense import dense_width
+from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
 from dlrrec_torchrec.store.modality import BUILT_IN, modality
@@ -69,6 +71,11 @@ def write_random_shards(folder: Path, rows: int, facts: ShardFacts, seed: int = 
     manifest = Manifest("prepare", {"random": seed, "rows": rows, "facts": jsonable(facts)}, {})
     if manifest.current(folder):
         return
+    if folder.is_dir() and any(folder.iterdir()):
+        own = (folder / "manifest.json").exists() and "random" in Manifest.read(folder).config
+        if not own:
+            raise DataError(f"--keep {folder}: holds something else than random shards; name another folder")
+        shutil.rmtree(folder)
     draw = np.random.default_rng(seed)
     category = draw.integers(0, facts.category_types, (facts.items, slots), np.int32)
     used = draw.integers(1, slots + 1, (facts.items, 1))

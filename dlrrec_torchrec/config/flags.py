@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import typing
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,6 +18,7 @@ import yaml
 from dlrrec_torchrec.config.check import range_words
 from dlrrec_torchrec.config.names import flag_name
 from dlrrec_torchrec.config.read import load_config
+from dlrrec_torchrec.config.saved import SAVED
 from dlrrec_torchrec.config.sections import RunConfig
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
@@ -176,7 +178,9 @@ def run_settings(
     if not arguments.run_dir:
         check_name(run_name, f"--config {arguments.config} (or give --run-dir)")
     folder = arguments.run_dir or f"runs/{run_name}"
-    path, saved = arguments.config, Path(folder) / "config.yaml"
+    path, saved = arguments.config, Path(folder) / SAVED
+    if os.path.lexists(folder) and not os.path.isdir(folder):
+        raise DataError(f"--run-dir {folder}: is no folder; give the folder of a run, or a new name")
     if path is None and saved.exists():
         path = saved
     return load_config(path, (overrides or {}) | given_settings(arguments), check), Path(folder)

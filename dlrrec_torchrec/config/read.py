@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 import os
@@ -13,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from dlrrec_torchrec.config.names import described
+from dlrrec_torchrec.config.names import described, sections
 from dlrrec_torchrec.config.sections import RunConfig, TableConfig
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
@@ -42,14 +43,26 @@ def load_config(
             body = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
         except FileNotFoundError:
             raise DataError(f"{path}: no such configuration file (examples are in configs/)") from None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise DataError(f"{path}: cannot be read as a configuration: {reason}") from None
         except yaml.YAMLError as error:
             raise DataError(f"{path}: not valid YAML: {error}") from None
         if not isinstance(body, dict):
             raise DataError(f"{path}: must hold sections such as 'ingest:' and 'train:'")
     overrides = overrides or {}
     for key, value in overrides.items():
+        if (problem := _unknown(key)) and path:
+            raise DataError(f"--set {key}: {problem}")
         section = body
         *parents, last = key.split(".")
+        if parents[:1] == ["variants"]:
+            body.setdefault("variants", copy.deepcopy(RunConfig().variants))
+            if len(parents) > 1 and parents[1] not in body["variants"]:
+                raise DataError(
+                    f"--set {key}: this run has no variant '{parents[1]}'"
+                    f"{_hint(parents[1], body['variants'])}; name a new one in the file"
+                )
         for parent in parents:
             section[parent] = section.get(parent) or {}
             section = section[parent]
@@ -154,8 +167,8 @@ def _layers(body: Any) -> dict[str, list[int]]:
     for name, value in body.items():
         parts = value.split(",") if isinstance(value, str) else value if isinstance(value, list) else [value]
         try:
-            sizes[name] = [int(part) for part in parts]
-        except (TypeError, ValueError):
+            sizes[name] = [_checked(part, int, None) for part in parts]
+        except (OverflowError, ValueError):
             raise ValueError(f"{name}: {value!r} is not layer sizes, as 128,32") from None
         if not parts or min(sizes[name]) < 1:
             raise ValueError(f"{name}: {value!r} must be one or more sizes of at least 1, as 128,32")
@@ -213,6 +226,21 @@ def _checked(value: Any, kind: type, choices: tuple[str, ...] | None) -> Any:
     return value
 
 
+def _unknown(key: str) -> str:
+    """what is wrong with the name of a setting, as "train.lrr"; empty where there is one of that name."""
+    kind: Any = RunConfig
+    for name in key.split("."):
+        fields = {f.name for f in dataclasses.fields(kind)}
+        if name not in fields:
+            holders = [s for s, k in sections().items() if name in {f.name for f in dataclasses.fields(k)}]
+            meant = " or ".join(f"{section}.{name}" for section in holders) if name == key else ""
+            return f"unknown key '{name}'" + (f"; did you mean {meant}?" if meant else _hint(name, fields))
+        kind = typing.get_type_hints(kind)[name]
+        if not dataclasses.is_dataclass(kind):
+            break  # what a mapping holds is checked by its own rules
+    return ""
+
+
 def _hint(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, known, 1)
     return f"; did you mean '{close[0]}'?" if close else f" (known: {', '.join(known)})"
@@ -256,7 +284,7 @@ def for_seed(config: RunConfig, number: int) -> RunConfig:
         variants={
             name: {
                 section: {
-                    k: v + number if (section, k) == ("train", "seed") else v
+                    k: int(float(v)) + number if (section, k) == ("train", "seed") else v
                     for k, v in (changes or {}).items()
                 }
                 for section, changes in (sections or {}).items()

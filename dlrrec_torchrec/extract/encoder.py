@@ -78,7 +78,13 @@ class SentenceEncoder:
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # that of loading the weights below
-            model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
+            try:
+                model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(
+                    f"extract.encoder: {self.folder} holds no sentence encoder that can be loaded ({reason})"
+                ) from None
             if not model.get_embedding_dimension():
                 raise DataError(
                     f"extract.encoder: {self.name} does not say how many numbers its vectors have; choose "

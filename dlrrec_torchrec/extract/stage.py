@@ -235,6 +235,19 @@ def _check_contents(contents: list[Content], entities: int) -> None:
     if len(contents) != entities:
         raise DataError(f"extract.provider: answered {len(contents)} of {entities} requests; one each is due")
     for content in contents:
+        if not isinstance(content, Content):
+            raise DataError(
+                f"extract.provider: answered {content!r:.80}; each answer must be a Content "
+                "(extract/providers/base.py)"
+            )
+        for field in ("summary", "categories"):
+            texts = getattr(content, field)
+            right = isinstance(texts, tuple | list) and all(isinstance(text, str) and text for text in texts)
+            if not right or (field == "categories" and len(set(texts)) < len(texts)):
+                raise DataError(
+                    f"extract.provider: {field} {texts!r:.80} must be a tuple of texts, none of them empty"
+                    + (", each once" if field == "categories" else "")
+                )
         if content.price_tag not in schema.PRICE_TAGS:
             tags = ", ".join(schema.PRICE_TAGS)
             raise DataError(f"extract.provider: price tag {content.price_tag!r} is not one of {tags}")

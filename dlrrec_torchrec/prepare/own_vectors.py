@@ -20,6 +20,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import BUILT_IN, Modality, modality
 
 FLAG = "--vectors"
+_COLUMNS = ("user_positives", "item_positives")  # of the shards, beside the modalities
 _DEFAULTS = {".parquet": ("id", "vector"), ".npz": ("ids", "vectors")}  # columns, arrays
 _EXAMPLE = "item_audio=FILE.parquet:ID,VECTOR, item_audio=FILE.npz:IDS,VECTORS or item_audio=FILE.npy:IDS.txt"
 
@@ -56,11 +57,9 @@ def vector_files(settings: Mapping[str, str]) -> list[VectorFile]:
     files = []
     for name, text in settings.items():
         modality(name, 1, flag=FLAG)
-        if name in BUILT_IN:
-            raise DataError(
-                f"{FLAG} {name}: is the name of vectors that `dlrrec extract` makes; choose another one, as "
-                f"{name}_own"
-            )
+        if name in BUILT_IN or name in _COLUMNS:
+            owner = "vectors that `dlrrec extract` makes" if name in BUILT_IN else "a column of the shards"
+            raise DataError(f"{FLAG} {name}: is the name of {owner}; choose another one, as {name}_own")
         files.append(_vector_file(name, str(text)))
         for path in files[-1].files:
             if not path.is_file():
@@ -108,6 +107,7 @@ def read_vector_file(
     keys, chunks, dim = _open(file)
     described = modality(file.name, dim, encoder=file.path.name, flag=FLAG)
     codes = _codes(file, keys, ids[described.side], described.side)
+    some = False
     vectors = np.memmap(scratch, np.float16, "w+", shape=(len(ids[described.side]), dim))
     for rows, values in chunks:
         values = np.asarray(values, np.float64)
@@ -117,6 +117,9 @@ def read_vector_file(
             raise DataError(f"{file}: column '{file.vectors or 'vectors'}', row {row}: not a finite number")
         known = codes[rows] >= 0
         vectors[codes[rows][known]] = _unit(values[known])
+        some |= bool(values[known].any())
+    if not some:
+        raise DataError(f"{file}: all vectors of the training rows' {described.side}s are missing or zeros")
     return described, vectors
 
 
@@ -156,7 +159,7 @@ def _open(file: VectorFile) -> tuple[pa.Array, Iterator[tuple[np.ndarray, np.nda
 def _listed_ids(path: Path) -> np.ndarray:
     if path.suffix == ".npy":
         return np.load(path)
-    return np.array(path.read_text(encoding="utf-8").splitlines(), dtype=str)
+    return np.array(path.read_text(encoding="utf-8-sig").rstrip().splitlines(), dtype=str)
 
 
 def _open_parquet(file: VectorFile) -> tuple[pa.Array, Iterator[tuple[np.ndarray, np.ndarray]], int]:

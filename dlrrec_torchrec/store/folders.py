@@ -23,10 +23,10 @@ UNFINISHED = "unfinished.json"
 
 def check_name(name: object, where: str) -> None:
     """Raise DataError, beginning with `where`, unless `name` is fit to be the name of a folder or a file."""
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in (".", ".."):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
         raise DataError(
             f"{where}: {name!r} becomes the name of a folder: write letters A-Z and a-z, digits, '.', '_' "
-            "and '-' only, as dlrrec-2 (not '.' or '..'; a number in quotes)"
+            "and '-' only, no '.' first, as dlrrec-2 (a number in quotes)"
         )
 
 
@@ -61,8 +61,7 @@ def atomic_folder(target: str | os.PathLike, stage: str) -> Iterator[Path]:
     target = Path(target)
     check_output(target, stage)
     target.parent.mkdir(parents=True, exist_ok=True)
-    for stale in target.parent.glob(f".{target.name}.tmp-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    _remove_stale(target, "tmp")
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
     temporary.mkdir()
     try:
@@ -77,13 +76,19 @@ def atomic_folder(target: str | os.PathLike, stage: str) -> Iterator[Path]:
 @contextlib.contextmanager
 def replaced(target: Path) -> Iterator[None]:
     """Rename `target`, and delete it after the block: no half-deleted folder ever has its name."""
-    for stale in target.parent.glob(f".{target.name}.old-*"):
-        shutil.rmtree(stale, ignore_errors=True)
+    _remove_stale(target, "old")
     old = target.parent / f".{target.name}.old-{os.getpid()}"
     if target.exists():
         target.rename(old)
     yield
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove_stale(target: Path, kind: str) -> None:
+    """What a killed process left beside `target`: its name ends in that process's number."""
+    for stale in target.parent.glob(f".{target.name}.{kind}-*"):
+        if re.fullmatch(r"[0-9]+", stale.name.rpartition("-")[2]):
+            shutil.rmtree(stale, ignore_errors=True)
 
 
 def remove_own(folder: str | os.PathLike, stage: str) -> None:

@@ -65,8 +65,8 @@ class Manifest:
             command = manifest.stage.removesuffix("-items")  # `ingest` writes a second folder
             raise DataError(
                 f"{path}: made by an earlier version of dlrrec (schema {manifest.schema_version}, this is "
-                f"{SCHEMA_VERSION}); run `dlrrec {command}` again, or `dlrrec run`, which remakes all "
-                "that is older"
+                f"{SCHEMA_VERSION}); `dlrrec run` with this --run-dir remakes all that is older, "
+                f"`dlrrec {command}` this part"
             )
         if manifest.schema_version > SCHEMA_VERSION:
             raise DataError(

@@ -41,7 +41,7 @@ def modality(name: str, dim: int, *, source: str = "file", encoder: str = "", fl
 
     Raises DataError naming `flag` for a name that does not begin with user_ or item_, or no size at all.
     """
-    match = _NAME.fullmatch(name)
+    match = _NAME.fullmatch(str(name))
     if not match:
         raise DataError(
             f"{flag}: '{name}' must begin with user_ or item_, which says whose vectors they are, and go on "

@@ -238,7 +238,10 @@ class _Run:
         self._save(best=False, rank_state=self.trainer.state(), whole_epoch=False)
         self.checkpoints.wait()
         if self.ranks.first:
-            print(f"{self.out_dir}: stopped; saved step {self.trainer.step} of {self.total}", file=sys.stderr)
+            steps = f"step {self.trainer.step} of {self.total}"
+            print(
+                f"{self.out_dir}: stopped; saved {steps}; the same command goes on from here", file=sys.stderr
+            )
         raise Stopped
 
 

@@ -171,3 +171,16 @@ def test_whose_folder_it_is(tmp_path):
     assert file.read_text() == "mine"
     remove_own(tmp_path, "s")
     assert not tmp_path.exists() and folders.stage_of(tmp_path) is None
+
+
+def test_a_users_folder_that_looks_temporary_stays(tmp_path):
+    for name in (".reviews.tmp-mybackup", ".reviews.old-2024b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / ".reviews.tmp-99999999").mkdir()  # of a process that was killed
+    with atomic_folder(tmp_path / "reviews", "ingest") as folder:
+        (folder / "x").write_text("")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        ".reviews.old-2024b",
+        ".reviews.tmp-mybackup",
+        "reviews",
+    ]

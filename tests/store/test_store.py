@@ -99,7 +99,12 @@ def test_what_an_earlier_version_made_names_the_command_that_makes_it_anew(tmp_p
     Manifest(stage, {}, {}, schema_version=2).write(tmp_path)
     with pytest.raises(DataError) as error:
         Manifest.read(tmp_path)
-    for words in (f"{tmp_path}/manifest.json", "schema 2, this is 3", f"`{command}` again", "`dlrrec run`"):
+    for words in (
+        f"{tmp_path}/manifest.json",
+        "schema 2, this is 3",
+        f"`{command}` this part",
+        "`dlrrec run`",
+    ):
         assert words in str(error.value)
     assert Manifest(stage, {}, {}).current(tmp_path) is None  # so the stage itself just runs again
     Manifest(stage, {}, {}, schema_version=4).write(tmp_path)
