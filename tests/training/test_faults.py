@@ -135,6 +135,7 @@ def test_restarts_that_would_share_a_store_are_warned_of(monkeypatch, capsys, sh
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", shared)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", restarts)
     monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as a launcher sets both
     training.warn_of_restarts()
     assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err) == warned
 
