@@ -18,7 +18,7 @@ from typing import Any
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
 from dlrrec_torchrec.config.sections import RunConfig, TableConfig
-from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES
+from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, side_named
 
 Values = dict[str, Any]  # setting -> value, of the settings that are right by themselves
 Rule = Callable[..., str | None]
@@ -272,7 +272,7 @@ def _known(modalities: list | None, vectors: dict) -> str | None:
 
 def _contrast(side: str) -> Rule:
     def rule(weight: float, modalities: list | None) -> str | None:
-        if not weight or modalities is None or any(name.startswith(f"{side}_") for name in modalities):
+        if not weight or modalities is None or side in map(side_named, modalities):
             return None
         return f"model.modalities has no vector of {side}s to contrast; set it to 0, or add one"
 

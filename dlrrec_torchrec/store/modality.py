@@ -36,20 +36,26 @@ class Modality:
     encoder: str
 
 
+def side_named(name: str) -> str | None:
+    """Whose vectors the name of a modality says they are, "user" or "item"; None for what is no such name."""
+    match = _NAME.fullmatch(str(name))
+    return match[1] if match else None
+
+
 def modality(name: str, dim: int, *, source: str = "file", encoder: str = "", flag: str) -> Modality:
-    """The modality `name`. Only here is its side read from the name.
+    """The modality `name`, whose side is what the name says (`side_named`).
 
     Raises DataError naming `flag` for a name that does not begin with user_ or item_, or no size at all.
     """
-    match = _NAME.fullmatch(str(name))
-    if not match:
+    side = side_named(name)
+    if side is None:
         raise DataError(
             f"{flag}: '{name}' must begin with user_ or item_, which says whose vectors they are, and go on "
             "in letters, digits and '_', as item_audio"
         )
     if dim < 1:
         raise DataError(f"{flag}: '{name}' has vectors of {dim} numbers; at least one is needed")
-    return Modality(name, match[1], BUILT_IN.get(name, "other"), source, dim, encoder)
+    return Modality(name, side, BUILT_IN.get(name, "other"), source, dim, encoder)
 
 
 def chosen(names: Iterable[str] | None, available: Iterable[Modality], flag: str) -> tuple[Modality, ...]:
