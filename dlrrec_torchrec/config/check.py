@@ -202,6 +202,15 @@ def _rating_range(bounds: list) -> str | None:
     return None
 
 
+@_rule("prepare.statistics", "extract.fold_by")
+def _order(statistics: str, fold_by: str) -> str | None:
+    if statistics == "ordered" and fold_by != "time":
+        return "ordered needs folds that are blocks of time: set extract.fold_by=time too"
+    if statistics == "folds" and fold_by == "time":
+        return "folds of time (extract.fold_by=time) are for prepare.statistics=ordered"
+    return None
+
+
 @_rule("split.positive_rating", "prepare.rating_range")
 def _positive_rating(positive: float, bounds: list) -> str | None:
     if len(bounds) == 2 and not bounds[0] < positive <= bounds[1]:

@@ -100,7 +100,14 @@ class ExtractConfig:
     encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
     batch_tokens: int = option(4096, "tokens in one encoder batch", least=1)
     summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
-    folds: int = option(5, "cross-fitting folds for each entity's reviews", least=2)
+    folds: int = option(
+        5, "folds of the training rows: what a row sees is made without its fold's reviews", least=2
+    )
+    fold_by: str = option(
+        "random",
+        "random folds, or blocks of time (for prepare.statistics=ordered: rows see earlier blocks only)",
+        ("random", "time"),
+    )
     categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
     price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
     category_slots: int = option(11, "category types kept of an item, best first, at most", least=1)
@@ -130,16 +137,22 @@ class PrepareConfig:
     """Splits, content and neighbours -> training shards and entity tables."""
 
     text: str = option("mean", "text vectors: mean of the reviews, or the summary's", ("mean", "summary"))
-    leave_out: str = option(
-        "row",
-        "what a training row's features leave out: its own review, or the whole fold of it",
-        ("row", "fold"),
+    statistics: str = option(
+        "folds",
+        "what a training row's features are made of: the reviews of other folds; those of earlier blocks of "
+        "time (ordered, with extract.fold_by=time); all except its own (row, for the papers' tables: has no "
+        "affinity, and rows compared with each other tell their labels)",
+        ("folds", "ordered", "row"),
     )
     dense: list = option(
         ["item_count", "user_mean", "item_mean", "price", "user_count"], "dense features, in order"
     )
+    affinity: bool = option(
+        True,
+        "add what the user's history says of the item, and the item's reviewers of the user, as features",
+    )
     smoothing: float = option(
-        0.0, "pseudo-reviews of the middle of rating_range added to each mean rating", least=0
+        3.0, "pseudo-reviews of the middle of rating_range added to each mean rating", least=0
     )
     rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
     vectors: dict = option(

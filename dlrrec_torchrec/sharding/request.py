@@ -85,6 +85,7 @@ def _planned_facts(config: RunConfig) -> ShardFacts:
         users=1,
         items=1,
         dense=tuple(config.prepare.dense),
+        affinity=(),
         dense_width=dense_width(config.prepare.dense),
         rating_range=tuple(config.prepare.rating_range),
         modalities=modalities,

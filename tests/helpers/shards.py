@@ -56,6 +56,7 @@ def make_facts(
         users=users,
         items=items,
         dense=tuple(_dense_names(dense)),
+        affinity=(),
         dense_width=dense,
         rating_range=(1.0, 5.0),
         modalities=tuple(modalities_of(names or MODALITIES, dims)),
