@@ -86,8 +86,11 @@ def _over_draws(
 
     if not users:
         return []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(one, range(draws)))
+    workers = os.cpu_count() or 1
+    parts = np.array_split(np.arange(draws), workers)
+    with ThreadPoolExecutor(workers) as pool:
+        done = pool.map(lambda part: [one(int(draw)) for draw in part], parts)
+        return [value for part in done for value in part]
 
 
 def _interval(difference: float, drawn: Sequence[float], share: float) -> Interval:
