@@ -125,9 +125,16 @@ def _check_train(config: RunConfig) -> None:
 def _evaluate(work: Work) -> Manifest:
     from dlrrec_torchrec.evaluation.stage import evaluate
 
-    paths, truth = work.paths, work.paths.reviews / "truth.parquet"
+    paths, truth, settings = work.paths, work.paths.reviews / "truth.parquet", work.config.evaluate
     trained = {name: paths.train(name) for name in work.config.variants}
-    return evaluate(trained, paths.shards, paths.evaluation, truth=truth if truth.exists() else None)
+    return evaluate(
+        trained,
+        paths.shards,
+        paths.evaluation,
+        truth=truth if truth.exists() else None,
+        peers=settings.peers,
+        list_users=settings.list_users,
+    )
 
 
 def _report(work: Work) -> Manifest:
@@ -219,12 +226,13 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluate",
-            "score the test rows and the baselines",
-            "dlrrec evaluate --run-dir runs/mine",
+            "score the test rows, and rank all items, by the variants, baselines and peers",
+            "dlrrec evaluate --run-dir runs/mine\ndlrrec evaluate --no-peers --run-dir runs/mine",
             _evaluate,
             inputs=("shards", "trainings"),
             also_reads=("reviews",),
             outputs=("evaluation",),
+            sections=("evaluate",),
             settings=("protocol",),
             progress=True,
         ),

@@ -121,17 +121,17 @@ def _bpr(histories: Histories) -> Candidates:
     """Rendle et al. 2009. One thread: with several, the result would change from run to run."""
     from implicit.bpr import BayesianPersonalizedRanking
 
-    for penalty, rate in ((0.01, 0.05), (0.05, 0.05), (0.01, 0.01)):
+    for penalty, passes in ((0.01, 100), (0.01, 200), (0.05, 100)):
         model = BayesianPersonalizedRanking(
             factors=64,
-            learning_rate=rate,
+            learning_rate=0.01,
             regularization=penalty,
-            iterations=100,
+            iterations=passes,
             use_gpu=False,
             num_threads=1,
             random_state=0,
         )
-        yield f"64 factors, penalty {penalty}, rate {rate}", _factors(model, histories)
+        yield f"64 factors, penalty {penalty}, {passes} passes", _factors(model, histories)
         if histories.liked.nnz > _MOST_TUNED:
             return
 
