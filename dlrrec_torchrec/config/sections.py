@@ -318,8 +318,9 @@ class EvaluateConfig:
 
     peers: bool = option(
         True,
-        "fit other people's methods to the same rows too: SVD++, item kNN, LightGBM; for lists popularity, item "
-        "kNN, SWING, EASE, ALS, BPR (those whose packages, the extra 'peers', are installed)",
+        "fit other people's methods to the same rows too: SVD++, item kNN, LightGBM; for lists popularity, "
+        "item kNN, SWING, EASE, ALS, BPR (SVD++, LightGBM, ALS, BPR and item kNN of ratings need the extra "
+        "'peers')",
     )
     list_users: int = option(10_000, "users drawn for the lists of all items, at most", least=1)
 

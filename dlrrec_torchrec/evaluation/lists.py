@@ -1,4 +1,4 @@
-"""Lists of items: every recommender ranks all items that a user has not seen, and is measured on the test rows."""
+"""Lists: every recommender ranks all items that a user has not seen, measured by the test rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Stage `evaluate`: the test rows scored by every trained variant and by the baselines, and their metrics.
 
-Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and, where
-the true probabilities are known, `truth.parquet`: each has the test rows in the shards' order. And
+Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and,
+where the true probabilities are known, `truth.parquet`: each has the test rows in the shards' order. And
 `lists/NAME.parquet`: each user's metrics of the list of all items.
 """
 
@@ -63,7 +63,7 @@ def evaluate(
     peers: bool = True,
     list_users: int = 10_000,
 ) -> Manifest:
-    """Score the test rows and rank all items by each trained variant; write predictions, metrics to `out_dir`.
+    """Score the test rows and rank all items by each trained variant; write what comes out to `out_dir`.
 
     Args:
         train_dirs: variant name -> folder of its finished training.
