@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -78,7 +77,7 @@ class Lists:
         self._histories = Histories.of(train, *shape, facts.rating_range)
         self._validation = Relevant.of(liked_matrix(validation, *shape), in_train)
         self._rankings: dict[str, dict[str, Ranking]] = {"models": {}, "peers": {}}
-        self._about: dict[str, dict[str, Any]] = {}
+        self._chosen: dict[str, str] = {}
         self._notes: list[str] = []
 
     def rank_model(self, name: str, scorer: Scorer, entities: Entities) -> None:
@@ -95,9 +94,8 @@ class Lists:
             if isinstance(fit, str):
                 self._notes.append(f"lists of peer '{name}' left out: {fit}")
                 continue
-            start = time.monotonic()
             peer = fit()
-            self._about[name] = {"settings": peer.settings, "fit_seconds": time.monotonic() - start}
+            self._chosen[name] = peer.settings
             self._rank("peers", name, peer.scores)
 
     def _rank(self, group: str, name: str, scores: Scores) -> None:
@@ -107,7 +105,7 @@ class Lists:
         """The part "lists" of `metrics.json`; every user's metrics go to `folder`/NAME.parquet.
 
         Keys: protocol; users, of all_users with a relevant item; items; relevant, how many a user has on
-        average; models and peers, name -> metrics of `Ranking.means`; chosen, peer -> settings and seconds;
+        average; models and peers, name -> metrics of `Ranking.means`; chosen, peer -> its settings in words;
         differences, metric -> `against`, the best peer, and `models`, name -> `interval_facts`; notes.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +137,7 @@ class Lists:
                 group: {name: ranking.means() for name, ranking in rankings.items()}
                 for group, rankings in self._rankings.items()
             },
-            "chosen": self._about,
+            "chosen": self._chosen,
             "differences": differences,
             "notes": self._notes,
         }

@@ -92,7 +92,7 @@ def write_lists(shift):
         "relevant": 2.5,
         "models": {name: metrics(recall) for name, recall in LIST_MODELS.items()},
         "peers": {name: metrics(recall) for name, recall in LIST_PEERS.items()},
-        "chosen": {"EASE": {"settings": "λ = 100", "fit_seconds": 1.0}},
+        "chosen": {"EASE": "λ = 100"},
         "differences": {"recall@20": {"against": "EASE", "models": {"dlrrec": interval}}},
         "notes": ["lists of 'bce' left out: no reason"],
     }
