@@ -17,6 +17,7 @@ from dlrrec_torchrec.evaluation.peers.histories import Histories, liked_matrix, 
 from dlrrec_torchrec.evaluation.peers.list_peers import list_peers
 from dlrrec_torchrec.evaluation.ranking import Ranking, Relevant, Scores, rank_lists
 from dlrrec_torchrec.serving.score import Scorer
+from dlrrec_torchrec.store.progress import track
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 PROTOCOL = "all items that the user has no training or validation row of; relevant: test rows with label 1"
@@ -90,7 +91,8 @@ class Lists:
 
     def rank_peers(self) -> None:
         """Fit every peer and measure its lists."""
-        for name, fit in list_peers(self._histories, self._validation):
+        peers = list(list_peers(self._histories, self._validation))
+        for name, fit in track(peers, "lists of peers", len(peers), transient=True):
             if isinstance(fit, str):
                 self._notes.append(f"lists of peer '{name}' left out: {fit}")
                 continue

@@ -129,7 +129,8 @@ def evaluate(
         for name, prediction in predictions.items():
             keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")
         if peers:
-            for name, predict in rating_peers(train_rows, validation, rows, facts.rating_range):
+            others = list(rating_peers(train_rows, validation, rows, facts.rating_range))
+            for name, predict in track(others, "peers", len(others), transient=True):
                 if isinstance(predict, str):
                     result["notes"].append(f"peer '{name}' left out: {predict}")
                 else:

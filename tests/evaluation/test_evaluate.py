@@ -221,7 +221,7 @@ def test_too_many_pairs_are_not_scored_one_by_one(shards, tmp_path, linear, monk
 def test_batch_size_does_not_change_the_predictions(shards, tmp_path, linear):
     train_dir = write_training(tmp_path / "a")
     for size in (1, 4096):
-        evaluate({"a": train_dir}, shards, tmp_path / f"out-{size}", batch_size=size)
+        evaluate({"a": train_dir}, shards, tmp_path / f"out-{size}", batch_size=size, peers=False)
     single_rows, all_rows = (
         pq.read_table(tmp_path / f"out-{s}" / "predictions" / "a.parquet") for s in (1, 4096)
     )
@@ -230,13 +230,17 @@ def test_batch_size_does_not_change_the_predictions(shards, tmp_path, linear):
 
 def test_evaluation_is_reused_until_something_changes(shards, tmp_path, linear):
     out, train_dir = tmp_path / "evaluation", write_training(tmp_path / "a")
-    assert not evaluate({"a": train_dir}, shards, out).reused
-    assert evaluate({"a": train_dir}, shards, out).reused
+
+    def evaluated(**options):
+        return evaluate({"a": train_dir}, shards, out, peers=False, **options)
+
+    assert not evaluated().reused
+    assert evaluated().reused
     write_training(tmp_path / "a", seed=1)
-    assert not evaluate({"a": train_dir}, shards, out).reused
+    assert not evaluated().reused
     write_truth(shards, tmp_path / "truth.parquet")
-    assert not evaluate({"a": train_dir}, shards, out, truth=tmp_path / "truth.parquet").reused
-    assert not evaluate({"a": train_dir, "b": train_dir}, shards, out).reused
+    assert not evaluated(truth=tmp_path / "truth.parquet").reused
+    assert not evaluate({"a": train_dir, "b": train_dir}, shards, out, peers=False).reused
 
 
 def test_reachable_auc_is_of_the_test_rows_joined_by_id(shards, tmp_path, linear):

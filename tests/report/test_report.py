@@ -324,11 +324,8 @@ def test_lists_peers_and_differences_are_shown(reported):
 
 
 def test_the_interval_of_one_seed_is_shown(tmp_path):
-    (run,) = run_paths(tmp_path, 1)
-    write_rest(run, 0)
-    write_evaluation(run, 0)
-    report_of([run], list(MODELS), run.report)
-    assert "item mean: +0.040 [+0.010, +0.070], better" in format_table(run.report)
+    summary = summarize([write_evaluation(run_paths(tmp_path, 1)[0], 0)], list(MODELS))
+    assert "item mean: +0.040 [+0.010, +0.070], better" in format_table(summary)
 
 
 def test_names_cannot_break_the_page(runs):
