@@ -127,7 +127,8 @@ def _evaluate(work: Work) -> Manifest:
 
     paths, truth = work.paths, work.paths.reviews / "truth.parquet"
     trained = {name: paths.train(name) for name in work.config.variants}
-    return evaluate(trained, paths.shards, paths.evaluation, truth=truth if truth.exists() else None)
+    settings = {"truth": truth if truth.exists() else None} | dataclasses.asdict(work.config.evaluate)
+    return evaluate(trained, paths.shards, paths.evaluation, **settings)
 
 
 def _report(work: Work) -> Manifest:
@@ -219,12 +220,13 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluate",
-            "score the test rows and the baselines",
-            "dlrrec evaluate --run-dir runs/mine",
+            "score the test rows, and rank all items, by the variants, baselines and peers",
+            "dlrrec evaluate --run-dir runs/mine\ndlrrec evaluate --no-peers --run-dir runs/mine",
             _evaluate,
             inputs=("shards", "trainings"),
             also_reads=("reviews",),
             outputs=("evaluation",),
+            sections=("evaluate",),
             settings=("protocol",),
             progress=True,
         ),

@@ -326,6 +326,19 @@ class TrainConfig:
 
 
 @dataclasses.dataclass
+class EvaluateConfig:
+    """Test rows scored, and all items ranked, by the trained variants and by other methods."""
+
+    peers: bool = option(
+        True,
+        "fit other people's methods to the same rows too: SVD++, item kNN, LightGBM; for lists popularity, "
+        "item kNN, SWING, EASE, ALS, BPR (SVD++, LightGBM, ALS, BPR and item kNN of ratings need the extra "
+        "'peers')",
+    )
+    list_users: int = option(10_000, "users drawn for the lists of all items, at most", least=1)
+
+
+@dataclasses.dataclass
 class RunConfig:
     """A whole run: from raw rows to a report."""
 
@@ -343,6 +356,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     variants: dict = option(
         {"dlrrec": {}, "bce": {"contrastive": {"user_weight": 0.0, "item_weight": 0.0}}},
         "models to train: name -> what differs from this file's model, contrastive and train sections",
