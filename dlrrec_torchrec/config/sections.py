@@ -246,6 +246,11 @@ class ModelConfig:
     category: bool = option(True, "pooled category embedding")
     user_id: bool = option(False, "embedding of the user id")
     item_id: bool = option(False, "embedding of the item id")
+    wide: bool = option(
+        True,
+        "a linear path over the dense features beside the deep part; training starts as their logistic "
+        "regression (off: the papers' model)",
+    )
     interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
     dropout: float = option(0.1, "dropout in the top MLP", least=0, below=1)
     tables: dict[str, TableConfig] = option(

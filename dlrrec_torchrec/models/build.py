@@ -81,6 +81,7 @@ def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str 
         dropout=model.dropout,
         content=_content(model, spec, table_device) if spec.in_tables else None,
         managed=managed,
+        wide=model.wide,
     )
     return built if meta else built.to(device)
 

@@ -18,8 +18,9 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import first_entities, load_entities
 from dlrrec_torchrec.metrics import alignment, effective_rank, uniformity
 from dlrrec_torchrec.training import observe, probe, steps
+from dlrrec_torchrec.training.alarms import SETTLED
 from dlrrec_torchrec.training.observe import gradient_norms
-from dlrrec_torchrec.training.probe import SETTLED, Probe, open_probe
+from dlrrec_torchrec.training.probe import Probe, open_probe
 from dlrrec_torchrec.training.stage import train
 from tests.helpers.shards import MODALITIES, build, modalities_of, write_shards
 

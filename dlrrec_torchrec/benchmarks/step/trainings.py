@@ -190,8 +190,8 @@ def check(case: TrainCase, ranks: Ranks) -> dict[str, float]:
 
 
 def model_config(case: TrainCase, dropout: float | None = None) -> ModelConfig:
-    """The default model with the case's modalities."""
-    config = ModelConfig(modalities=list(case.modalities))
+    """The papers' model, without a wide path, with the case's modalities."""
+    config = ModelConfig(modalities=list(case.modalities), wide=False)
     return config if dropout is None else dataclasses.replace(config, dropout=dropout)
 
 
