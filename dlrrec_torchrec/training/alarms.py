@@ -74,6 +74,9 @@ class Alarms:
             effects, scored: of `Trainer.evaluate`, on rows of `split`.
         """
         step = record["step"]
+        positives = int((scored[0] > 0).sum())
+        few = held_out_alarms(positives, len(scored[0]) - positives, split)
+        self.measured(step, ["held_out"], few, after=1)
         self.measured(step, PREDICTIONS, prediction_alarms(scored[1], split), after=1)
         if not record["epoch"]:
             return

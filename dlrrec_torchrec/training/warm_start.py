@@ -115,7 +115,10 @@ def fit(
     chooses = chooses and len(held_out[1]) >= LEAST_ROWS
     x, y = z(dense), label.astype(int)
     model = LogisticRegression(
-        max_iter=1000, warm_start=True, class_weight=dict(enumerate(map(float, class_weights)))
+        solver="newton-cholesky",  # few passes over many rows, where the features are few
+        tol=1e-8,
+        warm_start=True,  # from the stronger penalty's weights
+        class_weight=dict(enumerate(map(float, class_weights))),
     )
     best: tuple[float, float, np.ndarray, float] | None = None
     values: dict[str, float] = {}
