@@ -29,6 +29,11 @@ class Calibration:
         rows: that it was fitted on.
         loss_before, loss_after: their mean cross-entropy in nats without and with it.
         note: why there is none.
+
+    Example::
+
+        >>> Calibration(temperature=2.0, bias=1.0).probability(np.array([-2.0, 8.0])).round(3)
+        array([0.5  , 0.993])
     """
 
     temperature: float = 1.0

@@ -20,13 +20,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config.automatic import automatic, chosen_text
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
 from dlrrec_torchrec.models.calibration import Calibration, fit_calibration
-from dlrrec_torchrec.models.spec import batch_spec
+from dlrrec_torchrec.models.spec import batch_spec, data_size
 from dlrrec_torchrec.models.wide import WidePath
 from dlrrec_torchrec.models.wrapper import TERMS
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
@@ -67,6 +68,9 @@ def train(
 ) -> Manifest:
     """Train a model on `shards_dir`/train and keep its best epoch.
 
+    Settings that are open follow from the size of the training rows (`config.automatic`); the manifest has
+    all of them, and as `chosen` those.
+
     `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
     `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
     the end `manifest.json`. If it holds an interrupted training with these settings, that one goes on. Under
@@ -80,6 +84,9 @@ def train(
     """
     check_settings(model, contrastive, train, protocol=protocol)
     shards = Manifest.read(shards_dir)
+    facts = ShardFacts.of(shards, shards_dir)
+    model, train, chosen = automatic(model, train, data_size(facts))
+    check_settings(model, contrastive, train, protocol=protocol)  # the chosen ones beside the given ones
     settings = jsonable({"model": model, "contrastive": contrastive, "train": train})
     for name in _FREE:
         del settings["train"][name]
@@ -91,7 +98,7 @@ def train(
 
     warn_of_restarts()
     out_dir = Path(out_dir)
-    spec = batch_spec(model, ShardFacts.of(shards, shards_dir), contrastive, train.seed)
+    spec = batch_spec(model, facts, contrastive, train.seed)
     with quiet(), process_group(train.device) as ranks, timed(manifest):
         selection = selection_for(protocol, train.select, train.patience)
         share = rows_per_rank(train, ranks)
@@ -101,6 +108,8 @@ def train(
         clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.first:
             save_plan(assembly.plan, out_dir)
+            if chosen:
+                print(chosen_text(chosen, data_size(facts)), file=sys.stderr)
             if spec.in_tables:
                 print(NOT_LEFT_OUT, file=sys.stderr)
         with stop_requests() as stop_requested:
@@ -135,6 +144,7 @@ def train(
                 "device": ranks.device.type,
                 "tables": describe_plan(assembly.model),
                 "leave_one_out": not spec.in_tables,
+                "chosen": chosen,
             }
         )
     if ranks.first:

@@ -188,3 +188,16 @@ def test_what_goes_wrong_is_kept_in_the_manifest(shards, tmp_path):
     assert "probabilities are 0.000 or 1.000" in alarms["saturated"]["text"]
     history = records(tmp_path / "out")
     assert all(0 < r["auc"] < 1 and r["auc"] != 0.5 for r in history)  # ranked by logits, not by 1.000
+
+
+def test_settings_left_open_are_chosen_and_kept(shards, tmp_path, capsys):
+    settings = TrainConfig(batch_size=100, device="cpu", epochs=1)
+    manifest = stage.train(ModelConfig(dropout=0.2), OFF, settings, "strict", shards, tmp_path / "out")
+    chosen = manifest.facts["chosen"]
+    assert manifest.config["model"]["text_tower"] == chosen["model.text_tower"] == [32]
+    assert manifest.config["train"]["lr"] == chosen["train.lr"] and "model.dropout" not in chosen
+    assert "train.epochs" not in chosen and "600 training rows" in capsys.readouterr().err
+    scorer = Scorer(tmp_path / "out", shards)  # the model that was trained
+    assert len(scorer.logits(scorer.split("val"))) == 150
+    again = stage.train(ModelConfig(dropout=0.2), OFF, settings, "strict", shards, tmp_path / "out")
+    assert again.reused
