@@ -44,7 +44,7 @@ def _of_training(manifest: Manifest) -> dict[str, str]:
         return {}
     facts = manifest.facts
     notes = {
-        alarm["name"]: f"{alarm['text']}; seen from step {alarm['step']:,} on"
+        alarm["name"]: alarm["text"] + (f"; from step {alarm['step']:,} on" if alarm["step"] else "")
         for alarm in facts.get("alarms", [])
         if not alarm["over"]
     }

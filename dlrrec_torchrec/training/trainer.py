@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -160,8 +161,8 @@ class Trainer:
     def evaluate(self, rows: ShardLoader) -> dict[str, float] | None:
         """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
 
-        `effects` gets the spread of the change in the logits of this rank's first batch without the vectors
-        of a modality, over the logits' own spread: `effect_MODALITY`, NaN where there is no spread.
+        `effects` gets the spread of the change in the logits of the first batch (of all ranks) without the
+        vectors of a modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none.
 
         None where a rank should stop meanwhile. Raises DataError for rows that cannot be read, on
         all ranks.
@@ -263,12 +264,14 @@ class Trainer:
 
 def effects(model: DLRREC, batch: Batch, logits: Tensor) -> dict[str, float]:
     """As `Trainer.effects`: `logits` f32 [B] are the batch's. Call it on all ranks, in eval mode."""
-    real, measured = batch.label >= 0, {}
-    spread = logits[real].double().std(correction=0)
-    for modality in model.modalities:
-        change = (model.score(batch, without=[modality.name]) - logits)[real]
-        measured[f"effect_{modality.name}"] = float(change.double().std(correction=0) / spread)
-    return measured
+    names = [modality.name for modality in model.modalities]
+    changes = [model.score(batch, without=[name]) - logits for name in names]
+    rows = gather_rows(torch.stack([batch.label, logits, *changes], dim=1).double())
+    spread, *of_changes = rows[rows[:, 0] >= 0, 1:].std(0, correction=0).tolist()
+    return {
+        f"effect_{name}": value / spread if spread else math.nan
+        for name, value in zip(names, of_changes, strict=True)
+    }
 
 
 class _Timed:

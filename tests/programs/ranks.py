@@ -14,17 +14,19 @@ from dlrrec_torchrec.sharding.apply import plan_tables
 from dlrrec_torchrec.sharding.describe import to_json
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import build
+from tests.helpers.shards import build, papers_model
 
 # Adam turns the rounding noise of a gradient that is exactly 0, as that of a bias before batch normalisation,
 # into whole steps. With layer normalisation there is none such, so that equal means equal.
-MODEL = ModelConfig(dropout=0.0, tower_norm="layer", user_id=True, wide=False)
+MODEL = papers_model(dropout=0.0, tower_norm="layer", user_id=True, wide=False)
 WITH_WIDE_PATH = dataclasses.replace(MODEL, wide=True)
 # The planner cuts columns into parts of at least 128.
 BROAD = ModelConfig(**vars(MODEL) | {"embedding_dim": 256, "interaction": "dcn"})
 IN_TABLES = ModelConfig(**vars(MODEL) | {"vectors": "table"})
 BOTH_IDS = ModelConfig(**vars(MODEL) | {"item_id": True})
-TRAIN = TrainConfig(epochs=2, batch_size=60, lr=0.003, device="cpu", select="loss", warmup_steps=3)
+TRAIN = TrainConfig(
+    epochs=2, batch_size=60, lr=0.003, weight_decay=0.0, device="cpu", select="loss", warmup_steps=3
+)
 VARIANTS = {
     "adam": TRAIN,
     "wide": TRAIN,

@@ -321,7 +321,7 @@ def test_what_went_wrong_before_is_in_the_notes(runs):
     shutil.rmtree(paths[0].report)
     report_of(paths, list(MODELS), paths[0].report)
     notes = json.loads((paths[0].report / "metrics.json").read_text())["notes"]
-    assert "dlrrec: all probabilities are 1; seen from step 20 on (seed 0, 1)" in notes
+    assert "dlrrec: all probabilities are 1; from step 20 on (seed 0, 1)" in notes
     assert sum("few rows" in note for note in notes) == 0
     (start,) = [note for note in notes if "logistic regression of the dense" in note]
     assert start.startswith("dlrrec: no epoch") and start.endswith("(seed 0)")

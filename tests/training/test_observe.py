@@ -22,7 +22,7 @@ from dlrrec_torchrec.training.alarms import SETTLED
 from dlrrec_torchrec.training.observe import gradient_norms
 from dlrrec_torchrec.training.probe import Probe, open_probe
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import MODALITIES, build, modalities_of, write_shards
+from tests.helpers.shards import MODALITIES, build, modalities_of, papers_model, write_shards
 
 arrays = st.tuples(st.integers(2, 9), st.integers(1, 6), st.integers(0, 999))
 
@@ -162,7 +162,7 @@ def trained(shards, tmp_path_factory):
         patched.setattr(observe, "SETTLED", 9)
         patched.setattr(probe, "RANK_SHARE", 1.1)  # more than possible
         patched.setattr("rich.console.Console.print", lambda self, *text, **_: printed.extend(text))
-        train(ModelConfig(), ContrastiveConfig(num_negatives=8), settings, "strict", shards, out)
+        train(papers_model(), ContrastiveConfig(num_negatives=8), settings, "strict", shards, out)
     return out, printed
 
 

@@ -27,9 +27,9 @@ from dlrrec_torchrec.training.checkpoint import Checkpoints
 from dlrrec_torchrec.training.stage import train
 from dlrrec_torchrec.training.steps import PlainPipeline
 from dlrrec_torchrec.training.trainer import Trainer
-from tests.helpers.shards import build, plain_spec, write_shards
+from tests.helpers.shards import build, papers_model, plain_spec, write_shards
 
-MODEL = ModelConfig(dropout=0.2, user_id=True, tower_dropout=0.1)
+MODEL = papers_model(dropout=0.2, user_id=True, tower_dropout=0.1)
 CONTRASTIVE = ContrastiveConfig(num_negatives=16, positive="sample", learnable=True)
 
 
@@ -55,7 +55,8 @@ def one_thread():
 
 def settings(**changes) -> TrainConfig:
     return TrainConfig(
-        **{"epochs": 4, "batch_size": 100, "lr": 0.003, "device": "cpu", "patience": 0} | changes
+        **{"epochs": 4, "batch_size": 100, "lr": 0.003, "weight_decay": 0.0, "device": "cpu", "patience": 0}
+        | changes
     )
 
 
