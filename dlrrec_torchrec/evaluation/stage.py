@@ -24,14 +24,8 @@ from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
 from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
-from dlrrec_torchrec.metrics import (
-    average_precision,
-    binary_metrics,
-    expected_auc,
-    roc_auc,
-    sigmoid,
-    user_auc,
-)
+from dlrrec_torchrec.metrics import binary_metrics, expected_auc, user_auc
+from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -122,7 +116,8 @@ def evaluate(
         for name, train_dir in train_dirs.items():
             scorer = Scorer(train_dir, shards_dir, device, batch_size)
             logit = score_rows(scorer, shards_dir, rows, f"score by '{name}'")
-            prediction = Prediction(sigmoid(logit), logit)
+            calibration = Calibration.of(trained[name].facts)
+            prediction = Prediction(calibration.probability(logit), logit, calibration.note)
             keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
             lists.rank_model(name, scorer, load_entities(shards_dir, scorer.spec.in_rows))
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
@@ -202,13 +197,7 @@ def _write(prediction: Prediction, rows: Rows, path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = [rows.user, rows.item, rows.label, rows.rating, prediction.probability, prediction.score]
     pq.write_table(pa.table([pa.array(c) for c in columns], schema=PREDICTIONS), path, compression="zstd")
-    auc_by_user, share = user_auc(rows.label, prediction.score, rows.user)
-    return binary_metrics(rows.label, prediction.probability) | {
-        "auc": roc_auc(rows.label, prediction.score),
-        "auprc": average_precision(rows.label, prediction.score),
-        "user_auc": auc_by_user,
-        "user_auc_users": share,
-    }
+    return binary_metrics(rows.label, prediction.probability, rows.user, score=prediction.score)
 
 
 def _protocol(trained: Mapping[str, Manifest]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.config.automatic import DataSize
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.draws import Draws
 from dlrrec_torchrec.store.errors import DataError
@@ -10,6 +11,12 @@ from dlrrec_torchrec.store.modality import Modality, chosen
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 VECTORS = ("row", "table")
+
+
+def data_size(facts: ShardFacts) -> DataSize:
+    """What settings that are open follow from (`config.automatic`)."""
+    counts = facts.label_counts.values()
+    return DataSize(sum(counts), min(counts), facts.users, facts.items)
 
 
 def batch_spec(

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from dlrrec_torchrec.report import figures, page
 from dlrrec_torchrec.report.comparison import cell
 from dlrrec_torchrec.report.results import gather_differences
+from dlrrec_torchrec.report.stage_notes import stage_notes
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
@@ -65,8 +66,10 @@ def report(
         return previous
     check_output(out_dir, manifest.stage)
     evaluations = [_evaluation(run, variants) for run in runs]
+    noted = stage_notes(known)
     with stage_output(manifest, out_dir) as folder:
         summary = summarize(evaluations, variants)
+        summary["notes"] += noted
         _draw(runs, summary, folder)
         (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (folder / "table.md").write_text(page.markdown_table(summary), encoding="utf-8")

@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlrrec_torchrec.data.entities import Items, load_entities
-from dlrrec_torchrec.metrics import sigmoid
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -118,7 +117,7 @@ def recommend(
     scorer = Scorer(train_dir, shards_dir, device, batch_size)
     logit = scorer.logits(scorer.pairs(entities, np.full(len(candidates), user), candidates))
     best = np.argsort(-logit, kind="stable")[:n]
-    probability = sigmoid(logit[best])
+    probability = scorer.calibration.probability(logit[best])
     message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(reviewed):,}:"
     if not len(candidates):
         message = f"User '{user_id}' has reviewed every item; `dlrrec recommend --include-seen` ranks those."

@@ -13,6 +13,7 @@ from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.entities import Entities, pair_batch
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
+from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store.errors import DataError
@@ -31,6 +32,7 @@ class Scorer:
 
     Attributes:
         spec: what its batches hold.
+        calibration: makes probabilities of its logits.
 
     Raises:
         DataError: as `load_trained`; from its methods also for a score that is not a number.
@@ -46,7 +48,9 @@ class Scorer:
         self._train_dir, self._shards_dir, self._batch_size = Path(train_dir), Path(shards_dir), batch_size
         self._model = load_trained(train_dir, shards_dir, device)
         self._device = next(self._model.parameters()).device
-        settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
+        trained = Manifest.read(train_dir)
+        settings = from_dict(ModelConfig, trained.config["model"], str(train_dir))
+        self.calibration = Calibration.of(trained.facts)
         self.spec = batch_spec(settings, ShardFacts.read(shards_dir))
 
     def split(self, name: str) -> ShardLoader:

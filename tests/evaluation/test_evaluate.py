@@ -14,6 +14,7 @@ from dlrrec_torchrec.evaluation import lists
 from dlrrec_torchrec.evaluation.baselines import Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.stage import evaluate
 from dlrrec_torchrec.metrics import binary_metrics
+from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.store.errors import DataError
@@ -216,6 +217,28 @@ def test_too_many_pairs_are_not_scored_one_by_one(shards, tmp_path, linear, monk
     assert metrics["lists"]["models"] == {}
     (note,) = metrics["lists"]["notes"]
     assert "lists of 'a' left out" in note and "more than 100 pairs" in note and "--list-users" in note
+
+
+def test_probabilities_are_the_trainings_calibrated_ones_and_no_rank_changes(shards, tmp_path, linear):
+    plain, calibrated = (write_training(tmp_path / name, seed=k) for k, name in enumerate(("a", "b")))
+    manifest = Manifest.read(calibrated)
+    manifest.facts["calibration"] = vars(Calibration(temperature=2.5, bias=-0.5, rows=200))
+    manifest.write(calibrated)
+    note = "probabilities are not calibrated: why"
+    manifest = Manifest.read(plain)
+    manifest.facts["calibration"] = vars(Calibration(note=note))
+    manifest.write(plain)
+    evaluate({"a": plain, "b": calibrated}, shards, tmp_path / "out")
+    a, b = (pq.read_table(tmp_path / "out" / "predictions" / f"{name}.parquet") for name in ("a", "b"))
+    assert a["score"] == b["score"]
+    score = b["score"].to_numpy()
+    np.testing.assert_allclose(b["probability"].to_numpy(), 1 / (1 + np.exp(0.5 - score / 2.5)), atol=1e-9)
+    np.testing.assert_allclose(a["probability"].to_numpy(), 1 / (1 + np.exp(-score)), atol=1e-9)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    models = metrics["models"]
+    for name in ("auc", "auprc", "user_auc"):
+        assert models["a"][name] == models["b"][name]
+    assert models["a"]["loss"] != models["b"]["loss"] and f"a: {note}" in metrics["notes"]
 
 
 def test_batch_size_does_not_change_the_predictions(shards, tmp_path, linear):

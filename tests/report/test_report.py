@@ -372,3 +372,23 @@ def test_reliability_bins():
     assert single_bin[2][0] == pytest.approx(0.3006, abs=1e-3) and single_bin[3][0] == pytest.approx(
         0.9544, abs=1e-3
     )
+
+
+def test_what_went_wrong_before_is_in_the_notes(runs):
+    paths, _ = runs
+    alarm = {"name": "saturated", "step": 20, "text": "all probabilities are 1", "over": False}
+    settings, inputs = {"model": {}, "protocol": "strict"}, {}
+    ended = [alarm, alarm | {"name": "held_out", "text": "few rows", "over": True}]
+    facts = [{"alarms": ended, "best_epoch": 0, "start": {"C": 1.0}}, {"alarms": [alarm], "best_epoch": 0}]
+    for run, found in zip(paths, facts, strict=True):
+        Manifest("train", settings, inputs, facts=found).write(run.train("dlrrec"))
+        Manifest("split", {}, {}, facts={"copied_texts": {"val": 0, "test": 12}}).write(_made(run.split))
+    shutil.rmtree(paths[0].report)
+    report_of(paths, list(MODELS), paths[0].report)
+    notes = json.loads((paths[0].report / "metrics.json").read_text())["notes"]
+    assert "dlrrec: all probabilities are 1; from step 20 on (seed 0, 1)" in notes
+    assert sum("few rows" in note for note in notes) == 0
+    (start,) = [note for note in notes if "logistic regression of the dense" in note]
+    assert start.startswith("dlrrec: no epoch") and start.endswith("(seed 0)")
+    assert any(note.startswith("12 test rows have the very text") for note in notes)
+    assert "12 test rows have the very text" in (paths[0].report / "index.html").read_text()
