@@ -16,7 +16,7 @@ from dlrrec_torchrec.evaluation.baselines import Rows
 from dlrrec_torchrec.evaluation.intervals import Interval, auc_difference, mean_difference
 from dlrrec_torchrec.evaluation.peers.histories import Histories, liked_matrix, pair_matrix
 from dlrrec_torchrec.evaluation.peers.list_peers import list_peers
-from dlrrec_torchrec.evaluation.ranking import Ranking, Relevant, Scores, rank_lists
+from dlrrec_torchrec.ranking.full_ranking import Ranking, Relevant, Scores, rank_lists
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 

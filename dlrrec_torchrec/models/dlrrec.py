@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
+from dlrrec_torchrec.models.list_head import ListHead
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
 from dlrrec_torchrec.store.errors import DataError
@@ -39,6 +40,7 @@ class DLRREC(DLRM):
         dropout: between the layers of the top MLP.
         content: tables of the content vectors; None: they come with the rows.
         managed: further tables, of dimension E too.
+        list_head: for lists of the best items; apart from the logit.
         dense_device: where the dense part is built.
 
     Raises:
@@ -79,6 +81,7 @@ class DLRREC(DLRM):
         dropout: float = 0.1,
         content: ContentTables | None = None,
         managed: ManagedTables | None = None,
+        list_head: ListHead | None = None,
         dense_device: torch.device | None = None,
     ) -> None:
         tables = embedding_bag_collection.embedding_bag_configs()
@@ -92,6 +95,7 @@ class DLRREC(DLRM):
         self.interaction = interaction
         self.content = content
         self.managed = managed
+        self.list_head = list_head
         self.dense_arch = MultiModalDenseArch(
             dense_in_features,
             list(dense_arch_layer_sizes),

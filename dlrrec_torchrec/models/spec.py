@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
+import dataclasses
+
+import numpy as np
+
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.draws import Draws
+from dlrrec_torchrec.data.listing import ListRows
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality, chosen
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 VECTORS = ("row", "table")
+CATALOGUE = 20_000  # items up to which list.candidates=auto takes all of them
 
 
 def batch_spec(
-    model: ModelConfig, facts: ShardFacts, contrastive: ContrastiveConfig | None = None, seed: int = 0
+    model: ModelConfig,
+    facts: ShardFacts,
+    contrastive: ContrastiveConfig | None = None,
+    seed: int = 0,
+    lists: ListConfig | None = None,
 ) -> BatchSpec:
     """What the batches of the model hold.
 
     Args:
         facts: of the shards that it is trained on.
         contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
+        lists: also what the list head looks up, where it is on; its items' categories, where it has content,
+            come from `with_categories`.
 
     Raises:
         DataError: vectors, or a modality, that do not exist; names the setting.
@@ -45,7 +57,26 @@ def batch_spec(
         in_tables=modalities if tables else (),
         draws=tuple(draws),
         positives=facts.positives if draws else 0,
+        lists=None if lists is None or not lists.weight else _list_rows(lists, facts, seed),
     )
+
+
+def _list_rows(lists: ListConfig, facts: ShardFacts, seed: int) -> ListRows:
+    candidates = lists.candidates
+    if candidates == "auto":
+        candidates = "catalogue" if facts.items <= CATALOGUE else "sampled"
+    number = min(lists.num_candidates, facts.items)
+    padding = facts.category_types
+    return ListRows(candidates, facts.items, number, seed, padding=padding, content=lists.content)
+
+
+def with_categories(spec: BatchSpec, category: np.ndarray) -> BatchSpec:
+    """The same, whose list head also looks up the items' categories, i32 [items, slots] padded with their
+    number; without a list head, or one by ids alone, as it is.
+    """
+    if spec.lists is None or not spec.lists.content or not spec.facts.category_types:
+        return spec
+    return dataclasses.replace(spec, lists=dataclasses.replace(spec.lists, category=category))
 
 
 def _modalities(model: ModelConfig, facts: ShardFacts) -> tuple[Modality, ...]:

@@ -17,21 +17,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+import torch
+
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.config.check import check_settings
+from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import ShardLoader
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
-from dlrrec_torchrec.models.spec import batch_spec
+from dlrrec_torchrec.models.spec import batch_spec, with_categories
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.folders import check_output, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
 from dlrrec_torchrec.store.shard_facts import ShardFacts
-from dlrrec_torchrec.training.assemble import Assembly, assemble, rows_per_rank, schedule
+from dlrrec_torchrec.training.assemble import Assembly, assemble, rated, rows_per_rank, schedule
 from dlrrec_torchrec.training.checkpoint import Checkpoints, clear_unless_resumed
 from dlrrec_torchrec.training.history import History
+from dlrrec_torchrec.training.list_metrics import ListMetrics
 from dlrrec_torchrec.training.observe import Observer
+from dlrrec_torchrec.training.optimizers import Schedule
 from dlrrec_torchrec.training.probe import Probe, open_probe
 from dlrrec_torchrec.training.rows import open_rows
 from dlrrec_torchrec.training.selection import Selection, selection_for
@@ -47,6 +52,7 @@ NOT_LEFT_OUT = (
     "vectors from tables: those of a training row know its own review (not leave-one-out), so metrics of "
     "training rows are too good; validation and test rows are not affected"
 )
+UNRATED = "all training rows are positive: the rating is not trained, and the list head learns alone"
 
 
 def train(
@@ -56,12 +62,14 @@ def train(
     protocol: str,
     shards_dir: str | os.PathLike,
     out_dir: str | os.PathLike,
+    lists: ListConfig | None = None,
 ) -> Manifest:
     """Train a model on `shards_dir`/train and keep its best epoch.
 
     `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
     `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
-    the end `manifest.json`. If it holds an interrupted training with these settings, that one goes on. Under
+    the end `manifest.json`, with the fact `list`: the share `mix` of the rating logit in its lists. `lists`:
+    the list head; None, or weight 0: without. If it holds an interrupted training with these settings, that one goes on. Under
     a launcher, call it on every rank.
 
     Raises:
@@ -70,9 +78,10 @@ def train(
             be written; on all ranks.
         Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
-    check_settings(model, contrastive, train, protocol=protocol)
+    lists = lists if lists and lists.weight else None
+    check_settings(model, contrastive, train, *([lists] if lists else []), protocol=protocol)
     shards = Manifest.read(shards_dir)
-    settings = jsonable({"model": model, "contrastive": contrastive, "train": train})
+    settings = jsonable({"model": model, "contrastive": contrastive, "list": lists, "train": train})
     for name in _FREE:
         del settings["train"][name]
     inputs = {"shards": shards.fingerprint}
@@ -83,20 +92,41 @@ def train(
 
     warn_of_restarts()
     out_dir = Path(out_dir)
-    spec = batch_spec(model, ShardFacts.of(shards, shards_dir), contrastive, train.seed)
+    spec = batch_spec(model, ShardFacts.of(shards, shards_dir), contrastive, train.seed, lists)
     with quiet(), process_group(train.device) as ranks, timed(manifest):
-        selection = selection_for(protocol, train.select, train.patience)
+        selection = selection_for(protocol, train.select, train.patience, lists is not None)
+        entities = None
+        if lists is not None:
+            entities = load_entities(shards_dir, spec.in_rows)
+            spec = with_categories(spec, entities.items.category)
         share = rows_per_rank(train, ranks)
         rows, held_out, corpus = open_rows(shards_dir, spec, train, share, selection.split, ranks)
-        assembly = assemble(model, contrastive, train, spec, ranks, corpus=corpus, shards_dir=shards_dir)
+        assembly = assemble(
+            model,
+            contrastive,
+            train,
+            spec,
+            ranks,
+            corpus=corpus,
+            shards_dir=shards_dir,
+            lists=lists,
+            item_counts=None if entities is None else torch.from_numpy(entities.items.count),
+        )
 
         clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.first:
             save_plan(assembly.plan, out_dir)
             if spec.in_tables:
                 print(NOT_LEFT_OUT, file=sys.stderr)
+            if not rated(spec):
+                print(UNRATED, file=sys.stderr)
+        list_metrics = None
+        if lists is not None:
+            list_metrics = ListMetrics(
+                shards_dir, selection.split, spec, entities, ranks, lists.val_users, train.seed
+            )
         with stop_requests() as stop_requested:
-            _Run(
+            run = _Run(
                 out_dir=out_dir,
                 fingerprint=manifest.fingerprint,
                 assembly=assembly,
@@ -105,10 +135,14 @@ def train(
                 held_out=held_out,
                 selection=selection,
                 settings=train,
+                schedule=functools.partial(schedule, train, lists=lists),
+                list_metrics=list_metrics,
+                rated=rated(spec),
                 protocol=protocol,
                 stop_requested=stop_requested,
                 probe=open_probe(shards_dir, assembly.plain) if ranks.first else None,
-            ).to_the_end()
+            )
+            run.to_the_end()
             # Too late for this training, but the next stage does not have to begin.
             stopped = any_rank(stop_requested())
         manifest.rows = {"train": rows.rows, selection.split: held_out.rows}
@@ -122,6 +156,7 @@ def train(
                 "device": ranks.device.type,
                 "tables": describe_plan(assembly.model),
                 "leave_one_out": not spec.in_tables,
+                "list": run.mix,
             }
         )
     if ranks.first:
@@ -143,9 +178,13 @@ class _Run:
     held_out: ShardLoader
     selection: Selection
     settings: TrainConfig
+    schedule: Callable[[int], Schedule]  # of so many steps
+    list_metrics: ListMetrics | None
+    rated: bool
     protocol: str
     stop_requested: Callable[[], bool]
     probe: Probe | None  # on rank 0
+    mix: dict[str, float] | None = None  # of lists, at the end
 
     def to_the_end(self) -> None:
         """From the last checkpoint, or the start, to the last epoch. Raises Stopped on a request to stop."""
@@ -156,7 +195,7 @@ class _Run:
             self.assembly.optimizer,
             self.assembly.pipeline,
             self.ranks,
-            schedule=schedule(settings, self.total),
+            schedule=self.schedule(self.total),
             seed=settings.seed,
             stop_requested=self.stop_requested,
         )
@@ -178,6 +217,8 @@ class _Run:
                     metrics = self.trainer.evaluate(self.held_out)
                     if metrics is None:
                         self._save_and_stop()
+                    if self.list_metrics is not None:
+                        metrics |= self.list_metrics.measure(self.assembly.model)
                     best = selection.update(record["epoch"], metrics)
                     record |= metrics | self.observer.probed()
                     history.add(record | {"split": selection.split, "best": best}, steps)
@@ -185,10 +226,17 @@ class _Run:
                         _write_best(self.out_dir, self.protocol, selection)
                     self._save(best=best, rank_state={}, whole_epoch=True)
                     shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
+                    if self.list_metrics is not None:
+                        shown += f", NDCG@20 {metrics['ndcg@20']:.4f}, Recall@20 {metrics['recall@20']:.4f}"
                     self.bar.update(self.task, description=shown)
                     if first and self.bar.disable:  # a log of a job
                         print(shown, file=sys.stderr)
                 self.observer.close()
+            if self.list_metrics is not None:
+                self.mix = {"mix": 0.0}
+                if self.rated and self.list_metrics.users:
+                    self.checkpoints.load_best(self.assembly.model, self.assembly.optimizer)
+                    self.mix = self.list_metrics.best_mix(self.assembly.model)
 
     def _observe(self, history: History) -> None:
         self.observer = Observer(
