@@ -247,7 +247,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def variant(config: RunConfig, name: str) -> RunConfig:
-    """`config` with the changes of its variant `name` laid over the model, contrastive, list and train sections."""
+    """`config` with the changes of its variant `name` laid over the sections that may differ (VARYING)."""
     if name not in config.variants:
         raise DataError(f"unknown variant '{name}' (this run has: {', '.join(config.variants)})")
     problems: list[str] = []

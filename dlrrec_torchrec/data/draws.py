@@ -87,7 +87,7 @@ def choose_positives(positives: Tensor, codes: Tensor, kind: str, seed: int, ste
 
 
 def kept_codes(codes: Tensor, dropped: float, seed: int, step: int | Tensor) -> Tensor:
-    """Whether each of `codes` (i64 [n]) is kept in this step, bool [n]; one is not with probability `dropped`.
+    """Whether each of `codes` (i64 [n]) is kept in this step, bool [n]: with probability 1 - `dropped`.
 
     An entity that occurs twice in a step is kept, or not, in both places.
     """

@@ -64,8 +64,8 @@ class Lookup(Parts):
         ids: for each modality the distinct codes of its side, ascending, spread over the batch's rows.
         codes: "user", "item" -> these codes, i64 [U].
         places: side -> role -> where in `codes` each row's entity is; U where there is none. The roles are
-            "anchor" i64 [B]; with contrastive terms "positive" i64 [B] and "negative" i64 [N]; and of the items
-            that a list head compares, "candidate" i64 [C].
+            "anchor" i64 [B]; with contrastive terms "positive" i64 [B] and "negative" i64 [N]; and of the
+            items that a list head compares, "candidate" i64 [C].
     """
 
     modalities: tuple[Modality, ...]

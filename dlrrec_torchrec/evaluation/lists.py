@@ -46,9 +46,9 @@ class RatingLists:
 
 
 def list_scorer(scorer: Scorer, entities: Entities, users: int) -> ListScorer | str:
-    """How a trained variant ranks all items for `users` users: itself, where it has a method `list_scores`;
+    """How a trained variant ranks all items for `users` users: itself, where it has a list head;
     else by its rating logit; or why it does not."""
-    if hasattr(scorer, "list_scores"):
+    if scorer.has_lists:
         return scorer
     items = len(entities.items)
     if users * items > MOST_PAIRS:

@@ -37,6 +37,9 @@ class ListHead(nn.Module):
             its name and of one dimension E.
         reduced: modality -> size R of its reduced vectors; none: by ids alone.
         temperature: tau.
+
+    Attributes:
+        by_category: whether items have an embedding of their categories.
     """
 
     def __init__(
@@ -52,7 +55,8 @@ class ListHead(nn.Module):
             raise DataError(f"list.tau: {temperature} must be above 0")
         self.tables = tables
         self.temperature = temperature
-        dim = tables.embedding_bag_configs()[0].embedding_dim
+        configs = tables.embedding_bag_configs()
+        dim, self.by_category = configs[0].embedding_dim, len(configs) == len(LIST_KEYS)
         self.sides = {
             side: [m.name for m in modalities if m.side == side and m.name in reduced]
             for side in ("user", "item")
@@ -62,11 +66,6 @@ class ListHead(nn.Module):
             for name in names:
                 self.maps[name] = nn.Linear(reduced[name], dim, bias=False, device=device)
                 nn.init.zeros_(self.maps[name].weight)
-
-    @property
-    def by_category(self) -> bool:
-        """Whether items have an embedding of their categories."""
-        return len(self.tables.embedding_bag_configs()) == len(LIST_KEYS)
 
     def forward(
         self,
@@ -114,7 +113,7 @@ class ListHead(nn.Module):
 
 @torch.fx.wrap
 def take_part(found: KeyedTensor, key: str, candidates: Tensor, part: str) -> Tensor:
-    """The looked-up rows of a feature that belong to the batch's "users", the "candidates" or its "own" items."""
+    """A feature's looked-up rows of the batch's "users", of the "candidates", or of the batch's "own" items."""
     rows, number = found.to_dict()[key], len(candidates)
     if part == "users":
         return rows[: len(rows) - number]

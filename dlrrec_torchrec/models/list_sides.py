@@ -16,7 +16,7 @@ from dlrrec_torchrec.models.dlrrec import DLRREC
 
 BLOCK = 4096  # users, or items, that are looked up at once
 RERANKED = 500  # items of a user, best list logits first, whose rating scores count
-MIXES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # what `a` is chosen from
+MIXES = (0.0, 0.1, 0.25, 0.5, 1.0, 2.0)  # the shares of the rating logit that validation chooses from
 
 
 class ListSides:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import numpy as np
-from scipy import sparse
 from torchrec.distributed.model_parallel import DistributedModelParallel, get_unwrapped_module
 
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.entities import Entities
+from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.models.list_sides import MIXES, ListSides, Reranked
 from dlrrec_torchrec.ranking.full_ranking import Relevant, Scores, rank_lists
 from dlrrec_torchrec.sharding.table_optimizers import uncounted
-from dlrrec_torchrec.store.files import read_table
 
 MEASURED = ("recall@20", "ndcg@20")
 _MIX_USERS = 200  # whose lists choose the share of the rating
@@ -44,9 +42,9 @@ class ListMetrics:
         seed: int,
     ) -> None:
         self._spec, self._entities, self._ranks = spec.to_predict(), entities, ranks
-        seen = pairs_of(shards_dir, spec, "train")
+        seen = split_pairs(shards_dir, "train")
         self._counts = np.asarray(seen.sum(0)).reshape(-1)
-        self._task = Relevant.of(pairs_of(shards_dir, spec, split, liked=True), seen).sample(users, seed)
+        self._task = Relevant.of(split_pairs(shards_dir, split, liked=True), seen).sample(users, seed)
         self._few = self._task.sample(_MIX_USERS, seed)
 
     @property
@@ -87,15 +85,3 @@ class ListMetrics:
         """All ranks call `scores` for the same users; rank 0's means go to all."""
         means = rank_lists(scores, task, self._counts, cutoffs=(20,)).means() if len(task.users) else {}
         return self._ranks.share({name: float(means.get(name, 0.0)) for name in MEASURED})
-
-
-def pairs_of(
-    shards_dir: str | os.PathLike, spec: BatchSpec, split: str, liked: bool = False
-) -> sparse.csr_matrix:
-    """The (user, item) pairs of a split's rows (with label 1), ones in [users, items]."""
-    facts = spec.facts
-    table = read_table(Path(shards_dir) / split, facts.row_schema(()), ["user", "item", "label"])
-    user, item, label = (table[name].to_numpy() for name in ("user", "item", "label"))
-    rows = label > 0.5 if liked else np.ones(len(label), bool)
-    ones = np.ones(int(rows.sum()), np.float32)
-    return sparse.csr_matrix((ones, (user[rows], item[rows])), shape=(facts.users, facts.items))

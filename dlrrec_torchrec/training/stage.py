@@ -68,9 +68,12 @@ def train(
 
     `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
     `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
-    the end `manifest.json`, with the fact `list`: the share `mix` of the rating logit in its lists. `lists`:
-    the list head; None, or weight 0: without. If it holds an interrupted training with these settings, that one goes on. Under
-    a launcher, call it on every rank.
+    the end `manifest.json`, with the fact `list`: the share `mix` of the rating logit in its lists. If it
+    holds an interrupted training with these settings, that one goes on. Under a launcher, call it on every
+    rank.
+
+    Args:
+        lists: the list head; None, or weight 0: without.
 
     Raises:
         DataError: `out_dir` holds something other than a training; shards that cannot be used (file, column,
@@ -110,7 +113,7 @@ def train(
             corpus=corpus,
             shards_dir=shards_dir,
             lists=lists,
-            item_counts=None if entities is None else torch.from_numpy(entities.items.count),
+            item_counts=None if entities is None else torch.tensor(entities.items.count),
         )
 
         clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)

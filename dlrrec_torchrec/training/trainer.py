@@ -104,8 +104,8 @@ class Trainer:
 
         Returns:
             the epoch's record: `epoch`, `step` (the last), `lr`, `train_loss` (unweighted BCE in nats),
-            `train_loss_rec`, `train_loss_ii`, `train_loss_uu`, `train_loss_list` (means over the steps), `train_auc`,
-            `train_accuracy`, `train_fpr` (of the predictions made while training), `seconds`,
+            `train_loss_rec`, `train_loss_ii`, `train_loss_uu`, `train_loss_list` (means over the steps),
+            `train_auc`, `train_accuracy`, `train_fpr` (of the predictions made while training), `seconds`,
             `rows_per_second`; and the losses of each step, name -> f32 [steps].
 
         Raises:
