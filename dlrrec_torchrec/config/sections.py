@@ -286,6 +286,7 @@ class ListConfig:
     low_weight: float = option(
         0.3, "weight of a row with label 0: chosen, if not liked (label 1: 1)", least=0, most=1
     )
+    mask_seen: bool = option(True, "leave a user's other training items out of the candidates")
     content: bool = option(True, "content vectors and categories too, not ids alone")
     id_dropout: float = option(
         0.1, "share of ids left out in a step, so that content learns to stand in", least=0, below=1

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import torch
+from scipy import sparse
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
@@ -14,6 +15,7 @@ from dlrrec_torchrec.data.lookup import Parts
 
 CANDIDATES = ("catalogue", "sampled", "batch")
 LIST_KEYS = ("list_user", "list_item", "list_category")
+MOST_SEEN = 1000  # items of a user that are masked, at most
 _STREAM = 5  # of the seed's draws, apart from those of the contrastive terms
 
 Jagged = tuple[Tensor, Tensor]  # values, and how many of them each row has
@@ -31,10 +33,14 @@ class Listed(Parts):
         ids: jagged, of LIST_KEYS.
         candidates: i64 [N] distinct codes, the same on all ranks. None (N = 0) where the candidates are the
             items of all ranks' rows.
+        seen_row, seen_item: i64 [M], the items that the users of the rows have in other training rows; none
+            where these stay among the candidates.
     """
 
     ids: KeyedJaggedTensor
     candidates: Tensor
+    seen_row: Tensor
+    seen_item: Tensor
 
     def of_rows(self, rows: slice) -> Listed:
         """What only the batch's `rows` look up, against the same candidates."""
@@ -49,7 +55,9 @@ class Listed(Parts):
                 parts[key] = [part(rows.start, rows.stop)]
             else:
                 parts[key] = [part(0, number), part(number + rows.start, number + rows.stop)]
-        return Listed(_jagged(parts, number + rows.stop - rows.start), self.candidates)
+        ids = _jagged(parts, number + rows.stop - rows.start)
+        kept = (self.seen_row >= rows.start) & (self.seen_row < rows.stop)
+        return Listed(ids, self.candidates, self.seen_row[kept] - rows.start, self.seen_item[kept])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -64,6 +72,8 @@ class ListRows:
         seed: of the sample.
         category: i32 [items, slots], the items' category types, padded with `padding`; None without.
         content: whether the candidates' content vectors are needed too.
+        seen: [users, items], the pairs of the training rows; None: a user's other items stay among the
+            candidates.
     """
 
     candidates: str
@@ -73,6 +83,7 @@ class ListRows:
     category: np.ndarray | None = None
     padding: int = 0
     content: bool = False
+    seen: sparse.csr_matrix | None = None
 
     def of_batch(self, user: Tensor, item: Tensor, step: int) -> Listed:
         """The lookup of rows with these users and items, i64 [B] codes, -1 for none."""
@@ -82,7 +93,20 @@ class ListRows:
             codes = draw_negatives(self.number, self.items, 2 * self.seed + _STREAM, step)
         else:
             codes = item[:0]
-        return Listed(self.lookup(user, torch.cat([codes, item])), codes)
+        return Listed(self.lookup(user, torch.cat([codes, item])), codes, *self._seen(user, item))
+
+    def _seen(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows and items of `Listed.seen_row`, `seen_item`; of a user MOST_SEEN items at most."""
+        if self.seen is None:
+            return user[:0], user[:0]
+        users = user.numpy()
+        first, last = self.seen.indptr[users].astype(np.int64), self.seen.indptr[users + 1].astype(np.int64)
+        lengths = np.where(users >= 0, np.minimum(last - first, MOST_SEEN), 0)
+        rows = np.repeat(np.arange(len(users)), lengths)
+        within = np.arange(len(rows)) - np.repeat(lengths.cumsum() - lengths, lengths)
+        items = self.seen.indices[first[rows] + within].astype(np.int64)
+        others = items != item.numpy()[rows]
+        return torch.from_numpy(rows[others]), torch.from_numpy(items[others])
 
     def lookup(self, user: Tensor, item: Tensor) -> KeyedJaggedTensor:
         """The ids of LIST_KEYS for these users i64 [m] and items i64 [n] (-1 for none): max(m, n) rows."""

@@ -19,7 +19,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from dlrrec_torchrec.data.draws import kept_codes
 from dlrrec_torchrec.data.listing import CANDIDATES, LIST_KEYS, Listed
 from dlrrec_torchrec.distributed.collectives import gather_rows
-from dlrrec_torchrec.models.contrastive import MaskedLogSumExp
+from dlrrec_torchrec.models.contrastive import NOTHING, MaskedLogSumExp
 from dlrrec_torchrec.models.masks import first_occurrences
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
@@ -113,7 +113,7 @@ class ListHead(nn.Module):
 
 @torch.fx.wrap
 def take_part(found: KeyedTensor, key: str, candidates: Tensor, part: str) -> Tensor:
-    """A feature's looked-up rows of the batch's "users", of the "candidates", or of the batch's "own" items."""
+    """The rows of a feature for the batch's "users", the "candidates" or the batch's "own" items."""
     rows, number = found.to_dict()[key], len(candidates)
     if part == "users":
         return rows[: len(rows) - number]
@@ -147,8 +147,10 @@ class ListTerm(nn.Module):
     training rows. Subtracting log pi_k is the correction of sampled softmax (Bengio and Senécal 2008):
     without it popular items, which are in every batch, are pushed away for being popular.
 
-    A user's other items stay among the candidates: over a user's rows the terms add up to the multinomial
-    likelihood of all of them (Liang et al. 2018).
+    A user's other training items are not among the candidates, unless `ListRows.seen` is None: then, over a
+    user's rows, the terms add up to the multinomial likelihood of all of them (Liang et al. 2018). Content of
+    a user without the row's own review, as rows have it, knows all other items of hers but not this one, and
+    would tell it from them; among items that she has not seen it tells nothing that a test row does not know.
 
     Args:
         weight: of the term in the loss; low_weight: w of the label 0.
@@ -191,7 +193,7 @@ class ListTerm(nn.Module):
     def forward(
         self,
         sides: tuple[Tensor, Tensor, Tensor],
-        codes: Tensor,
+        listed: Listed,
         item: Tensor,
         label: Tensor,
         temperature: float,
@@ -200,15 +202,14 @@ class ListTerm(nn.Module):
 
         Args:
             sides: unit vectors of the rows' users and items [B, E], and of the candidates [N, E].
-            codes: i64 [N], the candidates; none for "batch".
+            listed: of the batch.
             item, label: of the rows, [B].
         """
         users, own, compared = sides
         if self.candidates == "batch":
-            return batch_softmax(users, own, item, label, self.share, self.low_weight, temperature)
-        return list_softmax(
-            users, own, compared, codes, self.items, item, label, self.low_weight, temperature
-        )
+            return batch_softmax(users, own, listed, item, label, self.share, self.low_weight, temperature)
+        weight = self.low_weight
+        return list_softmax(users, own, compared, listed, self.items, item, label, weight, temperature)
 
 
 @torch.fx.wrap
@@ -222,7 +223,7 @@ def list_softmax(
     users: Tensor,
     own: Tensor,
     candidates: Tensor,
-    codes: Tensor,
+    listed: Listed,
     items: int,
     item: Tensor,
     label: Tensor,
@@ -230,14 +231,17 @@ def list_softmax(
     temperature: float,
 ) -> Tensor:
     """`ListTerm.forward` against N candidates that are drawn uniformly out of `items`, or are all of them."""
+    codes = listed.candidates
     log_pi = torch.full_like(codes, math.log(max(len(codes), 1) / items), dtype=torch.float32)
-    return _softmax_sum(users, own, candidates, codes, log_pi, item, label, low_weight, temperature)
+    allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
+    return softmax_sum(users, own, candidates, allowed, log_pi, label, low_weight, temperature)
 
 
 @torch.fx.wrap
 def batch_softmax(
     users: Tensor,
     own: Tensor,
+    listed: Listed,
     item: Tensor,
     label: Tensor,
     share: Tensor,
@@ -250,29 +254,56 @@ def batch_softmax(
     log_pi = torch.log(-torch.expm1(rows * torch.log1p(-share[codes.clamp(min=0)]))).float()
     codes = torch.where(first_occurrences(codes), codes, -1)
     log_pi = torch.where(codes >= 0, log_pi, 0.0)
-    return _softmax_sum(users, own, gather_rows(own), codes, log_pi, item, label, low_weight, temperature)
+    allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
+    return softmax_sum(users, own, gather_rows(own), allowed, log_pi, label, low_weight, temperature)
 
 
-def _softmax_sum(
+def allowed_candidates(codes: Tensor, item: Tensor, seen_row: Tensor, seen_item: Tensor) -> Tensor:
+    """Which candidates a row's item is compared with, bool [B, N]: neither itself nor what the user has seen.
+
+    Args:
+        codes: i64 [N], distinct; -1 for one that nobody is compared with.
+        item: i64 [B].
+        seen_row, seen_item: i64 [M], pairs of a row and an item.
+    """
+    number = len(codes)
+    allowed = codes.new_ones(len(item), number + 1, dtype=torch.bool)
+    allowed[:, :number] = (codes != item.unsqueeze(1)) & (codes >= 0)
+    if number:
+        ascending, order = codes.sort()
+        place = torch.searchsorted(ascending, seen_item).clamp(max=number - 1)
+        column = torch.where(ascending[place] == seen_item, order[place], number)
+        allowed[seen_row, column] = False
+    return allowed[:, :number]
+
+
+def softmax_sum(
     users: Tensor,
     own: Tensor,
     candidates: Tensor,
-    codes: Tensor,
+    allowed: Tensor,
     log_pi: Tensor,
-    item: Tensor,
     label: Tensor,
     low_weight: float,
     temperature: float,
 ) -> Tensor:
-    """The sum of the losses; `codes` i64 [N], -1 for a candidate that does not count; `log_pi` f32 [N]."""
+    """The sum of the rows' losses (`ListTerm`), f32 scalar.
+
+    Args:
+        users, own: unit vectors [B, E]; candidates: [N, E].
+        allowed: bool [B, N]; log_pi: f32 [N].
+        label: [B], -1 for padding.
+    """
     with torch.autocast(users.device.type, enabled=False):
         users = users / temperature
         near = (users * own).sum(1)
-        allowed = (codes != item.unsqueeze(1)) & (codes >= 0)
         # One more dimension adds -log pi_k to every score.
         users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
         candidates = torch.cat([candidates, -log_pi.unsqueeze(1)], dim=1)
-        far = MaskedLogSumExp.apply(users, candidates, allowed)
+        if len(candidates):
+            far = MaskedLogSumExp.apply(users, candidates, allowed)
+        else:
+            far = torch.full_like(near, NOTHING)
         # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
         losses = F.softplus(far - near, threshold=40)
         weight = torch.where(label > 0, 1.0, low_weight) * (label >= 0)

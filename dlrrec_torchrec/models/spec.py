@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from scipy import sparse
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.data.batch_spec import BatchSpec
@@ -30,8 +31,8 @@ def batch_spec(
     Args:
         facts: of the shards that it is trained on.
         contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
-        lists: also what the list head looks up, where it is on; its items' categories, where it has content,
-            come from `with_categories`.
+        lists: also what the list head looks up, where it is on; what it needs of the shards' rows
+            comes from `with_rows`.
 
     Raises:
         DataError: vectors, or a modality, that do not exist; names the setting.
@@ -70,13 +71,18 @@ def _list_rows(lists: ListConfig, facts: ShardFacts, seed: int) -> ListRows:
     return ListRows(candidates, facts.items, number, seed, padding=padding, content=lists.content)
 
 
-def with_categories(spec: BatchSpec, category: np.ndarray) -> BatchSpec:
-    """The same, whose list head also looks up the items' categories, i32 [items, slots] padded with their
-    number; without a list head, or one by ids alone, as it is.
+def with_rows(spec: BatchSpec, lists: ListConfig, category: np.ndarray, seen: sparse.csr_matrix) -> BatchSpec:
+    """The same, with what the list head's lookups need of the shards.
+
+    Args:
+        category: i32 [items, slots], the items' category types, padded with their number.
+        seen: [users, items], the pairs of the training rows.
     """
-    if spec.lists is None or not spec.lists.content or not spec.facts.category_types:
-        return spec
-    return dataclasses.replace(spec, lists=dataclasses.replace(spec.lists, category=category))
+    used = spec.lists.content and spec.facts.category_types
+    rows = dataclasses.replace(
+        spec.lists, category=category if used else None, seen=seen if lists.mask_seen else None
+    )
+    return dataclasses.replace(spec, lists=rows)
 
 
 def _modalities(model: ModelConfig, facts: ShardFacts) -> tuple[Modality, ...]:

@@ -211,7 +211,7 @@ class TrainWrapper(nn.Module):
             loss = loss + self.lists.weight * local["list"]
         parts = {"logits": logits.detach(), "label": batch.label, "loss_rec": means["rec"]}
         for side, name in TERMS.items():
-            parts[name] = means[side] if side in means else torch.zeros_like(means["rec"])
+            parts[name] = means[side] if side in terms else torch.zeros_like(means["rec"])
         return loss, parts
 
     def _list(self, batch: Batch, reduced: Reduced, compared: Reduced, step: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class TrainWrapper(nn.Module):
         head, codes = self.model.list_head, batch.listed.candidates
         kept = self.lists.kept(batch.user, batch.item, codes, step)
         sides = head(batch.listed, reduced, compared, kept)
-        return self.lists(sides, codes, batch.item, batch.label, head.temperature)
+        return self.lists(sides, batch.listed, batch.item, batch.label, head.temperature)
 
     def _from_rows(
         self, batch: Batch, step: Tensor
@@ -233,7 +233,7 @@ class TrainWrapper(nn.Module):
         for name in self.compared:
             codes = batch.listed.candidates
             vectors = {name: getattr(self, f"corpus_{name}").index_select(0, codes)}
-            uses = [(row_numbers(codes), shares(codes[:0], codes), False)]
+            uses = [(row_numbers(codes), None, None)]
             candidates[name] = self.model.dense_arch.reduce_uses(vectors, name, uses)[0]
         for side, names in self.sides.items():
             corpus = {name: getattr(self, f"corpus_{name}") for name in names}
@@ -257,8 +257,7 @@ class TrainWrapper(nn.Module):
                 places, _, share = against[modality.side]
                 uses.append((places, share, False))
             if modality.name in self.compared:
-                places = batch.lookup.places["item"]["candidate"]
-                uses.append((places, shares(places[:0], places), False))
+                uses.append((batch.lookup.places["item"]["candidate"], None, None))
             reduced[modality.name] = self.model.dense_arch.reduce_uses(vectors, modality.name, uses)
         anchors = {name: rows[0] for name, rows in reduced.items()}
         others = {name: rows[1] for name, rows in reduced.items() if len(rows) > 1}

@@ -23,10 +23,11 @@ from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, T
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import ShardLoader
+from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
-from dlrrec_torchrec.models.spec import batch_spec, with_categories
+from dlrrec_torchrec.models.spec import batch_spec, with_rows
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.folders import check_output, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
@@ -101,7 +102,7 @@ def train(
         entities = None
         if lists is not None:
             entities = load_entities(shards_dir, spec.in_rows)
-            spec = with_categories(spec, entities.items.category)
+            spec = with_rows(spec, lists, entities.items.category, split_pairs(shards_dir, "train"))
         share = rows_per_rank(train, ranks)
         rows, held_out, corpus = open_rows(shards_dir, spec, train, share, selection.split, ranks)
         assembly = assemble(
