@@ -46,20 +46,20 @@ class MaskedBatchNorm(nn.Module):
         self.running_var.fill_(1)
 
     def forward(
-        self, rows: Tensor, present: Tensor, track: bool | None = True, share: Tensor | None = None
+        self, rows: Tensor, present: Tensor, track: bool = True, share: Tensor | None = None
     ) -> Tensor:
         """
         Args:
             rows: f32 [B, C]; B may be 0.
             present: bool [B]; the other rows do not count in the statistics and are zero in the result.
-            track: update the running statistics (in training). None: normalise by them, as in evaluation.
+            track: update the running statistics (in training).
             share: f32 [B], how much each present row counts in the statistics, as 1 / ranks for a row that
                 every rank has; default 1.
 
         Returns:
             f32 [B, C], zero where not present.
         """
-        if not self.training or track is None:
+        if not self.training:
             return eval_batch_norm(
                 rows, present, self.weight, self.bias, self.running_mean, self.running_var, self.eps
             )

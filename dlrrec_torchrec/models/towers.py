@@ -77,7 +77,7 @@ class Tower(nn.Module):
         return projected, present
 
     def normalize(
-        self, projected: Tensor, present: Tensor, track: bool | None = True, share: Tensor | None = None
+        self, projected: Tensor, present: Tensor, track: bool = True, share: Tensor | None = None
     ) -> Tensor:
         """The rest of `forward`, after `project`; `track`, `share`: as in MaskedBatchNorm."""
         if isinstance(self.norm, MaskedBatchNorm):
@@ -129,7 +129,7 @@ class MultiModalDenseArch(DenseArch):
         return {name: tower(vectors[name]) for name, tower in self.towers.items()}
 
     def reduce_uses(
-        self, vectors: dict[str, Tensor], name: str, uses: Sequence[tuple[Tensor, Tensor | None, bool | None]]
+        self, vectors: dict[str, Tensor], name: str, uses: Sequence[tuple[Tensor, Tensor | None, bool]]
     ) -> list[Tensor]:
         """Reduced vectors for several uses of the same U distinct vectors, which pass the tower once.
 

@@ -13,7 +13,7 @@ from dlrrec_torchrec.data.lookup import distinct_codes
 from dlrrec_torchrec.distributed.collectives import all_sum, world_size
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
-from dlrrec_torchrec.models.list_head import ListTerm
+from dlrrec_torchrec.models.list_head import ListTerm, anchors_and_candidates, parted, row_numbers, stacked
 from dlrrec_torchrec.models.losses import weighted_bce_sum
 from dlrrec_torchrec.store.errors import DataError
 
@@ -229,12 +229,18 @@ class TrainWrapper(nn.Module):
 
         The second are (of the positives and then of the negatives [B + N, sum of R], codes of the negatives).
         """
-        reduced, others, candidates = self.model.reduce(batch.vectors), {}, {}
+        arch, others, candidates = self.model.dense_arch, {}, {}
+        if not self.compared:
+            reduced = self.model.reduce(batch.vectors)
+        else:
+            names = [modality.name for modality in self.model.modalities]
+            others_of_rows = [name for name in names if name not in self.compared]
+            reduced = {name: arch.towers[name](batch.vectors[name]) for name in others_of_rows}
         for name in self.compared:
             codes = batch.listed.candidates
-            vectors = {name: getattr(self, f"corpus_{name}").index_select(0, codes)}
-            uses = [(row_numbers(codes), None, None)]
-            candidates[name] = self.model.dense_arch.reduce_uses(vectors, name, uses)[0]
+            both = stacked(batch.vectors[name], getattr(self, f"corpus_{name}"), codes)
+            uses = [anchors_and_candidates(row_numbers(both), codes, None)]
+            reduced[name], candidates[name] = parted(arch.reduce_uses({name: both}, name, uses)[0], codes)
         for side, names in self.sides.items():
             corpus = {name: getattr(self, f"corpus_{name}") for name in names}
             used_codes, negative_codes, share = drawn_codes(
@@ -243,7 +249,7 @@ class TrainWrapper(nn.Module):
             codes, places = distinct_uses(used_codes)
             vectors = {name: corpus[name].index_select(0, codes) for name in names}
             uses = [(places, share, False)]
-            compared = {name: self.model.dense_arch.reduce_uses(vectors, name, uses)[0] for name in names}
+            compared = {name: arch.reduce_uses(vectors, name, uses)[0] for name in names}
             others[side] = (joined_vectors(compared, names), negative_codes)
         return reduced, others, candidates
 
@@ -252,19 +258,23 @@ class TrainWrapper(nn.Module):
         vectors, reduced = self.model.content(batch.lookup.ids), {}
         against = {side: looked_up(draws, batch.lookup) for side, draws in self.draws.items()}
         for modality in self.model.modalities:
-            uses = [(batch.lookup.places[modality.side]["anchor"], None, True)]
+            roles, name = batch.lookup.places[modality.side], modality.name
+            uses = [(roles["anchor"], None, True)]
+            if name in self.compared:
+                uses = [anchors_and_candidates(roles["anchor"], roles["candidate"], roles["candidate"])]
             if modality.side in against:
                 places, _, share = against[modality.side]
                 uses.append((places, share, False))
-            if modality.name in self.compared:
-                uses.append((batch.lookup.places["item"]["candidate"], None, None))
-            reduced[modality.name] = self.model.dense_arch.reduce_uses(vectors, modality.name, uses)
+            reduced[name] = self.model.dense_arch.reduce_uses(vectors, name, uses)
         anchors = {name: rows[0] for name, rows in reduced.items()}
         others = {name: rows[1] for name, rows in reduced.items() if len(rows) > 1}
         contrasted = {
             side: (joined_vectors(others, names), against[side][1]) for side, names in self.sides.items()
         }
-        return anchors, contrasted, {name: reduced[name][-1] for name in self.compared}
+        candidates = {}
+        for name in self.compared:
+            anchors[name], candidates[name] = parted(anchors[name], batch.listed.candidates)
+        return anchors, contrasted, candidates
 
     def _contrast(
         self,
@@ -299,12 +309,6 @@ def drawn_codes(
     positives = draws.positives(neighbours, codes, step)
     negatives = draws.corpus(step, step.device) if draws.negatives else positives[:0]
     return torch.cat([positives, negatives]), negatives, shares(positives, negatives)
-
-
-@torch.fx.wrap
-def row_numbers(rows: Tensor) -> Tensor:
-    """0 … n - 1, i64 on the device of `rows` [n]."""
-    return torch.arange(len(rows), device=rows.device)
 
 
 @torch.fx.wrap
