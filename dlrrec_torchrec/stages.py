@@ -110,7 +110,9 @@ def _train(work: Work) -> Manifest:
     from dlrrec_torchrec.training.stage import train
 
     config, shards, out = work.config, work.paths.shards, work.paths.train(work.variant)
-    return train(config.model, config.contrastive, config.train, config.protocol, shards, out)
+    return train(
+        config.model, config.contrastive, config.train, config.protocol, shards, out, lists=config.list
+    )
 
 
 def _check_train(config: RunConfig) -> None:
@@ -212,7 +214,7 @@ STAGES: dict[str, Stage] = {
             _train,
             inputs=("shards",),
             outputs=("trainings",),
-            sections=("model", "contrastive", "train"),
+            sections=("model", "contrastive", "list", "train"),
             settings=("protocol",),
             each="variant",
             check=_check_train,

@@ -305,6 +305,32 @@ class ContrastiveConfig:
 
 
 @dataclasses.dataclass
+class ListConfig:
+    """The list head: a softmax over the items of a user, for lists of the best items."""
+
+    weight: float = option(1.0, "weight of its loss beside the rating's; 0 switches it off", least=0)
+    dim: int = option(64, "numbers of a user's and of an item's vector (a multiple of 4)", least=4)
+    tau: float = option(0.2, "temperature of the softmax over cosines", above=0)
+    candidates: str = option(
+        "auto",
+        "the items that a row's item is compared with: catalogue (all), sampled, those of the batch (the two "
+        "with log-q correction); auto: all of up to 20,000, else sampled",
+        ("auto", "catalogue", "sampled", "batch"),
+    )
+    num_candidates: int = option(2048, "sampled items, shared by the rows of a step", least=1)
+    low_weight: float = option(
+        0.3, "weight of a row with label 0: chosen, if not liked (label 1: 1)", least=0, most=1
+    )
+    mask_seen: bool = option(True, "leave a user's other training items out of the candidates")
+    content: bool = option(True, "content vectors and categories too, not ids alone")
+    id_dropout: float = option(
+        0.1, "share of ids left out in a step, so that content learns to stand in", least=0, below=1
+    )
+    id_lr: float = option(0.01, "learning rate of its tables", above=0)
+    val_users: int = option(1000, "users whose lists are measured after each epoch, at most", least=1)
+
+
+@dataclasses.dataclass
 class TrainConfig:
     """Shards -> a trained model. The same code for one process and for N ranks."""
 
@@ -325,7 +351,12 @@ class TrainConfig:
     class_weights: str = option(
         "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
     )
-    select: str = option("auc", "metric that selects the best epoch (strict)", ("auc", "loss", "accuracy"))
+    select: str = option(
+        "auto",
+        "what selects the best epoch (strict): AUC, loss, accuracy, or mixture, NDCG@20 + Recall@20 / 2 of "
+        "validation users' lists + AUC; auto: the mixture where there is a list head, else AUC",
+        ("auto", "mixture", "auc", "loss", "accuracy"),
+    )
     patience: int = option(5, "stop after N epochs without a better one (0: never)", least=0)
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
     precision: str = option(
@@ -383,11 +414,12 @@ class RunConfig:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    list: ListConfig = field(default_factory=ListConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     variants: dict = option(
         {"dlrrec": {}, "bce": {"contrastive": {"user_weight": 0.0, "item_weight": 0.0}}},
-        "models to train: name -> what differs from this file's model, contrastive and train sections",
+        "models to train: name -> what differs from this file's model, contrastive, list and train sections",
     )
 
     def check(self, sections: Iterable[str] | None = None) -> None:

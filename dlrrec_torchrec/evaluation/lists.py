@@ -15,7 +15,7 @@ from dlrrec_torchrec.evaluation.baselines import Rows
 from dlrrec_torchrec.evaluation.intervals import Interval, auc_difference, mean_difference
 from dlrrec_torchrec.evaluation.peers.histories import Histories, liked_matrix, pair_matrix
 from dlrrec_torchrec.evaluation.peers.list_peers import list_peers
-from dlrrec_torchrec.evaluation.ranking import Ranking, Relevant, Scores, rank_lists
+from dlrrec_torchrec.ranking.full_ranking import Ranking, Relevant, Scores, rank_lists
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store.progress import track
 from dlrrec_torchrec.store.shard_facts import ShardFacts
@@ -46,9 +46,9 @@ class RatingLists:
 
 
 def list_scorer(scorer: Scorer, entities: Entities, users: int) -> ListScorer | str:
-    """How a trained variant ranks all items for `users` users: itself, where it has a method `list_scores`;
+    """How a trained variant ranks all items for `users` users: itself, where it has a list head;
     else by its rating logit; or why it does not."""
-    if hasattr(scorer, "list_scores"):
+    if scorer.has_lists:
         return scorer
     items = len(entities.items)
     if users * items > MOST_PAIRS:

@@ -13,6 +13,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
+from dlrrec_torchrec.models.list_head import ListHead
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
 from dlrrec_torchrec.models.wide import WidePath
@@ -43,6 +44,7 @@ class DLRREC(DLRM):
         wide: add a linear path over the dense features to the logit, and standardise them for the dense MLP
             too (`wide.WidePath`). The deep part's last layer then starts at zero: the first logits are the
             linear path's.
+        list_head: for lists of the best items; apart from the logit.
         dense_device: where the dense part is built.
 
     Raises:
@@ -84,6 +86,7 @@ class DLRREC(DLRM):
         content: ContentTables | None = None,
         managed: ManagedTables | None = None,
         wide: bool = False,
+        list_head: ListHead | None = None,
         dense_device: torch.device | None = None,
     ) -> None:
         tables = embedding_bag_collection.embedding_bag_configs()
@@ -97,6 +100,7 @@ class DLRREC(DLRM):
         self.interaction = interaction
         self.content = content
         self.managed = managed
+        self.list_head = list_head
         self.dense_arch = MultiModalDenseArch(
             dense_in_features,
             list(dense_arch_layer_sizes),

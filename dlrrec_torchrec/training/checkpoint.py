@@ -144,6 +144,15 @@ class Checkpoints:
             raise DataError(f"{'; '.join(problems)}; no checkpoint can be used: --no-resume starts over")
         return None
 
+    def load_best(self, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
+        """Load the best checkpoint, at the end of a training. Raises DataError where it is damaged."""
+        self.wait()
+        path = self.folder / BEST
+        _, problem = self._verified(path)
+        problem = problem or _load_into(path, model, optimizer)
+        if problem:
+            raise DataError(f"{path}: {problem}; delete the training's folder and run `dlrrec train` again")
+
     def __enter__(self) -> Checkpoints:
         return self
 

@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import torch
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.config.automatic import automatic, chosen_text
 from dlrrec_torchrec.config.check import check_settings
+from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.data.loader import ShardLoader
+from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
 from dlrrec_torchrec.models.calibration import Calibration, fit_calibration
-from dlrrec_torchrec.models.spec import batch_spec, data_size
+from dlrrec_torchrec.models.spec import batch_spec, data_size, with_rows
 from dlrrec_torchrec.models.wide import WidePath
 from dlrrec_torchrec.models.wrapper import TERMS
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
@@ -35,11 +38,12 @@ from dlrrec_torchrec.store.folders import check_output, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 from dlrrec_torchrec.training.alarms import Alarms
-from dlrrec_torchrec.training.assemble import Assembly, assemble, rows_per_rank, schedule
+from dlrrec_torchrec.training.assemble import Assembly, assemble, rated, rows_per_rank, schedule
 from dlrrec_torchrec.training.checkpoint import Checkpoints, clear_unless_resumed
 from dlrrec_torchrec.training.history import History
+from dlrrec_torchrec.training.list_metrics import ListMetrics
 from dlrrec_torchrec.training.observe import Observer
-from dlrrec_torchrec.training.optimizers import initialize
+from dlrrec_torchrec.training.optimizers import Schedule, initialize
 from dlrrec_torchrec.training.probe import Probe, open_probe
 from dlrrec_torchrec.training.rows import open_rows
 from dlrrec_torchrec.training.selection import Selection, selection_for
@@ -56,6 +60,7 @@ NOT_LEFT_OUT = (
     "vectors from tables: those of a training row know its own review (not leave-one-out), so metrics of "
     "training rows are too good; validation and test rows are not affected"
 )
+UNRATED = "all training rows are positive: the rating is not trained, and the list head learns alone"
 
 
 def train(
@@ -65,6 +70,7 @@ def train(
     protocol: str,
     shards_dir: str | os.PathLike,
     out_dir: str | os.PathLike,
+    lists: ListConfig | None = None,
 ) -> Manifest:
     """Train a model on `shards_dir`/train and keep its best epoch.
 
@@ -73,8 +79,12 @@ def train(
 
     `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
     `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
-    the end `manifest.json`. If it holds an interrupted training with these settings, that one goes on. Under
-    a launcher, call it on every rank.
+    the end `manifest.json`, with the fact `list`: the share `mix` of the rating logit in its lists. If it
+    holds an interrupted training with these settings, that one goes on. Under a launcher, call it on every
+    rank.
+
+    Args:
+        lists: the list head; None, or weight 0: without.
 
     Raises:
         DataError: `out_dir` holds something other than a training; shards that cannot be used (file, column,
@@ -82,12 +92,13 @@ def train(
             be written; on all ranks.
         Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
-    check_settings(model, contrastive, train, protocol=protocol)
+    lists = lists if lists and lists.weight else None
+    check_settings(model, contrastive, train, *([lists] if lists else []), protocol=protocol)
     shards = Manifest.read(shards_dir)
     facts = ShardFacts.of(shards, shards_dir)
     model, train, chosen = automatic(model, train, data_size(facts))
     check_settings(model, contrastive, train, protocol=protocol)  # the chosen ones beside the given ones
-    settings = jsonable({"model": model, "contrastive": contrastive, "train": train})
+    settings = jsonable({"model": model, "contrastive": contrastive, "list": lists, "train": train})
     for name in _FREE:
         del settings["train"][name]
     inputs = {"shards": shards.fingerprint}
@@ -98,12 +109,26 @@ def train(
 
     warn_of_restarts()
     out_dir = Path(out_dir)
-    spec = batch_spec(model, facts, contrastive, train.seed)
+    spec = batch_spec(model, facts, contrastive, train.seed, lists)
     with quiet(), process_group(train.device) as ranks, timed(manifest):
-        selection = selection_for(protocol, train.select, train.patience)
+        selection = selection_for(protocol, train.select, train.patience, lists is not None)
+        entities = None
+        if lists is not None:
+            entities = load_entities(shards_dir, spec.in_rows)
+            spec = with_rows(spec, lists, entities.items.category, split_pairs(shards_dir, "train"))
         share = rows_per_rank(train, ranks)
         rows, held_out, corpus = open_rows(shards_dir, spec, train, share, selection.split, ranks)
-        assembly = assemble(model, contrastive, train, spec, ranks, corpus=corpus, shards_dir=shards_dir)
+        assembly = assemble(
+            model,
+            contrastive,
+            train,
+            spec,
+            ranks,
+            corpus=corpus,
+            shards_dir=shards_dir,
+            lists=lists,
+            item_counts=None if entities is None else torch.tensor(entities.items.count),
+        )
 
         clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
         if ranks.first:
@@ -112,6 +137,13 @@ def train(
                 print(chosen_text(chosen, data_size(facts)), file=sys.stderr)
             if spec.in_tables:
                 print(NOT_LEFT_OUT, file=sys.stderr)
+            if not rated(spec):
+                print(UNRATED, file=sys.stderr)
+        list_metrics = None
+        if lists is not None:
+            list_metrics = ListMetrics(
+                shards_dir, selection.split, spec, entities, ranks, lists.val_users, train.seed
+            )
         with stop_requests() as stop_requested:
             run = _Run(
                 shards_dir=Path(shards_dir),
@@ -123,6 +155,9 @@ def train(
                 held_out=held_out,
                 selection=selection,
                 settings=train,
+                schedule=functools.partial(schedule, train, lists=lists),
+                list_metrics=list_metrics,
+                rated=rated(spec),
                 protocol=protocol,
                 stop_requested=stop_requested,
                 probe=open_probe(shards_dir, assembly.plain) if ranks.first else None,
@@ -145,6 +180,7 @@ def train(
                 "tables": describe_plan(assembly.model),
                 "leave_one_out": not spec.in_tables,
                 "chosen": chosen,
+                "list": run.mix,
             }
         )
     if ranks.first:
@@ -173,11 +209,15 @@ class _Run:
     held_out: ShardLoader
     selection: Selection
     settings: TrainConfig
+    schedule: Callable[[int], Schedule]  # of so many steps
+    list_metrics: ListMetrics | None
+    rated: bool
     protocol: str
     stop_requested: Callable[[], bool]
     probe: Probe | None  # on rank 0
     start: dict[str, Any] | None = None
     calibration: Calibration = Calibration()
+    mix: dict[str, float] | None = None  # of lists, at the end
 
     def to_the_end(self) -> None:
         """From the last checkpoint, or the start, to the last epoch. Raises Stopped on a request to stop."""
@@ -188,7 +228,7 @@ class _Run:
             self.assembly.optimizer,
             self.assembly.pipeline,
             self.ranks,
-            schedule=schedule(settings, self.total),
+            schedule=self.schedule(self.total),
             seed=settings.seed,
             stop_requested=self.stop_requested,
         )
@@ -214,6 +254,11 @@ class _Run:
                 self.observer.close()
                 if first:
                     self._last_words()
+            if self.list_metrics is not None:
+                self.mix = {"mix": 0.0}
+                if self.rated and self.list_metrics.users:
+                    self.checkpoints.load_best(self.assembly.model, self.assembly.optimizer)
+                    self.mix = self.list_metrics.best_mix(self.assembly.model)
 
     def _begin(self, wide: WidePath) -> None:
         """Epoch 0: the logistic regression that the wide path starts as is a candidate like every epoch."""
@@ -230,6 +275,8 @@ class _Run:
         metrics = self.trainer.evaluate(self.held_out)
         if metrics is None:
             self._save_and_stop()
+        if self.list_metrics is not None:
+            metrics |= self.list_metrics.measure(self.assembly.model)
         best = selection.update(record["epoch"], metrics)
         if best:
             self._calibrate()
@@ -244,6 +291,8 @@ class _Run:
             _write_best(self.out_dir, self.protocol, selection)
         self._save(best=best, rank_state={}, whole_epoch=True)
         shown = f"epoch {record['epoch']}: {selection.split} AUC {metrics['auc']:.4f}"
+        if self.list_metrics is not None:
+            shown += f", NDCG@20 {metrics['ndcg@20']:.4f}, Recall@20 {metrics['recall@20']:.4f}"
         self.bar.update(self.task, description=shown)
         if first and self.bar.disable:  # a log of a job
             print(shown, file=sys.stderr)

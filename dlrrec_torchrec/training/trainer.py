@@ -29,7 +29,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.optimizers import Schedule, set_rates
 from dlrrec_torchrec.training.steps import Pipeline
 
-LOSSES = ("loss_rec", "loss_ii", "loss_uu")
+LOSSES = ("loss_rec", "loss_ii", "loss_uu", "loss_list")
 REPORTED = ("auc", "accuracy", "fpr")  # of the training rows
 
 
@@ -110,8 +110,8 @@ class Trainer:
 
         Returns:
             the epoch's record: `epoch`, `step` (the last), `lr`, `train_loss` (unweighted BCE in nats),
-            `train_loss_rec`, `train_loss_ii`, `train_loss_uu` (means over the steps), `train_auc`,
-            `train_accuracy`, `train_fpr` (of the predictions made while training), `seconds`,
+            `train_loss_rec`, `train_loss_ii`, `train_loss_uu`, `train_loss_list` (means over the steps),
+            `train_auc`, `train_accuracy`, `train_fpr` (of the predictions made while training), `seconds`,
             `rows_per_second`; and the losses of each step, name -> f32 [steps].
 
         Raises:
@@ -237,7 +237,7 @@ class Trainer:
         torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _checked_losses(self) -> Tensor:
-        """LOSSES of the epoch's steps so far, f32 [steps, 3]."""
+        """LOSSES of the epoch's steps so far, f32 [steps, 4]."""
         losses = torch.cat(self._losses)
         if not bool(losses.isfinite().all()):
             step, which = (int(i) for i in (~losses.isfinite()).nonzero()[0])

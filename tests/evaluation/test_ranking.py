@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from ir_measures import AP, RR, R, Success, nDCG
 from scipy import sparse
 
-from dlrrec_torchrec.evaluation.ranking import Relevant, popularity_percentile, rank_lists
+from dlrrec_torchrec.ranking.full_ranking import Relevant, popularity_percentile, rank_lists
 from dlrrec_torchrec.store.errors import DataError
 
 CUTOFFS = (1, 3, 7)

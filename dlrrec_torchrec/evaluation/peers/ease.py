@@ -15,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import linalg, sparse
 
-from dlrrec_torchrec.evaluation.ranking import Scores
+from dlrrec_torchrec.ranking.full_ranking import Scores
 
 LARGEST = 20_000  # of the smaller side: the matrix of it that is inverted takes 3.2 GB then
 _LARGEST_DENSE = 500_000_000  # numbers of the matrix of scores or of weights that is kept, as f32

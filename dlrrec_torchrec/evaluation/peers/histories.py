@@ -9,7 +9,7 @@ import numpy as np
 from scipy import sparse
 
 from dlrrec_torchrec.evaluation.baselines import Rows
-from dlrrec_torchrec.evaluation.ranking import Scores
+from dlrrec_torchrec.ranking.full_ranking import Scores
 
 
 @dataclasses.dataclass(frozen=True)

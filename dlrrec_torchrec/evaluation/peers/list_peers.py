@@ -16,7 +16,7 @@ from scipy import sparse
 from dlrrec_torchrec.evaluation.peers.ease import ease, ease_refusal
 from dlrrec_torchrec.evaluation.peers.histories import Histories, popular_where_unknown
 from dlrrec_torchrec.evaluation.peers.installed import not_installed
-from dlrrec_torchrec.evaluation.ranking import Relevant, Scores, rank_lists
+from dlrrec_torchrec.ranking.full_ranking import Relevant, Scores, rank_lists
 from dlrrec_torchrec.swing_stage import item_similarities
 
 CHOSEN_BY = "ndcg@20"

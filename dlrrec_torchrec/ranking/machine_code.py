@@ -1,4 +1,4 @@
-"""How evaluation compiles: numba without the GIL, cached on disk where that is possible."""
+"""How ranking compiles: numba without the GIL, cached on disk where that is possible."""
 
 from __future__ import annotations
 
