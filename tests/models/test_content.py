@@ -284,7 +284,9 @@ def test_vectors_of_several_sizes_train_alike_in_rows_and_in_tables(tmp_path):
     )
     steps, scores = [], []
     for vectors in ("row", "table"):
-        model = ModelConfig(vectors=vectors, towers={"item_audio": [24, 32]}, dropout=0.0, tower_dropout=0.0)
+        model = ModelConfig(
+            vectors=vectors, towers={"item_audio": [24, 32]}, dropout=0.0, tower_dropout=0.0, wide=False
+        )
         out = tmp_path / vectors
         settings_ = TrainConfig(epochs=2, batch_size=40, device="cpu", lr=1e-4)  # Adam's steps are of signs
         train(model, ContrastiveConfig(num_negatives=8), settings_, "strict", shards, out)
