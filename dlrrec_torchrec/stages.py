@@ -125,16 +125,10 @@ def _check_train(config: RunConfig) -> None:
 def _evaluate(work: Work) -> Manifest:
     from dlrrec_torchrec.evaluation.stage import evaluate
 
-    paths, truth, settings = work.paths, work.paths.reviews / "truth.parquet", work.config.evaluate
+    paths, truth = work.paths, work.paths.reviews / "truth.parquet"
     trained = {name: paths.train(name) for name in work.config.variants}
-    return evaluate(
-        trained,
-        paths.shards,
-        paths.evaluation,
-        truth=truth if truth.exists() else None,
-        peers=settings.peers,
-        list_users=settings.list_users,
-    )
+    settings = {"truth": truth if truth.exists() else None} | dataclasses.asdict(work.config.evaluate)
+    return evaluate(trained, paths.shards, paths.evaluation, **settings)
 
 
 def _report(work: Work) -> Manifest:

@@ -154,7 +154,7 @@ def field_value(value: Any, hint: Any, field: dataclasses.Field, setting: str, r
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is not of type list")
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-        kind = type(default[0]) if default else str
+        kind = field.metadata.get("of") or (type(default[0]) if default else str)
         return [_checked(element, kind, choices) for element in value]
     return _checked(value, hint, choices)
 

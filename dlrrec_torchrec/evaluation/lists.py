@@ -1,8 +1,7 @@
-"""Lists of items: every recommender ranks all items that a user has not seen, and is measured on the test rows."""
+"""Lists: every recommender ranks all items that a user has not seen, measured by the test rows."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from dlrrec_torchrec.evaluation.peers.histories import Histories, liked_matrix, 
 from dlrrec_torchrec.evaluation.peers.list_peers import list_peers
 from dlrrec_torchrec.ranking.full_ranking import Ranking, Relevant, Scores, rank_lists
 from dlrrec_torchrec.serving.score import Scorer
+from dlrrec_torchrec.store.progress import track
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 PROTOCOL = "all items that the user has no training or validation row of; relevant: test rows with label 1"
@@ -78,7 +78,7 @@ class Lists:
         self._histories = Histories.of(train, *shape, facts.rating_range)
         self._validation = Relevant.of(liked_matrix(validation, *shape), in_train)
         self._rankings: dict[str, dict[str, Ranking]] = {"models": {}, "peers": {}}
-        self._about: dict[str, dict[str, Any]] = {}
+        self._chosen: dict[str, str] = {}
         self._notes: list[str] = []
 
     def rank_model(self, name: str, scorer: Scorer, entities: Entities) -> None:
@@ -91,13 +91,13 @@ class Lists:
 
     def rank_peers(self) -> None:
         """Fit every peer and measure its lists."""
-        for name, fit in list_peers(self._histories, self._validation):
+        peers = list(list_peers(self._histories, self._validation))
+        for name, fit in track(peers, "lists of peers", len(peers), transient=True):
             if isinstance(fit, str):
                 self._notes.append(f"lists of peer '{name}' left out: {fit}")
                 continue
-            start = time.monotonic()
             peer = fit()
-            self._about[name] = {"settings": peer.settings, "fit_seconds": time.monotonic() - start}
+            self._chosen[name] = peer.settings
             self._rank("peers", name, peer.scores)
 
     def _rank(self, group: str, name: str, scores: Scores) -> None:
@@ -107,7 +107,7 @@ class Lists:
         """The part "lists" of `metrics.json`; every user's metrics go to `folder`/NAME.parquet.
 
         Keys: protocol; users, of all_users with a relevant item; items; relevant, how many a user has on
-        average; models and peers, name -> metrics of `Ranking.means`; chosen, peer -> settings and seconds;
+        average; models and peers, name -> metrics of `Ranking.means`; chosen, peer -> its settings in words;
         differences, metric -> `against`, the best peer, and `models`, name -> `interval_facts`; notes.
         """
         folder.mkdir(parents=True, exist_ok=True)
@@ -139,7 +139,7 @@ class Lists:
                 group: {name: ranking.means() for name, ranking in rankings.items()}
                 for group, rankings in self._rankings.items()
             },
-            "chosen": self._about,
+            "chosen": self._chosen,
             "differences": differences,
             "notes": self._notes,
         }

@@ -1,7 +1,7 @@
 """Stage `evaluate`: the test rows scored by every trained variant and by the baselines, and their metrics.
 
-Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and, where
-the true probabilities are known, `truth.parquet`: each has the test rows in the shards' order. And
+Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and,
+where the true probabilities are known, `truth.parquet`: each has the test rows in the shards' order. And
 `lists/NAME.parquet`: each user's metrics of the list of all items.
 """
 
@@ -24,14 +24,8 @@ from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
 from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
-from dlrrec_torchrec.metrics import (
-    average_precision,
-    binary_metrics,
-    expected_auc,
-    roc_auc,
-    sigmoid,
-    user_auc,
-)
+from dlrrec_torchrec.metrics import binary_metrics, expected_auc, user_auc
+from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -63,7 +57,7 @@ def evaluate(
     peers: bool = True,
     list_users: int = 10_000,
 ) -> Manifest:
-    """Score the test rows and rank all items by each trained variant; write predictions, metrics to `out_dir`.
+    """Score the test rows and rank all items by each trained variant; write what comes out to `out_dir`.
 
     Args:
         train_dirs: variant name -> folder of its finished training.
@@ -122,14 +116,16 @@ def evaluate(
         for name, train_dir in train_dirs.items():
             scorer = Scorer(train_dir, shards_dir, device, batch_size)
             logit = score_rows(scorer, shards_dir, rows, f"score by '{name}'")
-            prediction = Prediction(sigmoid(logit), logit)
+            calibration = Calibration.of(trained[name].facts)
+            prediction = Prediction(calibration.probability(logit), logit, calibration.note)
             keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
             lists.rank_model(name, scorer, load_entities(shards_dir, scorer.spec.in_rows))
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, prediction in predictions.items():
             keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")
         if peers:
-            for name, predict in rating_peers(train_rows, validation, rows, facts.rating_range):
+            others = list(rating_peers(train_rows, validation, rows, facts.rating_range))
+            for name, predict in track(others, "peers", len(others), transient=True):
                 if isinstance(predict, str):
                     result["notes"].append(f"peer '{name}' left out: {predict}")
                 else:
@@ -201,13 +197,7 @@ def _write(prediction: Prediction, rows: Rows, path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = [rows.user, rows.item, rows.label, rows.rating, prediction.probability, prediction.score]
     pq.write_table(pa.table([pa.array(c) for c in columns], schema=PREDICTIONS), path, compression="zstd")
-    auc_by_user, share = user_auc(rows.label, prediction.score, rows.user)
-    return binary_metrics(rows.label, prediction.probability) | {
-        "auc": roc_auc(rows.label, prediction.score),
-        "auprc": average_precision(rows.label, prediction.score),
-        "user_auc": auc_by_user,
-        "user_auc_users": share,
-    }
+    return binary_metrics(rows.label, prediction.probability, rows.user, score=prediction.score)
 
 
 def _protocol(trained: Mapping[str, Manifest]) -> str:

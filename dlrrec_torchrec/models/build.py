@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig, TrainConfig
+from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.listing import LIST_KEYS, ListRows
@@ -36,6 +37,7 @@ def build_model(
     Args:
         spec: what `batch_spec` makes of `model` and the shards: modalities, dense features, users, items and
             categories, of which the table has one row more, for the padding.
+        model: settings that are open are the papers' (`config.automatic`).
         device: of the tables. With "meta" (sharded training: no table is ever whole on one host) the dense
             part is on the CPU, else where the tables are. Its weights are drawn on the CPU, so that they
             follow from the seed alone. Tables of model.tables' data types are made on "meta" only: whole
@@ -46,6 +48,7 @@ def build_model(
         DataError: settings that do not fit together, naming the flags.
     """
     facts = spec.facts
+    model, *_ = automatic(model, TrainConfig())
     needed = {"category": facts.category_types + 1} | facts.entities
     check_settings(model)
     device = torch.device(device or "cpu")
@@ -89,6 +92,7 @@ def build_model(
         dropout=model.dropout,
         content=_content(model, spec, table_device) if spec.in_tables else None,
         managed=managed,
+        wide=model.wide,
         list_head=_list_head(model, lists, spec, table_device) if lists and lists.weight else None,
     )
     return built if meta else built.to(device)

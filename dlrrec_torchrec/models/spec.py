@@ -8,6 +8,7 @@ import numpy as np
 from scipy import sparse
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.config.automatic import DataSize
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.draws import Draws
 from dlrrec_torchrec.data.listing import ListRows
@@ -17,6 +18,12 @@ from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 VECTORS = ("row", "table")
 CATALOGUE = 20_000  # items up to which list.candidates=auto takes all of them
+
+
+def data_size(facts: ShardFacts) -> DataSize:
+    """What settings that are open follow from (`config.automatic`)."""
+    counts = facts.label_counts.values()
+    return DataSize(sum(counts), min(counts), facts.users, facts.items)
 
 
 def batch_spec(

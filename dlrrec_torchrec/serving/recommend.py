@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlrrec_torchrec.data.entities import Items, load_entities
-from dlrrec_torchrec.metrics import sigmoid
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -124,7 +123,7 @@ def recommend(
         logit = scorer.logits(scorer.pairs(entities, np.full(len(candidates), user), candidates))
         best = np.argsort(-logit, kind="stable")[:n]
         logit = logit[best]
-    probability = sigmoid(logit)
+    probability = scorer.calibration.probability(logit)
     message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(reviewed):,}:"
     if not len(candidates):
         message = f"User '{user_id}' has reviewed every item; `dlrrec recommend --include-seen` ranks those."

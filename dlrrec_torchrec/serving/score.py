@@ -16,6 +16,7 @@ from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.entities import Entities, load_entities, pair_batch
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.data.pairs import split_pairs
+from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.models.list_sides import ListSides, Reranked
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
@@ -35,6 +36,7 @@ class Scorer:
 
     Attributes:
         spec: what its batches hold.
+        calibration: makes probabilities of its logits.
         has_lists: whether it has a list head.
 
     Raises:
@@ -51,7 +53,9 @@ class Scorer:
         self._train_dir, self._shards_dir, self._batch_size = Path(train_dir), Path(shards_dir), batch_size
         self._model = load_trained(train_dir, shards_dir, device)
         self._device = next(self._model.parameters()).device
-        settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
+        trained = Manifest.read(train_dir)
+        settings = from_dict(ModelConfig, trained.config["model"], str(train_dir))
+        self.calibration = Calibration.of(trained.facts)
         self.spec = batch_spec(settings, ShardFacts.read(shards_dir))
         self.has_lists = getattr(self._model, "list_head", None) is not None
 

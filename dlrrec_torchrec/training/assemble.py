@@ -12,6 +12,7 @@ from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.models.build import build_model, build_wrapper
@@ -65,6 +66,7 @@ def assemble(
     Weights follow from `train.seed` alone, the same for every number of ranks.
 
     Args:
+        model, train: settings that are open are the papers' (`config.automatic`).
         spec: of the model's batches (`models.spec.batch_spec`).
         corpus: modality -> the vectors of all entities, for the contrastive terms (`TrainWrapper`).
         shards_dir: fills content tables; needed only where the model has any.
@@ -74,6 +76,7 @@ def assemble(
     Raises:
         DataError: settings that do not fit together, the data or the devices; on all ranks.
     """
+    model, train, _ = automatic(model, train)
     torch.manual_seed(train.seed)
     plain = build_model(model, spec, device="meta", lists=lists)
     labels = spec.facts.label_counts
@@ -123,6 +126,7 @@ def rated(spec: BatchSpec) -> bool:
 
 def schedule(train: TrainConfig, total_steps: int = 1, lists: ListConfig | None = None) -> Schedule:
     """The learning rates of a training of `total_steps` steps."""
+    _, train, _ = automatic(ModelConfig(), train)
     return Schedule(
         lr=train.lr,
         table_lr=train.lr if train.table_lr is None else train.table_lr,

@@ -27,7 +27,7 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrrec_torchrec.distributed.lockstep import host_group
 from dlrrec_torchrec.distributed.ranks import Ranks
@@ -45,6 +45,7 @@ from dlrrec_torchrec.store.checkpoint_files import (
 )
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import MANIFEST, UNFINISHED, atomic_folder, check_output, stage_of
+from dlrrec_torchrec.training.optimizers import initialize
 
 T = TypeVar("T")
 
@@ -256,17 +257,15 @@ def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) ->
 
 def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> str:
     """Load a sharded checkpoint in place. Returns what went wrong, empty if nothing did."""
-    for _, part in optimizer.optimizers:
-        if isinstance(part, KeyedOptimizerWrapper) and not part.state:
-            part.init_state()  # its moments do not exist before the first step; fused ones always do
-            part.zero_grad(set_to_none=True)
+    initialize(optimizer)  # moments do not exist before the first step; fused ones always do
     weights, moments = kept_state(model), optimizer.state_dict()
     with loading_managed(model):
         try:
             dcp.load({"model": weights, "optimizer": moments["state"]}, checkpoint_id=str(path))
         except (CheckpointException, Exception) as error:  # the former is not an Exception
             return f"cannot be loaded ({first_line(error)})"
-        model.load_state_dict(weights, strict=False)
+        # TorchRec looks for content tables too; theirs are as they were filled.
+        model.load_state_dict(model.state_dict() | weights, strict=False)
     optimizer.load_state_dict(moments)
     return ""
 

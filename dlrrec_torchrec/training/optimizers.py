@@ -50,6 +50,24 @@ def make_optimizer(
     return CombinedOptimizer(parts)
 
 
+def initialize(optimizer: CombinedOptimizer) -> None:
+    """Make the state that optimizers otherwise make in their first step, as it is before that step."""
+    for _, part in optimizer.optimizers:
+        if not isinstance(part, KeyedOptimizerWrapper) or part.state:
+            continue
+        rates = [group["lr"] for group in part.param_groups]
+        for group in part.param_groups:
+            group["lr"] = 0.0  # the step that makes the state changes no weight
+        part.init_state()
+        part.zero_grad(set_to_none=True)
+        for group, rate in zip(part.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for state in part.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+
 def dense_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """What `make_optimizer`'s optimizer updates except tables; of any other optimizer, all."""
     parts = [("dense", optimizer)]

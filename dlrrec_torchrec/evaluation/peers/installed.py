@@ -17,5 +17,5 @@ def not_installed(module: str) -> str | None:
 
 
 def quiet_surprise() -> None:
-    """Call before scikit-surprise is imported: it makes a folder for data sets, by default in the home folder."""
+    """Call before scikit-surprise is imported: it makes a folder for data sets, else in the home folder."""
     os.environ.setdefault("SURPRISE_DATA_FOLDER", os.path.join(tempfile.gettempdir(), "surprise-data"))

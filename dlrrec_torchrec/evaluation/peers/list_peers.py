@@ -21,7 +21,8 @@ from dlrrec_torchrec.swing_stage import item_similarities
 
 CHOSEN_BY = "ndcg@20"
 _SWING_NEIGHBOURS = 200
-_MOST_PAIRS = 50_000_000  # similarities that are computed before the best are kept
+_MOST_PAIRS = 20_000_000  # similarities that are computed before the best are kept
+_QUICK_EASE = 6_000  # of the smaller side; above it a fit takes minutes, and two penalties are tried
 _MOST_TUNED = 2_000_000  # liked rows above which ALS and BPR keep their first setting
 _VALIDATION_USERS = 2000
 
@@ -100,7 +101,8 @@ def _graded_ease(histories: Histories) -> Candidates:
 
 
 def _eases(histories: Histories, interactions: sparse.csr_matrix) -> Candidates:
-    for penalty in (100, 30, 300, 1000):
+    penalties = (100, 30, 300, 1000) if min(interactions.shape) <= _QUICK_EASE else (300, 1000)
+    for penalty in penalties:
         yield f"λ = {penalty}", popular_where_unknown(ease(interactions, penalty), histories)
 
 

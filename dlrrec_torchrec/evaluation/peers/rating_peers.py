@@ -1,8 +1,8 @@
 """Predictors of ratings and labels by others' packages: SVD++, item kNN (scikit-surprise), LightGBM.
 
-Each is fitted to the training rows. What it says about rows that it was not fitted to becomes a probability by
-a logistic regression of their labels: the validation rows; without them, a tenth of the training rows, which
-a first fit leaves out. Its own training rows would make it look surer than it is.
+Each is fitted to the training rows. What it says about rows that it was not fitted to becomes a probability
+by a logistic regression of their labels: the validation rows; without them, a tenth of the training rows,
+which a first fit leaves out. Its own training rows would make it look surer than it is.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _predicted(
 ) -> Prediction:
     if len(validation):
         predictor = fit(train, validation, rating_range)
-        unseen, note = validation, ""
+        unseen, notes = validation, []
         known = predictor(unseen)
     else:
         order = np.random.default_rng(0).permutation(len(train))
@@ -51,12 +51,12 @@ def _predicted(
         unseen, rest = _chosen(train, np.sort(held_out)), _chosen(train, np.sort(order[len(held_out) :]))
         known = fit(rest, _chosen(train, order[:0]), rating_range)(unseen)
         predictor = fit(train, validation, rating_range)
-        note = "its probabilities are fitted on a tenth of the training rows: there are no validation rows"
+        notes = ["its probabilities are fitted on a tenth of the training rows: there are no validation rows"]
     score = predictor(test)
     probability, slopes = logistic(known[:, None], unseen.label, score[:, None])
     if slopes[0] < 0:
-        note = "its probabilities fall as its score rises, by a weak fit"
-    return Prediction(probability, score, note)
+        notes.append("its probabilities fall as its score rises, by a weak fit")
+    return Prediction(probability, score, "; ".join(notes))
 
 
 def _chosen(rows: Rows, which: np.ndarray) -> Rows:
@@ -72,7 +72,7 @@ def _svd_pp(train: Rows, _: Rows, rating_range: tuple[float, float]) -> Predicto
 
 
 def _item_knn(train: Rows, _: Rows, rating_range: tuple[float, float]) -> Predictor:
-    """Koren 2010, equation 3: baselines, and the residuals on the 40 items of the highest shrunk correlation."""
+    """Koren 2010, equation 3: baselines, and residuals on the 40 items of the highest shrunk correlation."""
     quiet_surprise()
     from surprise import KNNBaseline
 
