@@ -19,6 +19,7 @@ from dlrrec_torchrec.store.manifest import Manifest
 COLUMNS = {
     "auc": ("AUC", ".3f", "high"),
     "reachable_share": ("of reachable", ".0%", "high"),
+    "attainable_share": ("of attainable", ".0%", "high"),
     "user_auc": ("user AUC", ".3f", "high"),
     "auprc": ("AUPRC", ".3f", "high"),
     "accuracy": ("accuracy", ".3f", "high"),
@@ -30,7 +31,9 @@ COLUMNS = {
 DEFINITIONS = {
     "AUC": "Share of (positive, negative) pairs that are ranked correctly; 0.5 is chance.",
     "of reachable": "(AUC − 0.5) / (reachable AUC − 0.5). The reachable AUC is that of ranking by the true "
-    "probabilities, which are known in a synthetic world only.",
+    "probabilities, which are known in a synthetic world only; no data tell them for sure.",
+    "of attainable": "(AUC − 0.5) / (attainable AUC − 0.5). The attainable AUC is that of the synthetic "
+    "world's own formula with each user's and item's hidden numbers estimated from the training rows.",
     "user AUC": "AUC within each user who has test rows of both labels, weighted by rows.",
     "AUPRC": "Average precision. A constant reaches the share of positives, so compare with that.",
     "accuracy": "Share of rows on the right side of 0.5. Compare with the majority class.",
@@ -101,14 +104,15 @@ def best_names(summary: Mapping[str, Any], key: str) -> set[str]:
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """One line: protocol, seeds, rows, share of positives, reachable AUC."""
+    """One line: protocol, seeds, rows, share of positives, reachable and attainable AUC."""
     seeds = "1 seed" if summary["seeds"] == 1 else f"{summary['seeds']} seeds, mean ± standard deviation"
     rows, positives = sum(summary["rows"]), sum(summary["positives"])
     parts = [f"protocol {summary['protocol']}", seeds, f"{round(rows / summary['seeds']):,} test rows"]
     if rows:
         parts.append(f"{positives / rows:.1%} positive")
-    if summary["reachable_auc"]["mean"] is not None:
-        parts.append(f"reachable AUC {cell(summary['reachable_auc'])}")
+    for name in ("reachable", "attainable"):
+        if summary[f"{name}_auc"]["mean"] is not None:
+            parts.append(f"{name} AUC {cell(summary[f'{name}_auc'])}")
     return " · ".join(parts)
 
 
@@ -121,8 +125,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     rival = max(baselines, key=baselines.get)
     gain = metrics["auc"]["mean"] - baselines[rival]
     side = "above" if gain > 0 else "below"
-    share = metrics["reachable_share"]["mean"]
-    reached = "" if share is None else f", {share:.0%} of the way from chance to the reachable AUC"
+    shares = {name: metrics[f"{name}_share"]["mean"] for name in ("reachable", "attainable")}
+    told = [f"{share:.0%} to the {name} AUC" for name, share in shares.items() if share is not None]
+    reached = f" (of the way from chance, {' and '.join(told)})" if told else ""
     return (
         f"{name} has AUC {cell(metrics['auc'])}{reached}; that is {abs(gain):.3f} {side} the best baseline, "
         f"{rival} ({cell(summary['baselines'][rival]['auc'])})."
@@ -249,6 +254,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, A
             yield group, name, metrics
     if summary["truth"]:
         yield "reachable", "true probabilities", summary["truth"]
+    if summary["attainable"]:
+        yield "reachable", "true form, estimated", summary["attainable"]
 
 
 def _results(summary: Mapping[str, Any]) -> str:
