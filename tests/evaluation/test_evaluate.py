@@ -162,7 +162,9 @@ def test_reachable_auc_is_of_the_test_rows_joined_by_id(shards, tmp_path, linear
 def test_a_row_without_truth_is_an_error(shards, tmp_path, linear):
     p = write_truth(shards, tmp_path / "truth.parquet", drop=2)
     missing = int(np.isnan(p).sum())
-    with pytest.raises(DataError, match=f"truth.parquet: no probability for {missing} of 300 rows of the shards"):
+    with pytest.raises(
+        DataError, match=f"truth.parquet: no probability for {missing} of 300 rows of the shards"
+    ):
         evaluate(
             {"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", truth=tmp_path / "truth.parquet"
         )
