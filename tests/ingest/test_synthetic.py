@@ -17,7 +17,8 @@ from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import cross_val_predict, cross_val_score
+from sklearn.naive_bayes import MultinomialNB
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler, normalize
 
@@ -300,3 +301,34 @@ def test_users_who_share_restaurants_share_taste():
     )
     assert alike[other].mean() > 1.1 * chance
     assert alike[other & (shared.data >= 3)].mean() > 1.4 * chance
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_texts_and_captions_tell_the_cluster_as_visits_do(seed, tmp_path):
+    """By naive Bayes over words and over visited families, users held out. The margins leave room for what
+    sentence vectors lose of the words; docs/results.md has the same with vectors."""
+    world = make_world("small", seed)
+    reviews, _, _ = write_world("small", seed, tmp_path)
+    user, users = world.user, len(world.taste)
+    texts, captions = [""] * users, [""] * users
+    for u, words, shown in zip(
+        user.tolist(), reviews["text"].to_pylist(), reviews["captions"].to_pylist(), strict=True
+    ):
+        texts[u] += f" {words or ''}"
+        captions[u] += " " + " ".join(shown or [])
+    visited = csr_matrix((np.ones(len(user)), (user, world.family[world.item])), (users, len(FAMILIES)))
+    pictured = np.asarray([bool(shown) for shown in reviews["captions"].to_pylist()])
+    visited_with_photo = csr_matrix(
+        (pictured.astype(float), (user, world.family[world.item])), (users, len(FAMILIES))
+    )
+    has_photo = np.asarray([bool(words.strip()) for words in captions])
+
+    def accuracy(counts, kept):
+        return cross_val_score(MultinomialNB(), counts[kept], world.cluster[kept], cv=5).mean()
+
+    everyone = np.full(users, True)
+    words = [CountVectorizer(ngram_range=(1, 2), min_df=2).fit_transform(of) for of in (texts, captions)]
+    by_text, by_visits = accuracy(words[0], everyone), accuracy(visited, everyone)
+    assert by_visits + 0.04 < by_text < 0.995
+    by_captions = accuracy(words[1], has_photo)
+    assert accuracy(visited_with_photo, has_photo) + 0.1 < by_captions < 0.95
