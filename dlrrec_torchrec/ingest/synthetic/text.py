@@ -6,10 +6,10 @@ or level is one step off, so no sentence is certain evidence.
 
 Two sentences in five are on taste, two pictures in five of a dish that the guest likes, on the menu or not.
 These shares are the least that were tried with which, on several worlds, the mean vector of a user's text
-(all-MiniLM-L6-v2) tells the user's cluster as well as the visited restaurants' families do, and the mean vector
-of the captions as well as the visits of the same reviews; docs/results.md has the measurement. It is not made
-easy beyond that: texts speak of eight favourite types, not of one for all users of a cluster, and a fifth of
-the sentences on taste name what is avoided, which a vector can hardly tell from what is liked.
+(all-MiniLM-L6-v2) tells the user's cluster as well as the visited restaurants' families do, and the mean
+vector of the captions as well as the visits of the same reviews; docs/results.md has the figures. It is not
+made easy beyond that: texts speak of eight favourite types, not of one for all users of a cluster, and a
+fifth of the sentences on taste name what is avoided, which a vector can hardly tell from what is liked.
 """
 
 from __future__ import annotations
