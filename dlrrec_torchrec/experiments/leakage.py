@@ -270,7 +270,8 @@ def _tree(
 ) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
     """A fitted tree's scoring of rows [n, C] and its gain from each column [C].
 
-    Dense columns (of features of one to three) get many bins: what a label leaves behind in a mean may be small. Leaves may be as small as
+    Features of one to three columns (the dense ones) get many bins: what a label leaves in a mean is small.
+    Leaves may be as small as
     five rows, about an item's or a user's rows in half of the training rows.
     """
     try:
