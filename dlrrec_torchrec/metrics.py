@@ -15,7 +15,11 @@ _CLIP = 1e-7  # keeps the log of a probability that has been rounded to 0 or 1 f
 
 
 def binary_metrics(
-    label: np.ndarray, probability: np.ndarray, user: np.ndarray | None = None, threshold: float = 0.5
+    label: np.ndarray,
+    probability: np.ndarray,
+    user: np.ndarray | None = None,
+    threshold: float = 0.5,
+    score: np.ndarray | None = None,
 ) -> dict[str, float]:
     """The metrics of N predictions, by name; a row counts as predicted positive if probability >= threshold.
 
@@ -23,6 +27,8 @@ def binary_metrics(
         label: [N] of 0 and 1 (any numeric or boolean type).
         probability: [N] floats in [0, 1].
         user: [N] integer codes or strings of the rows' users; without it the per-user metrics are NaN.
+        score: [N] floats that rank the rows (AUC, AUPRC, per-user AUC), such as logits, which stay apart
+            where their probabilities have been rounded to 1; default: the probability.
 
     Returns, with TP, FP, TN, FN the counts of the confusion matrix:
         tp, fp, tn, fn
@@ -49,13 +55,14 @@ def binary_metrics(
     tn, fn = int((~predicted & ~positive).sum()), int((~predicted & positive).sum())
     loss = cross_entropy(label, probability)
     base = _ratio(tp + fn, rows)
-    per_user = (math.nan, math.nan) if user is None else user_auc(label, probability, user)
+    score = probability if score is None else score
+    per_user = (math.nan, math.nan) if user is None else user_auc(label, score, user)
     return {
         "accuracy": _ratio(tp + tn, rows),
         "fpr": _ratio(fp, fp + tn),
         "loss": loss,
-        "auc": roc_auc(label, probability),
-        "auprc": average_precision(label, probability),
+        "auc": roc_auc(label, score),
+        "auprc": average_precision(label, score),
         "ne": _ratio(loss, _entropy(base)),
         "calibration": _ratio(float(probability.sum()), tp + fn),
         "user_auc": per_user[0],

@@ -8,6 +8,7 @@ Every random choice is drawn over rows sorted by (user, item), so the order of t
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
 
 TRAIN, VAL, TEST, DROPPED = range(4)
+SHORT_TEXT = 40  # characters below which equal texts ("Good food.") are no sign of a copied review
 
 
 def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
@@ -30,7 +32,8 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
 
     The manifest's facts have `parts` (rows, users, items and positives of each part), `dropped` (rows by
     reason), `test_wanted` (test rows requested by share or method) and `kept_for_training` (requested test
-    rows that stay because they are the last of their user or item under `paper`).
+    rows that stay because they are the last of their user or item under `paper`) and `copied_texts`
+    (`copied_texts`). A pair of user and item is in one part only, since it must not be repeated.
 
     Raises DataError for a value out of range, a column that the method needs and the reviews lack, a repeated
     user-item pair, and a part that is empty.
@@ -59,6 +62,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
             fold=config.fold,
             seed=config.seed,
         )
+        manifest.facts["copied_texts"] = copied_texts(rows["text"], part)
         manifest.facts["parts"] = {}
         manifest.rows["reviews"] = rows.height
         for code, name in enumerate(SPLITS):
@@ -70,6 +74,12 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
                 "items": part_rows["item_id"].n_unique(),
                 "positives": int(part_rows["label"].sum()),
             }
+    for name, count in manifest.facts["copied_texts"].items():
+        if count:
+            print(
+                f"note: {count:,} {name} rows have the text of a training row (copied reviews)",
+                file=sys.stderr,
+            )
     return manifest
 
 
@@ -234,6 +244,24 @@ def _canonical(reviews_dir: str | Path) -> pl.DataFrame:
     if not rows.height:
         raise DataError(f"{reviews_dir}: no reviews; check the source that was ingested")
     return rows
+
+
+def copied_texts(text: pl.Series, part: np.ndarray) -> dict[str, int]:
+    """How many validation ("val") and test ("test") rows have the text of a training row.
+
+    Texts are equal but for case and white space; those below SHORT_TEXT characters do not count.
+
+    Args:
+        text: of the reviews, [N] strings or null; part: [N], as of `assign_parts`.
+    """
+    plain = text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
+    plain = plain.set(plain.str.len_chars() < SHORT_TEXT, None)
+    trained = plain.filter(pl.Series(part == TRAIN)).drop_nulls().unique()
+    held_out = {"val": VAL, "test": TEST}
+    return {
+        name: int(plain.filter(pl.Series(part == code)).is_in(trained.implode()).sum())
+        for name, code in held_out.items()
+    }
 
 
 def _codes(ids: pl.Series) -> np.ndarray:

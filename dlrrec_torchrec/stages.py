@@ -110,7 +110,9 @@ def _train(work: Work) -> Manifest:
     from dlrrec_torchrec.training.stage import train
 
     config, shards, out = work.config, work.paths.shards, work.paths.train(work.variant)
-    return train(config.model, config.contrastive, config.train, config.protocol, shards, out)
+    return train(
+        config.model, config.contrastive, config.train, config.protocol, shards, out, lists=config.list
+    )
 
 
 def _check_train(config: RunConfig) -> None:
@@ -129,7 +131,8 @@ def _evaluate(work: Work) -> Manifest:
     known = {name: paths.reviews / file for name, file in (("truth", "truth.parquet"), ("law", "law.npz"))}
     known = {name: file for name, file in known.items() if file.exists()}
     trained = {name: paths.train(name) for name in work.config.variants}
-    return evaluate(trained, paths.shards, paths.evaluation, **known)
+    settings = known | dataclasses.asdict(work.config.evaluate)
+    return evaluate(trained, paths.shards, paths.evaluation, **settings)
 
 
 def _report(work: Work) -> Manifest:
@@ -213,7 +216,7 @@ STAGES: dict[str, Stage] = {
             _train,
             inputs=("shards",),
             outputs=("trainings",),
-            sections=("model", "contrastive", "train"),
+            sections=("model", "contrastive", "list", "train"),
             settings=("protocol",),
             each="variant",
             check=_check_train,
@@ -221,12 +224,13 @@ STAGES: dict[str, Stage] = {
         ),
         Stage(
             "evaluate",
-            "score the test rows and the baselines",
-            "dlrrec evaluate --run-dir runs/mine",
+            "score the test rows, and rank all items, by the variants, baselines and peers",
+            "dlrrec evaluate --run-dir runs/mine\ndlrrec evaluate --no-peers --run-dir runs/mine",
             _evaluate,
             inputs=("shards", "trainings"),
             also_reads=("reviews",),
             outputs=("evaluation",),
+            sections=("evaluate",),
             settings=("protocol",),
             progress=True,
         ),

@@ -5,9 +5,13 @@ Every training row is an interaction regardless of its rating, so no row's ratin
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
+from scipy import sparse
 
 import swing
 from dlrrec_torchrec.config import SwingStageConfig
@@ -71,3 +75,33 @@ def parameters(config: SwingStageConfig) -> swing.SwingConfig:
         )
     except swing.SwingError as error:
         raise DataError(f"swing: {error}") from None
+
+
+def item_similarities(
+    users: np.ndarray, items: np.ndarray, n_items: int, similarity: str, top_k: int
+) -> sparse.csr_matrix:
+    """Similarities of items by the users they share, f32 CSR [n_items, n_items]; row i holds the best of i.
+
+    Args:
+        users, items: integer codes [N] of the interactions; items below `n_items`.
+        similarity: as `swing.similarity` of the settings, with the preset "dlrrec"; by SWING, users of one
+            item link nothing and do not count, by the others they do.
+        top_k: similarities kept of each item.
+
+    Without any two items that a user has in common the matrix is empty.
+    """
+    least = 2 if similarity == "swing" else 1
+    chosen = swing.preset("dlrrec", similarity=similarity, top_k=max(top_k, 1), min_user_items=least)
+    empty = sparse.csr_matrix((n_items, n_items), dtype=np.float32)
+    if not len(users) or np.bincount(users).max() < 2:
+        return empty
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "interactions.parquet"
+        table = {"user_id": pa.array(users, pa.int64()), "item_id": pa.array(items, pa.int64())}
+        pq.write_table(pa.table(table), path)
+        lists = swing.similar(path, chosen).to_arrow()
+    neighbors, scores = (lists[name].combine_chunks() for name in ("neighbors", "scores"))
+    lengths = neighbors.value_lengths().to_numpy()
+    rows = np.repeat(lists["id"].to_numpy(), lengths)
+    values = scores.flatten().to_numpy()
+    return sparse.csr_matrix((values, (rows, neighbors.flatten().to_numpy())), (n_items, n_items))

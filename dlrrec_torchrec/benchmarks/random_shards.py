@@ -44,6 +44,7 @@ def random_facts(
         users=users,
         items=items,
         dense=tuple(DENSE),
+        affinity=(),
         dense_width=dense_width(DENSE),
         rating_range=(1.0, 5.0),
         modalities=known,

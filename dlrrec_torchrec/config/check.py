@@ -202,6 +202,15 @@ def _rating_range(bounds: list) -> str | None:
     return None
 
 
+@_rule("prepare.statistics", "extract.fold_by")
+def _order(statistics: str, fold_by: str) -> str | None:
+    if statistics == "ordered" and fold_by != "time":
+        return "ordered needs folds that are blocks of time: set extract.fold_by=time too"
+    if statistics == "folds" and fold_by == "time":
+        return "folds of time (extract.fold_by=time) are for prepare.statistics=ordered"
+    return None
+
+
 @_rule("split.positive_rating", "prepare.rating_range")
 def _positive_rating(positive: float, bounds: list) -> str | None:
     if len(bounds) == 2 and not bounds[0] < positive <= bounds[1]:
@@ -217,16 +226,16 @@ def _positive_rating(positive: float, bounds: list) -> str | None:
 @_rule("model.other_tower")
 @_rule("model.dense_arch")
 @_rule("model.over_arch")
-def _layers(sizes: list) -> str | None:
-    return None if sizes else "must have at least one layer"
+def _layers(sizes: list | None) -> str | None:
+    return None if sizes is None or sizes else "must have at least one layer"
 
 
 @_rule("model.over_arch")
-def _logit(sizes: list) -> str | None:
+def _logit(sizes: list | None) -> str | None:
     return f"{sizes} must end in 1, the logit" if sizes and sizes[-1] != 1 else None
 
 
-def _dot(sizes: list, interaction: str, dim: int) -> str | None:
+def _dot(sizes: list | None, interaction: str, dim: int) -> str | None:
     if interaction != "dot" or not sizes or sizes[-1] == dim:
         return None
     return (
@@ -291,7 +300,11 @@ def _twice(modalities: list | None) -> str | None:
 
 
 @_rule("model.category", "model.user_id", "model.item_id", "model.tables")
-def _some_table(category: bool, user: bool, item: bool, tables: dict[str, TableConfig]) -> str | None:
+def _some_table(
+    category: bool, user: bool | None, item: bool | None, tables: dict[str, TableConfig]
+) -> str | None:
+    # `automatic` switches on what is open where there is no other table
+    user, item = (not category if switch is None else switch for switch in (user, item))
     switched_on = [name for name, on in (("user", user), ("item", item)) if on]
     if category or any(tables.get(name, TableConfig()).ids != "managed" for name in switched_on):
         return None

@@ -115,7 +115,7 @@ def _options(field: dataclasses.Field, hint: Any) -> dict[str, Any]:
     kind = kinds[0] if kinds[0] in (int, float) else str
     if kinds == [list]:
         options |= {"nargs": "*"}
-        kind = type(default[0]) if default else str
+        kind = field.metadata["of"] or (type(default[0]) if default else str)
     return options | {"type": kind} | ({"choices": choices} if choices else {"metavar": metavar})
 
 

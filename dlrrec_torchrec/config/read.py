@@ -19,7 +19,7 @@ from dlrrec_torchrec.config.sections import RunConfig, TableConfig
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
 
-VARYING = ("model", "contrastive", "train")  # sections that variants may change
+VARYING = ("model", "contrastive", "list", "train")  # sections that variants may change
 Report = Callable[[str, str], None]  # takes a setting, as "train.lr", and what is wrong with it
 
 
@@ -154,7 +154,7 @@ def field_value(value: Any, hint: Any, field: dataclasses.Field, setting: str, r
         if not isinstance(value, list):
             raise ValueError(f"{value!r} is not of type list")
         default = field.default_factory() if field.default is dataclasses.MISSING else field.default
-        kind = type(default[0]) if default else str
+        kind = field.metadata.get("of") or (type(default[0]) if default else str)
         return [_checked(element, kind, choices) for element in value]
     return _checked(value, hint, choices)
 
@@ -247,7 +247,7 @@ def _hint(name: str, known: Iterable[str]) -> str:
 
 
 def variant(config: RunConfig, name: str) -> RunConfig:
-    """`config` with the changes of its variant `name` laid over the model, contrastive and train sections."""
+    """`config` with the changes of its variant `name` laid over the sections that may differ (VARYING)."""
     if name not in config.variants:
         raise DataError(f"unknown variant '{name}' (this run has: {', '.join(config.variants)})")
     problems: list[str] = []
@@ -265,7 +265,7 @@ def apply_variant(config: RunConfig, name: str, report: Report) -> RunConfig:
         return changed
     for section, changes in sections.items():
         if section not in VARYING:
-            report(at, f"'{section}' cannot differ; use model, contrastive or train")
+            report(at, f"'{section}' cannot differ; use model, contrastive, list or train")
         elif not isinstance(changes, dict | None):
             report(at, f"'{section}' must be a section, not {changes!r}")
         else:

@@ -22,6 +22,7 @@ def option(
     above: float | None = None,
     below: float | None = None,
     also: tuple[str, ...] = (),
+    of: type | None = None,
 ) -> Any:
     """A dataclass field with its help text and the values it may have.
 
@@ -29,6 +30,7 @@ def option(
         choices: where they are few, the allowed values.
         least, most: the bounds of a number, or of each number of a list; these themselves are allowed.
         above, below: bounds that are not allowed themselves.
+        of: type of a list's elements (default: that of the default's first one, else str).
         also: further names of its flag on `dlrrec run`, where the field's own name is another section's too.
     """
     bounds = {"least": least, "most": most, "above": above, "below": below}
@@ -36,6 +38,7 @@ def option(
         "help": help,
         "choices": choices,
         "also": also,
+        "of": of,
         "bounds": {k: v for k, v in bounds.items() if v is not None},
     }
     if isinstance(default, (list, dict)):
@@ -100,7 +103,14 @@ class ExtractConfig:
     encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
     batch_tokens: int = option(4096, "tokens in one encoder batch", least=1)
     summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
-    folds: int = option(5, "cross-fitting folds for each entity's reviews", least=2)
+    folds: int = option(
+        5, "folds of the training rows: what a row sees is made without its fold's reviews", least=2
+    )
+    fold_by: str = option(
+        "random",
+        "random folds, or blocks of time (for prepare.statistics=ordered: rows see earlier blocks only)",
+        ("random", "time"),
+    )
     categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
     price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
     category_slots: int = option(11, "category types kept of an item, best first, at most", least=1)
@@ -130,16 +140,22 @@ class PrepareConfig:
     """Splits, content and neighbours -> training shards and entity tables."""
 
     text: str = option("mean", "text vectors: mean of the reviews, or the summary's", ("mean", "summary"))
-    leave_out: str = option(
-        "row",
-        "what a training row's features leave out: its own review, or the whole fold of it",
-        ("row", "fold"),
+    statistics: str = option(
+        "folds",
+        "what a training row's features are made of: the reviews of other folds; those of earlier blocks of "
+        "time (ordered, with extract.fold_by=time); all except its own (row, for the papers' tables: has no "
+        "affinity, and rows compared with each other tell their labels)",
+        ("folds", "ordered", "row"),
     )
     dense: list = option(
         ["item_count", "user_mean", "item_mean", "price", "user_count"], "dense features, in order"
     )
+    affinity: bool = option(
+        True,
+        "add what the user's history says of the item, and the item's reviewers of the user, as features",
+    )
     smoothing: float = option(
-        0.0, "pseudo-reviews of the middle of rating_range added to each mean rating", least=0
+        3.0, "pseudo-reviews of the middle of rating_range added to each mean rating", least=0
     )
     rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
     vectors: dict = option(
@@ -228,26 +244,45 @@ class ModelConfig:
         "all training reviews: not leave-one-out; rows need no vectors then)",
         ("row", "table"),
     )
-    text_tower: list = option([256, 32], "layer sizes of the text towers", least=1)
-    image_tower: list = option([64, 32], "layer sizes of the image towers", least=1)
-    other_tower: list = option(
-        [64, 32], "layer sizes of the towers of other vectors, as those of prepare.vectors", least=1
+    text_tower: list | None = option(
+        None, "layer sizes of the text towers (default: by the size of the data)", of=int, least=1
+    )
+    image_tower: list | None = option(
+        None, "layer sizes of the image towers (default: by the size of the data)", of=int, least=1
+    )
+    other_tower: list | None = option(
+        None,
+        "layer sizes of the towers of other vectors, as those of prepare.vectors (default: by the size of "
+        "the data)",
+        of=int,
+        least=1,
     )
     towers: dict[str, list] = option(
         {}, "layer sizes of single towers, as item_audio=128,32, in place of the three above"
     )
     tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
-    tower_dropout: float = option(0.0, "dropout on a tower's input vector", least=0, below=1)
+    tower_dropout: float | None = option(
+        None, "dropout on a tower's input vector (default: by the size of the data)", least=0, below=1
+    )
     dense_arch: list = option(
         [64, 32], "layer sizes of the dense arch; for 'dot' the last is embedding_dim", least=1
     )
-    over_arch: list = option([256, 16, 1], "layer sizes of the top MLP", least=1)
+    over_arch: list | None = option(
+        None, "layer sizes of the top MLP (default: by the size of the data)", of=int, least=1
+    )
     embedding_dim: int = option(32, "columns of the embedding tables", least=1)
     category: bool = option(True, "pooled category embedding")
-    user_id: bool = option(False, "embedding of the user id")
-    item_id: bool = option(False, "embedding of the item id")
+    user_id: bool | None = option(None, "embedding of the user id (default: where histories are long)")
+    item_id: bool | None = option(None, "embedding of the item id (default: where histories are long)")
+    wide: bool = option(
+        True,
+        "a linear path over the dense features beside the deep part; training starts as their logistic "
+        "regression (off: the papers' model)",
+    )
     interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
-    dropout: float = option(0.1, "dropout in the top MLP", least=0, below=1)
+    dropout: float | None = option(
+        None, "dropout in the top MLP (default: by the size of the data)", least=0, below=1
+    )
     tables: dict[str, TableConfig] = option(
         {},
         "how a table is kept, as user=dtype=fp16,sharding=row_wise (tables: category, user, item and, with "
@@ -270,21 +305,58 @@ class ContrastiveConfig:
 
 
 @dataclasses.dataclass
+class ListConfig:
+    """The list head: a softmax over the items of a user, for lists of the best items."""
+
+    weight: float = option(1.0, "weight of its loss beside the rating's; 0 switches it off", least=0)
+    dim: int = option(64, "numbers of a user's and of an item's vector (a multiple of 4)", least=4)
+    tau: float = option(0.2, "temperature of the softmax over cosines", above=0)
+    candidates: str = option(
+        "auto",
+        "the items that a row's item is compared with: catalogue (all), sampled, those of the batch (the two "
+        "with log-q correction); auto: all of up to 20,000, else sampled",
+        ("auto", "catalogue", "sampled", "batch"),
+    )
+    num_candidates: int = option(2048, "sampled items, shared by the rows of a step", least=1)
+    low_weight: float = option(
+        0.3, "weight of a row with label 0: chosen, if not liked (label 1: 1)", least=0, most=1
+    )
+    mask_seen: bool = option(True, "leave a user's other training items out of the candidates")
+    content: bool = option(True, "content vectors and categories too, not ids alone")
+    id_dropout: float = option(
+        0.1, "share of ids left out in a step, so that content learns to stand in", least=0, below=1
+    )
+    id_lr: float = option(0.01, "learning rate of its tables", above=0)
+    val_users: int = option(1000, "users whose lists are measured after each epoch, at most", least=1)
+
+
+@dataclasses.dataclass
 class TrainConfig:
     """Shards -> a trained model. The same code for one process and for N ranks."""
 
-    epochs: int = option(30, "passes over the training rows", least=1)
+    epochs: int | None = option(
+        None, "passes over the training rows, at most (default: by the size of the data)", least=1
+    )
     batch_size: int = option(1024, "rows of a step, over all ranks", least=2)
-    lr: float = option(0.01, "learning rate of the dense part (Adam)", above=0)
+    lr: float | None = option(
+        None, "learning rate of the dense part, Adam (default: by the size of the data)", above=0
+    )
     table_lr: float | None = option(None, "learning rate of the embedding tables (default: lr)", above=0)
     table_optimizer: str = option("adam", "fused optimizer", ("adam", "rowwise_adagrad", "sgd"))
-    weight_decay: float = option(0.0, "decoupled weight decay of the dense part (AdamW)", least=0)
+    weight_decay: float | None = option(
+        None, "decoupled weight decay of the dense part, AdamW (default: by the size of the data)", least=0
+    )
     schedule: str = option("constant", "learning rate over the steps", ("constant", "linear", "cosine"))
     warmup_steps: int = option(0, "steps of linear warm-up", least=0)
     class_weights: str = option(
         "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
     )
-    select: str = option("auc", "metric that selects the best epoch (strict)", ("auc", "loss", "accuracy"))
+    select: str = option(
+        "auto",
+        "what selects the best epoch (strict): AUC, loss, accuracy, or mixture, NDCG@20 + Recall@20 / 2 of "
+        "validation users' lists + AUC; auto: the mixture where there is a list head, else AUC",
+        ("auto", "mixture", "auc", "loss", "accuracy"),
+    )
     patience: int = option(5, "stop after N epochs without a better one (0: never)", least=0)
     device: str = option("auto", "auto, cpu or cuda", ("auto", "cpu", "cuda"))
     precision: str = option(
@@ -313,6 +385,19 @@ class TrainConfig:
 
 
 @dataclasses.dataclass
+class EvaluateConfig:
+    """Test rows scored, and all items ranked, by the trained variants and by other methods."""
+
+    peers: bool = option(
+        True,
+        "fit other people's methods to the same rows too: SVD++, item kNN, LightGBM; for lists popularity, "
+        "item kNN, SWING, EASE, ALS, BPR (SVD++, LightGBM, ALS, BPR and item kNN of ratings need the extra "
+        "'peers')",
+    )
+    list_users: int = option(10_000, "users drawn for the lists of all items, at most", least=1)
+
+
+@dataclasses.dataclass
 class RunConfig:
     """A whole run: from raw rows to a report."""
 
@@ -329,10 +414,12 @@ class RunConfig:
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     contrastive: ContrastiveConfig = field(default_factory=ContrastiveConfig)
+    list: ListConfig = field(default_factory=ListConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     variants: dict = option(
         {"dlrrec": {}, "bce": {"contrastive": {"user_weight": 0.0, "item_weight": 0.0}}},
-        "models to train: name -> what differs from this file's model, contrastive and train sections",
+        "models to train: name -> what differs from this file's model, contrastive, list and train sections",
     )
 
     def check(self, sections: Iterable[str] | None = None) -> None:

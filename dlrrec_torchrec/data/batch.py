@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
+from dlrrec_torchrec.data.listing import Listed
 from dlrrec_torchrec.data.lookup import Lookup, Parts
 
 SPARSE_KEYS = ("category", "user", "item")
@@ -34,6 +35,7 @@ class Batch(Parts):
         user_positives, item_positives: i64 [B, P] codes, best first, padded with -1.
         managed: jagged ids of features whose tables are managed; None without such tables.
         lookup: the vectors to look up, where they are in tables instead of in `vectors`.
+        listed: what a list head looks up; None without one, and where the model only predicts.
     """
 
     dense: Tensor
@@ -46,6 +48,7 @@ class Batch(Parts):
     item_positives: Tensor
     managed: KeyedJaggedTensor | None = None
     lookup: Lookup | None = None
+    listed: Listed | None = None
 
     def __len__(self) -> int:
         return self.label.shape[0]
@@ -104,7 +107,7 @@ def _rows(batch: Batch, rows: slice) -> Batch:
             values[field.name] = _ids_of_rows(value, rows)
         elif isinstance(value, dict):
             values[field.name] = {name: tensor[rows] for name, tensor in value.items()}
-        elif isinstance(value, Lookup):
+        elif isinstance(value, Lookup | Listed):
             values[field.name] = value.of_rows(rows)
         elif value is not None:
             values[field.name] = value[rows]

@@ -12,6 +12,7 @@ from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 from dlrrec_torchrec.data.batch import SPARSE_KEYS, Batch
 from dlrrec_torchrec.data.draws import Draws
 from dlrrec_torchrec.data.hashing import hash_rows
+from dlrrec_torchrec.data.listing import ListRows
 from dlrrec_torchrec.data.lookup import make_lookup
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
@@ -31,6 +32,7 @@ class BatchSpec:
         in_tables: modalities whose vectors are looked up, `Batch.lookup`. One of the two is empty.
         draws: of the contrastive terms that are on; none where it only predicts.
         positives: neighbours of the user and of the item in a row, at most.
+        lists: what the list head looks up; None without one, and where it only predicts.
 
     Raises DataError for a sparse feature that is unknown.
     """
@@ -43,6 +45,7 @@ class BatchSpec:
     in_tables: tuple[Modality, ...] = ()
     draws: tuple[Draws, ...] = ()
     positives: int = 0
+    lists: ListRows | None = None
 
     def __post_init__(self) -> None:
         for key in self.sparse:
@@ -56,7 +59,7 @@ class BatchSpec:
 
     def to_predict(self) -> BatchSpec:
         """The same without what only a loss needs."""
-        return dataclasses.replace(self, draws=(), positives=0)
+        return dataclasses.replace(self, draws=(), positives=0, lists=None)
 
     def complete(self, batch: Batch, step: int = 0) -> Batch:
         """The batch, whose `sparse` holds codes, with what is not looked up by code. Runs on the host.
@@ -77,6 +80,8 @@ class BatchSpec:
             values, lengths = [c[c >= 0] for c in codes], [(c >= 0).int() for c in codes]
             managed = KeyedJaggedTensor(list(self.managed), torch.cat(values), lengths=torch.cat(lengths))
             batch = dataclasses.replace(batch, managed=managed)
+        if self.lists is not None:
+            batch = dataclasses.replace(batch, listed=self.lists.of_batch(batch.user, batch.item, step))
         if not self.in_tables:
             return batch
         codes_of: dict[str, dict[str, Tensor]] = {}
@@ -88,4 +93,6 @@ class BatchSpec:
                 roles["positive"] = draws_of[side].positives(neighbours, roles["anchor"], step)
                 if draws_of[side].negatives:
                     roles["negative"] = draws_of[side].corpus(step)
+            if side == "item" and self.lists is not None and self.lists.content:  # none of them in "batch"
+                roles["candidate"] = batch.listed.candidates
         return dataclasses.replace(batch, lookup=make_lookup(codes_of, self.in_tables))

@@ -50,7 +50,7 @@ class Draws:
 POSITIVE = ("best", "sample")
 
 
-_STREAMS = {"offset": 1, "negative": 2, "positive": 3}
+_STREAMS = {"offset": 1, "negative": 2, "positive": 3, "dropped": 4}
 
 
 def draw_negatives(num: int, corpus_size: int, seed: int, step: int | Tensor, device=None) -> Tensor:
@@ -84,6 +84,14 @@ def choose_positives(positives: Tensor, codes: Tensor, kind: str, seed: int, ste
     count = (positives >= 0).sum(1)
     column = _random_bits(codes, seed, "positive", step) % count.clamp(min=1)
     return positives.gather(1, column.unsqueeze(1)).squeeze(1)
+
+
+def kept_codes(codes: Tensor, dropped: float, seed: int, step: int | Tensor) -> Tensor:
+    """Whether each of `codes` (i64 [n]) is kept in this step, bool [n]: with probability 1 - `dropped`.
+
+    An entity that occurs twice in a step is kept, or not, in both places.
+    """
+    return _random_bits(codes, seed, "dropped", step) >= dropped * (1 << 63)
 
 
 def _random_bits(index: Tensor, seed: int, stream: str, step: int | Tensor) -> Tensor:

@@ -15,11 +15,12 @@ import torch
 
 from dlrrec_torchrec.data.batch import Batch, make_sparse
 from dlrrec_torchrec.data.batch_spec import BatchSpec
+from dlrrec_torchrec.features.affinity import Affinity
 from dlrrec_torchrec.features.dense import dense_matrix
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
 from dlrrec_torchrec.store.modality import SIDES, Modality
-from dlrrec_torchrec.store.schema import with_vectors
+from dlrrec_torchrec.store.schema import AFFINITY, with_vectors
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
@@ -69,11 +70,18 @@ class Entities:
 
     Attributes:
         vectors: modality -> f16 [U, V] of users, [I, V] of items; missing vectors are zeros.
+        affinity_dir: where the affinity of all training rows is; None where the shards have none.
     """
 
     users: Users
     items: Items
     vectors: dict[str, np.ndarray]
+    affinity_dir: Path | None = None
+
+    @functools.cached_property
+    def affinity(self) -> Affinity | None:
+        """Features of any pair, read at the first use. Raises DataError for damaged files."""
+        return None if self.affinity_dir is None else Affinity.load(self.affinity_dir)
 
 
 def load_entities(shards_dir: str | os.PathLike, modalities: Iterable[Modality] | None = None) -> Entities:
@@ -104,6 +112,7 @@ def load_entities(shards_dir: str | os.PathLike, modalities: Iterable[Modality] 
             category=_matrix(items["category"], facts.category_types),
         ),
         vectors={m.name: _matrix(tables[m.side][m.name], 0) for m in modalities},
+        affinity_dir=Path(shards_dir) / AFFINITY if facts.affinity else None,
     )
 
 
@@ -158,6 +167,8 @@ def pair_batch(entities: Entities, user_codes: np.ndarray, item_codes: np.ndarra
         items.price_tag[item],
         facts.rating_range,
     )
+    if entities.affinity is not None:
+        dense = np.concatenate([dense, entities.affinity.columns(user, item)], axis=1)
     code = {"user": user, "item": item}
     tensors = {name: torch.from_numpy(value) for name, value in code.items()}
     category = torch.from_numpy(items.category[item])

@@ -51,7 +51,8 @@ class Parts(Pipelineable):
         return type(self)(**{f.name: mapped(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
-ROLES = ("anchor", "positive", "negative")
+ROLES = ("anchor", "positive", "negative", "candidate")
+_COMMON = ("negative", "candidate")  # of all rows
 
 
 @dataclasses.dataclass
@@ -63,7 +64,8 @@ class Lookup(Parts):
         ids: for each modality the distinct codes of its side, ascending, spread over the batch's rows.
         codes: "user", "item" -> these codes, i64 [U].
         places: side -> role -> where in `codes` each row's entity is; U where there is none. The roles are
-            "anchor" i64 [B], and with contrastive terms "positive" i64 [B] and "negative" i64 [N].
+            "anchor" i64 [B]; with contrastive terms "positive" i64 [B] and "negative" i64 [N]; and of the
+            items that a list head compares, "candidate" i64 [C].
     """
 
     modalities: tuple[Modality, ...]
@@ -72,12 +74,12 @@ class Lookup(Parts):
     places: dict[str, dict[str, Tensor]]
 
     def of_rows(self, rows: slice) -> Lookup:
-        """What only the batch's `rows` look up, against the same negatives."""
+        """What only the batch's `rows` look up, against the same negatives and candidates."""
         codes_of: dict[str, dict[str, Tensor]] = {}
         for side, roles in self.places.items():
             codes_or_none = torch.cat([self.codes[side], torch.tensor([-1])])
             codes = {role: codes_or_none[places] for role, places in roles.items()}
-            codes_of[side] = {role: c if role == "negative" else c[rows] for role, c in codes.items()}
+            codes_of[side] = {role: c if role in _COMMON else c[rows] for role, c in codes.items()}
         return make_lookup(codes_of, self.modalities)
 
 

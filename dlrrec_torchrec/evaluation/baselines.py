@@ -76,12 +76,12 @@ def baseline_predictions(
             continue
         columns = [_offset(dense_names, w) for w in features]
         score = test.dense[:, columns].astype(np.float64).sum(axis=1)
-        probability, slopes = _logistic(train.dense[:, columns], train.label, test.dense[:, columns])
+        probability, slopes = logistic(train.dense[:, columns], train.label, test.dense[:, columns])
         falling = [w for w, slope in zip(features, slopes, strict=True) if slope < 0]
         note = f"its probabilities fall as {' and '.join(falling)} rises, by a weak fit" if falling else ""
         predictions[name] = Prediction(probability, score, note)
     if test.dense.shape[1]:
-        probability, _ = _logistic(train.dense, train.label, test.dense)
+        probability, _ = logistic(train.dense, train.label, test.dense)
         predictions["logistic regression"] = Prediction(probability, probability)
     else:
         skipped["logistic regression"] = "the shards have no dense features"
@@ -96,7 +96,7 @@ def _offset(names: list[str], feature: str) -> int:
     return sum(DENSE_FEATURES[n] for n in names[: names.index(feature)])
 
 
-def _logistic(x: np.ndarray, label: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def logistic(x: np.ndarray, label: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities [M] of `x_test` by a logistic regression of `label` [N] on `x` [N, K]; its slopes [K]."""
     if len(np.unique(label)) < 2:  # one label only: nothing to fit
         share = label.mean() if len(label) else np.nan

@@ -1,8 +1,8 @@
 """Stage `evaluate`: the test rows scored by every trained variant and by the baselines, and their metrics.
 
-Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet` and, where the true
-probabilities are known, `truth.parquet` and `attainable.parquet`. Each table has the test rows in the
-shards' order.
+Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and,
+where the true probabilities are known, `truth.parquet` and `attainable.parquet`: each has the test rows in
+the shards' order. And `lists/NAME.parquet`: each user's metrics of the list of all items.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.data.batch import Batch
+from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
+from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
+from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
 from dlrrec_torchrec.evaluation.truth import attainable, true_probabilities
-from dlrrec_torchrec.metrics import (
-    average_precision,
-    binary_metrics,
-    expected_auc,
-    roc_auc,
-    sigmoid,
-    user_auc,
-)
+from dlrrec_torchrec.metrics import binary_metrics, expected_auc, user_auc
+from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.serving.score import Scorer
+from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
 from dlrrec_torchrec.store.progress import track
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 PREDICTIONS = pa.schema(
     [
@@ -54,8 +53,10 @@ def evaluate(
     law: str | os.PathLike | None = None,
     batch_size: int = 4096,
     device: str = "auto",
+    peers: bool = True,
+    list_users: int = 10_000,
 ) -> Manifest:
-    """Score the test rows by each trained variant and write predictions and metrics to `out_dir`.
+    """Score the test rows and rank all items by each trained variant; write what comes out to `out_dir`.
 
     Args:
         train_dirs: variant name -> folder of its finished training.
@@ -65,10 +66,13 @@ def evaluate(
             too. It gives the AUC that is attainable from the training rows (`attainable_probability`).
         batch_size: rows scored at once; does not change the result.
         device: "auto", "cpu" or "cuda".
+        peers: fit other people's methods to the same rows (`evaluation.peers`) too.
+        list_users: users drawn for the lists, at most.
 
     `metrics.json` holds `protocol`, `rows`, `positives`, `reachable_auc` and `attainable_auc` (in
     expectation of the labels, or null), `truth` and `attainable` (metrics of the true probabilities and of
-    the estimated ones, or null), `models` and `baselines` (name -> metrics of `binary_metrics`), `notes`.
+    the estimated ones, or null), `models`, `baselines` and `peers` (name -> metrics of `binary_metrics`),
+    `difference` (`auc_differences` to the best baseline or peer), `lists` (`Lists.result`) and `notes`.
     Raises DataError if a variant is not trained, the variants' protocols differ, or `truth` misses a row.
     """
     train_dirs = {name: Path(folder) for name, folder in train_dirs.items()}
@@ -79,12 +83,15 @@ def evaluate(
     inputs |= {f"train/{name}": manifest.fingerprint for name, manifest in trained.items()}
     if truth is not None:
         inputs["truth"] = file_digest([path for path in (truth, law) if path is not None])
-    manifest = Manifest("evaluate", {"variants": list(train_dirs), "protocol": protocol}, inputs)
+    settings = {"variants": list(train_dirs), "protocol": protocol, "peers": peers, "list_users": list_users}
+    manifest = Manifest("evaluate", settings, inputs)
     if previous := manifest.current(out_dir):
         return previous
 
     with stage_output(manifest, out_dir) as folder:
-        train_rows, rows = read_rows(shards_dir, "train"), read_rows(shards_dir, "test")
+        train_rows, validation, rows = (read_rows(shards_dir, name) for name in schema.SPLITS)
+        facts = ShardFacts.of(shards, shards_dir)
+        lists = Lists(train_rows, validation, rows, facts, list_users)
         result: dict[str, Any] = {
             "protocol": protocol,
             "rows": len(rows),
@@ -95,8 +102,16 @@ def evaluate(
             "attainable": None,
             "models": {},
             "baselines": {},
+            "peers": {},
             "notes": [],
         }
+        scores: dict[str, dict[str, np.ndarray]] = {"models": {}, "baselines": {}, "peers": {}}
+
+        def keep(group: str, name: str, prediction: Prediction, file: Path) -> None:
+            result[group][name] = _write(prediction, rows, file)
+            result["notes"] += [f"{name}: {prediction.note}"] if prediction.note else []
+            scores[group][name] = prediction.score
+
         if truth is not None:
             probability = true_probabilities(truth, shards_dir, rows)
             true = Prediction(probability, probability)
@@ -108,14 +123,28 @@ def evaluate(
                 prediction = Prediction(estimate, estimate)
                 result["attainable"] = _write(prediction, rows, folder / "attainable.parquet")
         for name, train_dir in train_dirs.items():
-            logit = score_rows(train_dir, shards_dir, rows, batch_size, device, f"score by '{name}'")
-            prediction = Prediction(sigmoid(logit), logit)
-            result["models"][name] = _write(prediction, rows, folder / "predictions" / f"{name}.parquet")
+            scorer = Scorer(train_dir, shards_dir, device, batch_size)
+            logit = score_rows(scorer, shards_dir, rows, f"score by '{name}'")
+            calibration = Calibration.of(trained[name].facts)
+            prediction = Prediction(calibration.probability(logit), logit, calibration.note)
+            keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
+            lists.rank_model(name, scorer, load_entities(shards_dir, scorer.spec.in_rows))
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, prediction in predictions.items():
-            file = folder / "baselines" / f"{name.replace(' ', '-')}.parquet"
-            result["baselines"][name] = _write(prediction, rows, file)
-            result["notes"] += [f"{name}: {prediction.note}"] if prediction.note else []
+            keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")
+        if peers:
+            others = list(rating_peers(train_rows, validation, rows, facts.rating_range))
+            for name, predict in track(others, "peers", len(others), transient=True):
+                if isinstance(predict, str):
+                    result["notes"].append(f"peer '{name}' left out: {predict}")
+                else:
+                    keep("peers", name, predict(), folder / "peers" / f"{file_name(name)}.parquet")
+            lists.rank_peers()
+        rivals = result["baselines"] | result["peers"]
+        result["difference"] = auc_differences(
+            rows, scores["models"], scores["baselines"] | scores["peers"], lambda name: rivals[name]["auc"]
+        )
+        result["lists"] = lists.result(folder / "lists")
         result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
         result["notes"] += _class_notes(rows)
         text = json.dumps(jsonable(result), indent=2)
@@ -123,24 +152,16 @@ def evaluate(
         manifest.rows = {"test": len(rows)}
         manifest.facts = jsonable(
             {key: result[key] for key in ("protocol", "reachable_auc", "attainable_auc")}
-            | {f"auc/{name}": m["auc"] for name, m in (result["models"] | result["baselines"]).items()}
+            | {f"auc/{name}": m["auc"] for name, m in (rivals | result["models"]).items()}
         )
     return manifest
 
 
-def score_rows(
-    train_dir: str | os.PathLike,
-    shards_dir: str | os.PathLike,
-    rows: Rows,
-    batch_size: int,
-    device: str,
-    title: str,
-) -> np.ndarray:
-    """Logits f64 [N] of the test rows by the best checkpoint in `train_dir`, in the shards' order.
+def score_rows(scorer: Scorer, shards_dir: str | os.PathLike, rows: Rows, title: str) -> np.ndarray:
+    """Logits f64 [N] of the test rows, in the shards' order.
 
     Raises DataError if the loader's rows are not `rows`, or a logit is not a number.
     """
-    scorer = Scorer(train_dir, shards_dir, device, batch_size)
     loader = scorer.split("test")
     users, items = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
 
@@ -162,13 +183,7 @@ def _write(prediction: Prediction, rows: Rows, path: Path) -> dict[str, float]:
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = [rows.user, rows.item, rows.label, rows.rating, prediction.probability, prediction.score]
     pq.write_table(pa.table([pa.array(c) for c in columns], schema=PREDICTIONS), path, compression="zstd")
-    auc_by_user, share = user_auc(rows.label, prediction.score, rows.user)
-    return binary_metrics(rows.label, prediction.probability) | {
-        "auc": roc_auc(rows.label, prediction.score),
-        "auprc": average_precision(rows.label, prediction.score),
-        "user_auc": auc_by_user,
-        "user_auc_users": share,
-    }
+    return binary_metrics(rows.label, prediction.probability, rows.user, score=prediction.score)
 
 
 def _protocol(trained: Mapping[str, Manifest]) -> str:

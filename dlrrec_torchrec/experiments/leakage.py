@@ -212,7 +212,7 @@ def read_features(
     chosen = facts.row_modalities if all_features else ()
     columns = ["label", "user", "item", "dense", *(["category"] if all_features else [])]
     columns += [modality.name for modality in chosen]
-    names = _dense_names(facts)
+    names = _dense_names(facts) + list(facts.affinity)
     raw = {}
     for part in ("train", "val", "test"):
         if not (Path(shards_dir) / part).exists():
@@ -271,8 +271,7 @@ def _tree(
     """A fitted tree's scoring of rows [n, C] and its gain from each column [C].
 
     Features of one to three columns (the dense ones) get many bins: what a label leaves in a mean is small.
-    Leaves may be as small as
-    five rows, about an item's or a user's rows in half of the training rows.
+    Leaves may be as small as five rows, about an item's or a user's rows in half of the training rows.
     """
     try:
         import lightgbm

@@ -2,7 +2,8 @@
 
 A training row must not see its own review in its features. Content that cannot be corrected by subtraction (a
 summary, a tag) is therefore computed K + 1 times: from all of an entity's training reviews (fold -1: for
-validation, test and serving) and, for each fold, from all except that fold's.
+validation, test and serving) and, for each fold, from all except that fold's. One assignment of the rows
+serves users and items, and `prepare` takes the same for everything else that a training row must not know.
 """
 
 from __future__ import annotations
@@ -31,30 +32,33 @@ def row_hashes(user_ids: list[str], item_ids: list[str], seed: int) -> np.ndarra
     )
 
 
-def assign_folds(entity: np.ndarray, hashes: np.ndarray, folds: int) -> np.ndarray:
-    """The fold of each row, i16 [N]: an entity's rows in order of hash take 0, 1, ... K - 1, 0, 1, ...
-
-    An entity with at most K rows has one in each fold: exact leave-one-out.
+def random_folds(hashes: np.ndarray, folds: int) -> np.ndarray:
+    """The fold of each row, i16 [N], by its hash alone: the same for its user and its item.
 
     Args:
-        entity: i64 [N] codes of the rows' users (or items).
         hashes: u64 [N] from `row_hashes`.
         folds: K >= 2.
     """
-    order = np.lexsort((hashes, entity))
-    grouped = entity[order]
-    first = (
-        np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]]) if len(grouped) else np.zeros(0, np.int64)
-    )
-    sizes = np.diff(np.r_[first, len(grouped)])
-    rank = np.arange(len(grouped)) - np.repeat(first, sizes)
-    fold = np.empty(len(entity), np.int16)
-    fold[order] = rank % folds
-    return fold
+    return (hashes % np.uint64(folds)).astype(np.int16)
 
 
-def versions(entity: np.ndarray, fold: np.ndarray, entities: int) -> Iterator[tuple[int, int, np.ndarray]]:
-    """Yield (entity code, fold, rows i64 it may use, in table order), fold -1 first, for all codes."""
+def time_folds(timestamps: np.ndarray, folds: int) -> np.ndarray:
+    """The fold of each row, i16 [N]: up to K blocks of about N / K rows, in order of time.
+
+    Rows of one moment are in one block, so whatever is in an earlier block happened before.
+    """
+    before = np.searchsorted(np.sort(timestamps), timestamps, side="left")
+    return (before * folds // max(len(timestamps), 1)).astype(np.int16)
+
+
+def versions(
+    entity: np.ndarray, fold: np.ndarray, entities: int, earlier: bool = False
+) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Yield (entity code, fold, rows i64 it may use, in table order), fold -1 first, for all codes.
+
+    Args:
+        earlier: a fold's version may use the rows of earlier folds only, instead of all other folds.
+    """
     order = np.argsort(entity, kind="stable")
     bounds = np.searchsorted(entity[order], np.arange(entities + 1))
     for code in range(entities):
@@ -62,4 +66,4 @@ def versions(entity: np.ndarray, fold: np.ndarray, entities: int) -> Iterator[tu
         yield code, -1, rows
         row_folds = fold[rows]
         for k in np.unique(row_folds):
-            yield code, int(k), rows[row_folds != k]
+            yield code, int(k), rows[row_folds < k if earlier else row_folds != k]

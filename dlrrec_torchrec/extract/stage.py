@@ -14,7 +14,7 @@ from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
-from dlrrec_torchrec.extract.crossfit import assign_folds, row_hashes, versions
+from dlrrec_torchrec.extract.crossfit import random_folds, row_hashes, time_folds, versions
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.providers.registry import make_provider
@@ -70,13 +70,28 @@ def extract(
             _CountedEmbedding(encoder, Path(cache_dir) / "vectors"),
             provider,
             config.folds,
+            config.fold_by == "time",
             config.seed,
             config.categories_from == "items",
             config.price_from == "items",
             config.category_slots,
         )
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
+        manifest.facts["fold_by"] = config.fold_by
     return manifest
+
+
+def _folds(reviews: pa.Table, folds: int, by_time: bool, seed: int, train_dir: Path) -> np.ndarray:
+    """The fold of each review, i16 [N]."""
+    if not by_time:
+        hashes = row_hashes(reviews["user_id"].to_pylist(), reviews["item_id"].to_pylist(), seed)
+        return random_folds(hashes, folds)
+    if missing := reviews["timestamp"].null_count:
+        raise DataError(
+            f"{train_dir}: column 'timestamp': {missing:,} of {reviews.num_rows:,} rows have no time, hence "
+            "no order; use --fold-by random --statistics folds"
+        )
+    return time_folds(reviews["timestamp"].to_numpy(), folds)
 
 
 class _CountedEmbedding:
@@ -105,12 +120,13 @@ def _write_content(
     embed: _CountedEmbedding,
     provider: Provider,
     folds: int,
+    by_time: bool,
     seed: int,
     categories_from_items: bool,
     price_from_items: bool,
     slots: int,
 ) -> None:
-    reviews = read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions"])
+    reviews = read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions", "timestamp"])
     users, user_code = _codes(reviews["user_id"])
     items, item_code = _codes(reviews["item_id"])
     metadata = _metadata(items_dir, items)
@@ -123,8 +139,7 @@ def _write_content(
         ],
         embed,
     )
-    hashes = row_hashes(reviews["user_id"].to_pylist(), reviews["item_id"].to_pylist(), seed)
-    user_fold, item_fold = (assign_folds(code, hashes, folds) for code in (user_code, item_code))
+    fold = _folds(reviews, folds, by_time, seed, train_dir)
     text_vectors, image_vectors = (
         words.document_means(normalize=True),
         pictures.document_means(normalize=False),
@@ -136,7 +151,7 @@ def _write_content(
     manifest.facts["vector_dims"] = {name.removesuffix("_vector"): dim for name, dim in dims.items()}
 
     n = reviews.num_rows
-    columns = [reviews["user_id"], reviews["item_id"], user_fold, item_fold]
+    columns = [reviews["user_id"], reviews["item_id"], fold]
     columns += [_vectors(text_vectors[:n], has_words[:n]), _vectors(image_vectors[:n], has_pictures[:n])]
     manifest.rows["reviews"] = _write(columns, with_vectors(schema.REVIEW_CONTENT, dims), folder / "reviews")
 
@@ -153,12 +168,13 @@ def _write_content(
     )
 
     writer = provider.read(words)
-    user_side = [(c, f, rows) for c, f, rows in versions(user_code, user_fold, len(users))]
+    user_side = [(c, f, rows) for c, f, rows in versions(user_code, fold, len(users), by_time)]
     columns, summary_vectors, _ = _described(writer, "user", users, user_side, words, embed)
     kind = with_vectors(schema.USER_CONTENT, {"text_vector": dims["text_vector"]})
     manifest.rows["users"] = _write([*columns, summary_vectors], kind, folder / "users")
 
-    item_side = [(c, f, np.r_[rows, n + c]) for c, f, rows in versions(item_code, item_fold, len(items))]
+    item_versions = versions(item_code, fold, len(items), by_time)
+    item_side = [(c, f, np.r_[rows, n + c]) for c, f, rows in item_versions]
     columns, summary_vectors, contents = _described(writer, "item", items, item_side, words, embed)
     seen = _means([pictures.pieces_of(documents) for *_, documents in item_side], pictures, normalize=False)
     code = [c for c, *_ in item_side]

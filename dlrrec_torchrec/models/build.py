@@ -10,11 +10,14 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig, TrainConfig
+from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.batch_spec import BatchSpec
+from dlrrec_torchrec.data.listing import LIST_KEYS, ListRows
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.list_head import ListHead, ListTerm
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.store.errors import DataError
@@ -23,21 +26,29 @@ from dlrrec_torchrec.store.modality import Modality
 _DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 
 
-def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str | None = None) -> DLRREC:
+def build_model(
+    model: ModelConfig,
+    spec: BatchSpec,
+    device: torch.device | str | None = None,
+    lists: ListConfig | None = None,
+) -> DLRREC:
     """The model with embedding tables t_category, t_user and t_item, those that are switched on.
 
     Args:
         spec: what `batch_spec` makes of `model` and the shards: modalities, dense features, users, items and
             categories, of which the table has one row more, for the padding.
+        model: settings that are open are the papers' (`config.automatic`).
         device: of the tables. With "meta" (sharded training: no table is ever whole on one host) the dense
             part is on the CPU, else where the tables are. Its weights are drawn on the CPU, so that they
             follow from the seed alone. Tables of model.tables' data types are made on "meta" only: whole
             ones are fp32, which holds the values of the others.
+        lists: the list head; None, or weight 0: without.
 
     Raises:
         DataError: settings that do not fit together, naming the flags.
     """
     facts = spec.facts
+    model, *_ = automatic(model, TrainConfig())
     needed = {"category": facts.category_types + 1} | facts.entities
     check_settings(model)
     device = torch.device(device or "cpu")
@@ -81,8 +92,31 @@ def build_model(model: ModelConfig, spec: BatchSpec, device: torch.device | str 
         dropout=model.dropout,
         content=_content(model, spec, table_device) if spec.in_tables else None,
         managed=managed,
+        wide=model.wide,
+        list_head=_list_head(model, lists, spec, table_device) if lists and lists.weight else None,
     )
     return built if meta else built.to(device)
+
+
+def _list_head(model: ModelConfig, lists: ListConfig, spec: BatchSpec, device: torch.device) -> ListHead:
+    needed = {f"list_{side}": rows for side, rows in spec.facts.entities.items()}
+    needed["list_category"] = spec.facts.category_types
+    keys = LIST_KEYS if lists.content and needed["list_category"] else LIST_KEYS[:2]
+    settings = {key: model.tables.get(key, TableConfig()) for key in keys}
+    configs = [
+        EmbeddingBagConfig(
+            name=f"t_{key}",
+            embedding_dim=lists.dim,
+            num_embeddings=_rows(key, needed[key], settings[key], lists.dim),
+            feature_names=[key],
+            data_type=_DTYPES[settings[key].dtype or "fp32"] if device.type == "meta" else DataType.FP32,
+        )
+        for key in keys
+    ]
+    sizes = tower_sizes(model, spec.modalities)
+    reduced = {name: layers[-1] for name, layers in sizes.items()} if lists.content else {}
+    tables = EmbeddingBagCollection(tables=configs, device=device)
+    return ListHead(tables, spec.modalities, reduced, lists.tau)
 
 
 def tower_sizes(model: ModelConfig, modalities: Sequence[Modality]) -> dict[str, list[int]]:
@@ -151,8 +185,29 @@ def build_wrapper(
     corpus: Mapping[str, Tensor],
     class_weights: Sequence[float] = (1.0, 1.0),
     seed: int = 0,
+    lists: ListConfig | None = None,
+    list_rows: ListRows | None = None,
+    item_counts: Tensor | None = None,
+    rating: bool = True,
 ) -> TrainWrapper:
-    """The training wrapper of `model`; `corpus`, `class_weights` and `seed` as in TrainWrapper."""
+    """The training wrapper of `model`; `corpus`, `class_weights`, `seed` and `rating` as in TrainWrapper.
+
+    Args:
+        lists, list_rows: of the model's list head, and what its batches bring (`BatchSpec.lists`); both None
+            without one.
+        item_counts: i64 [items] training rows of each item; for list.candidates=batch.
+    """
+    term = None
+    if lists is not None and list_rows is not None:
+        term = ListTerm(
+            lists.weight,
+            lists.low_weight,
+            list_rows.candidates,
+            list_rows.items,
+            lists.id_dropout,
+            item_counts,
+            seed,
+        )
     return TrainWrapper(
         model,
         corpus,
@@ -166,4 +221,6 @@ def build_wrapper(
         num_negatives=contrastive.num_negatives,
         positive=contrastive.positive,
         seed=seed,
+        lists=term,
+        rating=rating,
     )

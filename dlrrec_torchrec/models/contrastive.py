@@ -13,7 +13,7 @@ from dlrrec_torchrec.distributed.collectives import gather_rows
 from dlrrec_torchrec.models.masks import first_occurrences, negative_mask
 from dlrrec_torchrec.store.errors import DataError
 
-_NOTHING = -1e30  # a masked logit: finite, so that a row without negatives has finite gradients
+NOTHING = -1e30  # a masked logit: finite, so that a row without negatives has finite gradients
 
 
 def info_nce(
@@ -63,23 +63,23 @@ def info_nce(
         anchors = anchors / temperature
         near = (anchors * positives).sum(1)
         if len(negatives):
-            far = _MaskedLogSumExp.apply(anchors, negatives, negative_mask)
+            far = MaskedLogSumExp.apply(anchors, negatives, negative_mask)
         else:
-            far = torch.full_like(near, _NOTHING)
+            far = torch.full_like(near, NOTHING)
         # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
         losses = F.softplus(far - near, threshold=40)
         return torch.where(valid, losses, 0.0).sum(), valid.sum()
 
 
-class _MaskedLogSumExp(torch.autograd.Function):
-    """ln sum_k exp(a_j . n_k) over the k allowed for j: f32 [B]; about _NOTHING where none is.
+class MaskedLogSumExp(torch.autograd.Function):
+    """ln sum_k exp(a_j . n_k) over the k allowed for j: f32 [B]; about NOTHING where none is.
 
     By autograd alone, several more tensors of the size [B, N] would stay in memory.
     """
 
     @staticmethod
     def forward(ctx, anchors: Tensor, negatives: Tensor, allowed: Tensor) -> Tensor:
-        scores = (anchors @ negatives.T).masked_fill_(allowed.logical_not(), _NOTHING)
+        scores = (anchors @ negatives.T).masked_fill_(allowed.logical_not(), NOTHING)
         largest = scores.amax(1)
         shares = scores.sub_(largest.unsqueeze(1)).exp_()  # softmax without the division by the sum
         total = shares.sum(1)

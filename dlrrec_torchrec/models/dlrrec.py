@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.models.dlrm import DLRM, InteractionArch
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedJaggedTensor
 
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
+from dlrrec_torchrec.models.list_head import ListHead
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
+from dlrrec_torchrec.models.wide import WidePath
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
 
@@ -39,6 +41,10 @@ class DLRREC(DLRM):
         dropout: between the layers of the top MLP.
         content: tables of the content vectors; None: they come with the rows.
         managed: further tables, of dimension E too.
+        wide: add a linear path over the dense features to the logit, and standardise them for the dense MLP
+            too (`wide.WidePath`). The deep part's last layer then starts at zero: the first logits are the
+            linear path's.
+        list_head: for lists of the best items; apart from the logit.
         dense_device: where the dense part is built.
 
     Raises:
@@ -79,6 +85,8 @@ class DLRREC(DLRM):
         dropout: float = 0.1,
         content: ContentTables | None = None,
         managed: ManagedTables | None = None,
+        wide: bool = False,
+        list_head: ListHead | None = None,
         dense_device: torch.device | None = None,
     ) -> None:
         tables = embedding_bag_collection.embedding_bag_configs()
@@ -92,6 +100,7 @@ class DLRREC(DLRM):
         self.interaction = interaction
         self.content = content
         self.managed = managed
+        self.list_head = list_head
         self.dense_arch = MultiModalDenseArch(
             dense_in_features,
             list(dense_arch_layer_sizes),
@@ -113,6 +122,10 @@ class DLRREC(DLRM):
             self.inter_arch = kind(width).to(dense_device)
             over_in_features = self.inter_arch.out_features
         self.over_arch = OverArch(over_in_features, over_arch_layer_sizes, dropout, dense_device)
+        self.wide = WidePath(dense_in_features, device=dense_device) if wide else None
+        if wide:
+            for parameter in self.over_arch.model[-1].parameters():
+                nn.init.zeros_(parameter)
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Content vectors (modality -> f16 or f32 [B, V]) to reduced ones (modality -> [B, R])."""
@@ -126,6 +139,8 @@ class DLRREC(DLRM):
         managed: KeyedJaggedTensor | None = None,
     ) -> Tensor:
         """Logits f32 [B] of rows with dense features f32 [B, D], jagged ids and reduced vectors."""
+        if self.wide is not None:
+            dense = self.wide.standardize(dense)
         embedded_dense = self.dense_arch(dense)
         embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
         if self.managed is not None:
@@ -138,17 +153,20 @@ class DLRREC(DLRM):
             crossed = self.inter_arch(
                 torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
             )
-        return self.over_arch(crossed).squeeze(1).float()
+        logits = self.over_arch(crossed).squeeze(1).float()
+        return logits if self.wide is None else logits + self.wide(dense)
 
-    def score(self, batch: Batch) -> Tensor:
-        """Logits f32 [B] of a batch, wherever its vectors come from."""
+    def score(self, batch: Batch, without: Collection[str] = ()) -> Tensor:
+        """Logits f32 [B] of a batch, wherever its vectors come from; those of `without` count as missing."""
         if self.content is None:
-            return self(batch.dense, batch.sparse, batch.vectors, batch.managed)
-        vectors, places = self.content(batch.lookup.ids), batch.lookup.places
-        reduced = {}
-        for modality in self.modalities:
-            anchors = (places[modality.side]["anchor"], None, True)
-            (reduced[modality.name],) = self.dense_arch.reduce_uses(vectors, modality.name, [anchors])
+            reduced = self.reduce(batch.vectors)
+        else:
+            vectors, places = self.content(batch.lookup.ids), batch.lookup.places
+            reduced = {}
+            for modality in self.modalities:
+                anchors = (places[modality.side]["anchor"], None, True)
+                (reduced[modality.name],) = self.dense_arch.reduce_uses(vectors, modality.name, [anchors])
+        reduced |= {name: torch.zeros_like(reduced[name]) for name in without}
         return self.predict(batch.dense, batch.sparse, reduced, batch.managed)
 
     def forward(

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TableConfig
+import dataclasses
+
+import numpy as np
+from scipy import sparse
+
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
+from dlrrec_torchrec.config.automatic import DataSize
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.draws import Draws
+from dlrrec_torchrec.data.listing import ListRows
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality, chosen
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 VECTORS = ("row", "table")
+CATALOGUE = 20_000  # items up to which list.candidates=auto takes all of them
+
+
+def data_size(facts: ShardFacts) -> DataSize:
+    """What settings that are open follow from (`config.automatic`)."""
+    counts = facts.label_counts.values()
+    return DataSize(sum(counts), min(counts), facts.users, facts.items)
 
 
 def batch_spec(
-    model: ModelConfig, facts: ShardFacts, contrastive: ContrastiveConfig | None = None, seed: int = 0
+    model: ModelConfig,
+    facts: ShardFacts,
+    contrastive: ContrastiveConfig | None = None,
+    seed: int = 0,
+    lists: ListConfig | None = None,
 ) -> BatchSpec:
     """What the batches of the model hold.
 
     Args:
         facts: of the shards that it is trained on.
         contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
+        lists: also what the list head looks up, where it is on; what it needs of the shards' rows
+            comes from `with_rows`.
 
     Raises:
         DataError: vectors, or a modality, that do not exist; names the setting.
@@ -45,7 +65,31 @@ def batch_spec(
         in_tables=modalities if tables else (),
         draws=tuple(draws),
         positives=facts.positives if draws else 0,
+        lists=None if lists is None or not lists.weight else _list_rows(lists, facts, seed),
     )
+
+
+def _list_rows(lists: ListConfig, facts: ShardFacts, seed: int) -> ListRows:
+    candidates = lists.candidates
+    if candidates == "auto":
+        candidates = "catalogue" if facts.items <= CATALOGUE else "sampled"
+    number = min(lists.num_candidates, facts.items)
+    padding = facts.category_types
+    return ListRows(candidates, facts.items, number, seed, padding=padding, content=lists.content)
+
+
+def with_rows(spec: BatchSpec, lists: ListConfig, category: np.ndarray, seen: sparse.csr_matrix) -> BatchSpec:
+    """The same, with what the list head's lookups need of the shards.
+
+    Args:
+        category: i32 [items, slots], the items' category types, padded with their number.
+        seen: [users, items], the pairs of the training rows.
+    """
+    used = spec.lists.content and spec.facts.category_types
+    rows = dataclasses.replace(
+        spec.lists, category=category if used else None, seen=seen if lists.mask_seen else None
+    )
+    return dataclasses.replace(spec, lists=rows)
 
 
 def _modalities(model: ModelConfig, facts: ShardFacts) -> tuple[Modality, ...]:

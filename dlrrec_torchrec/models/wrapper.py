@@ -1,4 +1,4 @@
-"""The model with its loss: what is trained. L = L_rec + w1 L_ii + w2 L_uu (DLRREC equation 2)."""
+"""The model with its loss: what is trained. L = L_rec + w1 L_ii + w2 L_uu (DLRREC equation 2) + w L_list."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dlrrec_torchrec.data.lookup import distinct_codes
 from dlrrec_torchrec.distributed.collectives import all_sum, world_size
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.list_head import ListTerm, anchors_and_candidates, parted, row_numbers, stacked
 from dlrrec_torchrec.models.losses import weighted_bce_sum
 from dlrrec_torchrec.store.errors import DataError
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from dlrrec_torchrec.data.lookup import Lookup
 
 NEGATIVES = ("corpus", "batch")
-TERMS = {"item": "loss_ii", "user": "loss_uu"}  # the contrastive term of each side, as it is reported
+TERMS = {"item": "loss_ii", "user": "loss_uu", "list": "loss_list"}  # as they are reported
 Reduced = dict[str, Tensor]  # modality -> [B, R]
 
 # What depends on shapes or on the process group is one node for the FX tracer. TorchRec's pipelined trainer
@@ -52,6 +53,8 @@ class TrainWrapper(nn.Module):
         negatives: "corpus" or "batch"; num_negatives: corpus negatives of a step.
         positive: "best" or "sample".
         seed: of negatives and sampled positives.
+        lists: the term of the model's list head, whose candidates' content vectors come from `corpus` too.
+        rating: False leaves L_rec out of the loss.
 
     State: `step`, the number of training steps so far, so that a resumed run continues its draws.
 
@@ -93,7 +96,7 @@ class TrainWrapper(nn.Module):
         >>> loss, parts = wrapper(batch)
         >>> loss.backward()
         >>> sorted(parts)
-        ['label', 'logits', 'loss_ii', 'loss_rec', 'loss_uu']
+        ['label', 'logits', 'loss_ii', 'loss_list', 'loss_rec', 'loss_uu']
     """
 
     def __init__(
@@ -110,6 +113,8 @@ class TrainWrapper(nn.Module):
         num_negatives: int = 256,
         positive: str = "best",
         seed: int = 0,
+        lists: ListTerm | None = None,
+        rating: bool = True,
     ) -> None:
         super().__init__()
         for flag, value, choices in (("negatives", negatives, NEGATIVES), ("positive", positive, POSITIVE)):
@@ -126,6 +131,8 @@ class TrainWrapper(nn.Module):
         self.num_negatives = num_negatives
         self.positive = positive
         self.seed = seed
+        self.lists = lists
+        self.rating = rating
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
         self.register_buffer(
             "class_weights", torch.tensor(class_weights, dtype=torch.float32), persistent=False
@@ -140,6 +147,9 @@ class TrainWrapper(nn.Module):
                 self.sides[side], entities = self._add_corpus(side, corpus)
                 drawn_number = num_negatives if negatives == "corpus" else 0
                 self.draws[side] = Draws(side, entities, positive, drawn_number, seed)
+        self.compared: list[str] = []  # modalities of the list's candidates
+        if lists is not None and lists.candidates != "batch" and model.list_head.sides["item"]:
+            self.compared = self._add_corpus("item", corpus)[0]
 
     def _add_corpus(self, side: str, corpus: Mapping[str, Tensor]) -> tuple[list[str], int]:
         """The side's modalities and entities; vectors that are not in tables are kept."""
@@ -175,37 +185,62 @@ class TrainWrapper(nn.Module):
 
         Returns:
             loss: f32 scalar to go backward from. Its mean over the ranks is the loss of the joined batch.
-            parts, detached: `logits` and `label` f32 [B]; `loss_rec` (with class weights), `loss_ii` and
-            `loss_uu` (without term weights, 0 where off) as means over all ranks.
+            parts, detached: `logits` and `label` f32 [B]; `loss_rec` (with class weights), `loss_ii`,
+            `loss_uu` and `loss_list` (without term weights, 0 where off) as means over all ranks.
         """
         step = next_step(self.step, step, self.training)
         if self.model.content is None:
-            reduced, others = self._from_rows(batch, step)
+            reduced, others, compared = self._from_rows(batch, step)
         else:
-            reduced, others = self._from_tables(batch)
+            reduced, others, compared = self._from_tables(batch)
         logits = self.model.predict(batch.dense, batch.sparse, reduced, batch.managed)
         terms = {"rec": (weighted_bce_sum(logits, batch.label, self.class_weights), row_count(batch.label))}
         for side in self.sides:
             codes, neighbours = getattr(batch, side), getattr(batch, f"{side}_positives")
             terms[side] = self._contrast(side, codes, neighbours, reduced, *others[side])
+        if self.lists is not None:
+            terms["list"] = (self._list(batch, reduced, compared, step), row_count(batch.label))
 
         sums = {name: total for name, (total, _) in terms.items()}
         counts = {name: count for name, (_, count) in terms.items()}
         local, means = global_means(sums, counts)
-        loss = local["rec"]
+        loss = local["rec"] if self.rating else local["rec"] * 0.0
         for side, weight in self.weights.items():
             loss = loss + weight(local[side])
+        if self.lists is not None:
+            loss = loss + self.lists.weight * local["list"]
         parts = {"logits": logits.detach(), "label": batch.label, "loss_rec": means["rec"]}
         for side, name in TERMS.items():
-            parts[name] = means[side] if side in self.sides else torch.zeros_like(means["rec"])
+            parts[name] = means[side] if side in terms else torch.zeros_like(means["rec"])
         return loss, parts
 
-    def _from_rows(self, batch: Batch, step: Tensor) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
-        """The anchors' reduced vectors from the rows; for each side those they are compared with.
+    def _list(self, batch: Batch, reduced: Reduced, compared: Reduced, step: Tensor) -> Tensor:
+        """The sum of the list's losses on this rank."""
+        head, codes = self.model.list_head, batch.listed.candidates
+        kept = self.lists.kept(batch.user, batch.item, codes, step)
+        sides = head(batch.listed, reduced, compared, kept)
+        return self.lists(sides, batch.listed, batch.item, batch.label, head.temperature)
 
-        The latter are (of the positives and then of the negatives [B + N, sum of R], codes of the negatives).
+    def _from_rows(
+        self, batch: Batch, step: Tensor
+    ) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]], Reduced]:
+        """The anchors' reduced vectors from the rows; for each side those they are compared with; the list's
+        candidates'.
+
+        The second are (of the positives and then of the negatives [B + N, sum of R], codes of the negatives).
         """
-        reduced, others = self.model.reduce(batch.vectors), {}
+        arch, others, candidates = self.model.dense_arch, {}, {}
+        if not self.compared:
+            reduced = self.model.reduce(batch.vectors)
+        else:
+            names = [modality.name for modality in self.model.modalities]
+            others_of_rows = [name for name in names if name not in self.compared]
+            reduced = {name: arch.towers[name](batch.vectors[name]) for name in others_of_rows}
+        for name in self.compared:
+            codes = batch.listed.candidates
+            both = stacked(batch.vectors[name], getattr(self, f"corpus_{name}"), codes)
+            uses = [anchors_and_candidates(row_numbers(both), codes, None)]
+            reduced[name], candidates[name] = parted(arch.reduce_uses({name: both}, name, uses)[0], codes)
         for side, names in self.sides.items():
             corpus = {name: getattr(self, f"corpus_{name}") for name in names}
             used_codes, negative_codes, share = drawn_codes(
@@ -214,25 +249,32 @@ class TrainWrapper(nn.Module):
             codes, places = distinct_uses(used_codes)
             vectors = {name: corpus[name].index_select(0, codes) for name in names}
             uses = [(places, share, False)]
-            compared = {name: self.model.dense_arch.reduce_uses(vectors, name, uses)[0] for name in names}
+            compared = {name: arch.reduce_uses(vectors, name, uses)[0] for name in names}
             others[side] = (joined_vectors(compared, names), negative_codes)
-        return reduced, others
+        return reduced, others, candidates
 
-    def _from_tables(self, batch: Batch) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]]]:
+    def _from_tables(self, batch: Batch) -> tuple[Reduced, dict[str, tuple[Tensor, Tensor]], Reduced]:
         """As `_from_rows`, from the content tables; each distinct entity passes the towers once."""
         vectors, reduced = self.model.content(batch.lookup.ids), {}
         against = {side: looked_up(draws, batch.lookup) for side, draws in self.draws.items()}
         for modality in self.model.modalities:
-            uses = [(batch.lookup.places[modality.side]["anchor"], None, True)]
+            roles, name = batch.lookup.places[modality.side], modality.name
+            uses = [(roles["anchor"], None, True)]
+            if name in self.compared:
+                uses = [anchors_and_candidates(roles["anchor"], roles["candidate"], roles["candidate"])]
             if modality.side in against:
                 places, _, share = against[modality.side]
                 uses.append((places, share, False))
-            reduced[modality.name] = self.model.dense_arch.reduce_uses(vectors, modality.name, uses)
+            reduced[name] = self.model.dense_arch.reduce_uses(vectors, name, uses)
         anchors = {name: rows[0] for name, rows in reduced.items()}
-        others = {name: rows[-1] for name, rows in reduced.items()}
-        return anchors, {
+        others = {name: rows[1] for name, rows in reduced.items() if len(rows) > 1}
+        contrasted = {
             side: (joined_vectors(others, names), against[side][1]) for side, names in self.sides.items()
         }
+        candidates = {}
+        for name in self.compared:
+            anchors[name], candidates[name] = parted(anchors[name], batch.listed.candidates)
+        return anchors, contrasted, candidates
 
     def _contrast(
         self,

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dlrrec_torchrec.features.leave_one_out import CHUNK_ROWS
+from dlrrec_torchrec.features.left_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.vocabulary import encode, encode_lists, sorted_names
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
@@ -71,8 +71,7 @@ class ReviewIndex:
     """Where the content of each training row is: for each content row its training row, and the folds [N]."""
 
     row: np.ndarray  # int64, in the order of content/reviews
-    user_fold: np.ndarray  # int64 [N]
-    item_fold: np.ndarray
+    fold: np.ndarray  # int64 [N]
 
 
 def index_reviews(folder: Path, train: SplitRows, users: pa.Array, items: pa.Array) -> ReviewIndex:
@@ -80,7 +79,7 @@ def index_reviews(folder: Path, train: SplitRows, users: pa.Array, items: pa.Arr
 
     Raises DataError unless both hold the same pairs, each once.
     """
-    table = read_table(folder, REVIEW_CONTENT, ["user_id", "item_id", "user_fold", "item_fold"])
+    table = read_table(folder, REVIEW_CONTENT, ["user_id", "item_id", "fold"])
     key = train.user.astype(np.int64) * len(items) + train.item
     order = np.argsort(key, kind="stable")
     user, item = encode(table["user_id"], users), encode(table["item_id"], items)
@@ -97,11 +96,9 @@ def index_reviews(folder: Path, train: SplitRows, users: pa.Array, items: pa.Arr
             f"{folder}: user '{example[0]}', item '{example[1]}' must be here once if a training row "
             "and not at all if none; run split and extract again"
         )
-    folds = {}
-    for column in ("user_fold", "item_fold"):
-        folds[column] = np.empty(len(key), np.int64)
-        folds[column][row] = table[column].to_numpy()
-    return ReviewIndex(row, folds["user_fold"], folds["item_fold"])
+    fold = np.empty(len(key), np.int64)
+    fold[row] = table["fold"].to_numpy()
+    return ReviewIndex(row, fold)
 
 
 class FoldIndex:
@@ -110,6 +107,7 @@ class FoldIndex:
     def __init__(self, table: pa.Table, ids: pa.Array):
         """`table`: columns id and fold; `ids`: the entities in code order."""
         code, fold = encode(table["id"], ids), table["fold"].to_numpy().astype(np.int64)
+        self._code = code
         self._span = int(fold.max(initial=0)) + 2
         key = np.where(code < 0, -1, code.astype(np.int64) * self._span + fold + 1)  # -1 is never looked up
         self._order = np.argsort(key, kind="stable")
@@ -123,6 +121,21 @@ class FoldIndex:
             return np.full(len(code), -1)
         at = np.minimum(np.searchsorted(self._key, key), len(self._key) - 1)
         return np.where(self._key[at] == key, self._order[at], -1)
+
+    def seen_by(self, code: np.ndarray, fold: int, earlier: bool) -> np.ndarray:
+        """int64 rows of the table for what a training row of `fold` may see of each entity.
+
+        Without a review in the fold that is the whole, or, where only `earlier` folds count, what the
+        entity's next fold sees.
+        """
+        row, whole = self.find(code, fold), self.find(code, -1)
+        if earlier and len(self._key):
+            key = code.astype(np.int64) * self._span + fold + 1
+            at = np.minimum(np.searchsorted(self._key, key), len(self._key) - 1)
+            row = np.where(
+                (self._code[self._order[at]] == code) & (self._key[at] >= key), self._order[at], -1
+            )
+        return np.where(row < 0, whole, row)
 
 
 def map_vectors(

@@ -4,18 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dlrrec_torchrec.features.leave_one_out import (
-    PooledVectors,
-    StoredVectors,
-    fold_groups,
-    rating_statistics,
-)
+from dlrrec_torchrec.features.left_out import Groups, PooledVectors, StoredVectors, rating_statistics
 from dlrrec_torchrec.prepare.inputs import (
     FoldIndex,
     SplitRows,
@@ -42,6 +38,7 @@ class JoinedSides:
         users, items: the two sides.
         vocabulary: of the categories; slots: of them an item has at most.
         modalities: of all vectors that the sides hold, also of those that no entity has.
+        fold: int64 [N], of each training row.
     """
 
     users: Side
@@ -49,6 +46,7 @@ class JoinedSides:
     vocabulary: CategoryVocabulary
     slots: int
     modalities: tuple[Modality, ...]
+    fold: np.ndarray
 
     def number(self, modality: Modality) -> int:
         """How many entities of its side have a vector of the modality."""
@@ -64,7 +62,7 @@ def join_sides(
     scratch: Path,
     *,
     text: str,
-    by_fold: bool,
+    statistics: str,
     smoothing: float,
     prior: float,
     positives: int,
@@ -77,7 +75,8 @@ def join_sides(
         train: the training rows, whose codes are positions in `user_ids` and `item_ids`.
         scratch: folder for memory maps, to live as long as the sides.
         text: "mean" pools the reviews' vectors, "summary" takes the summaries' vectors.
-        by_fold: leave out a row's whole fold of its entity instead of its own review.
+        statistics: what a row sees: "folds" (reviews of other folds), "ordered" (of earlier folds, which are
+            blocks of time) or "row" (all except its own).
         smoothing: pseudo-reviews of the rating `prior` in a mean rating.
         positives: neighbours kept for each entity.
         category_types: that have a code, at most.
@@ -98,24 +97,29 @@ def join_sides(
             content_dir / "metadata", item_ids, f"{kind}_vector", dims[kind], scratch / f"metadata-{kind}"
         )
 
+    _check_order(content_dir, statistics, facts.get("fold_by", "random"))
+    earlier = statistics == "ordered"
     review_text = review_vectors("text") if text == "mean" else None
     text_source = "reviews" if text == "mean" else "summary"
     sides: dict[str, Side] = {}
     modalities: list[Modality] = []
-    for side, schema, ids, entity, fold in (
-        ("user", USER_CONTENT, user_ids, train.user, reviews.user_fold),
-        ("item", ITEM_CONTENT, item_ids, train.item, reviews.item_fold),
+    for side, schema, ids, entity in (
+        ("user", USER_CONTENT, user_ids, train.user),
+        ("item", ITEM_CONTENT, item_ids, train.item),
     ):
         folder = content_dir / f"{side}s"
         content = read_table(folder, schema)
-        by_row, by_entity = _find_content(folder, content, ids, entity, fold)
-        left_out = fold_groups(entity, fold) if by_fold else None
+        index = FoldIndex(content, ids)
+        groups = Groups(entity, reviews.fold, earlier)
+        by_row, by_entity = _find_content(folder, index, ids, entity, reviews.fold, groups)
+        by_fold = partial(index.seen_by, np.arange(len(ids)), earlier=earlier)
+        left_out = None if statistics == "row" else groups
         if text == "mean":
             metadata = metadata_vectors("text") if side == "item" else None
             text_vectors = PooledVectors(review_text, entity, len(ids), left_out, metadata)
         else:
             stored = map_vectors(folder, "text_vector", dims["text"], scratch / f"{side}-text")
-            text_vectors = StoredVectors(stored, by_row, by_entity)
+            text_vectors = StoredVectors(stored, by_row, by_entity, by_fold)
         named = modality(f"{side}_text", dims["text"], source=text_source, encoder=encoder, flag="extract")
         vectors, labels = {named.name: text_vectors}, None
         modalities.append(named)
@@ -136,6 +140,7 @@ def join_sides(
                 category_types,
                 by_row,
                 by_entity,
+                by_fold,
             )
         sides[side] = Side(
             entity,
@@ -150,24 +155,39 @@ def join_sides(
         all_codes = np.arange(len(stored))
         side.vectors[described.name] = StoredVectors(stored, side.entity, all_codes)
         modalities.append(described)
-    return JoinedSides(sides["user"], sides["item"], vocabulary, facts["category_slots"], tuple(modalities))
+    return JoinedSides(
+        sides["user"], sides["item"], vocabulary, facts["category_slots"], tuple(modalities), reviews.fold
+    )
+
+
+def _check_order(content_dir: Path, statistics: str, fold_by: str) -> None:
+    """Refuse statistics that the content's folds cannot give."""
+    if statistics == "ordered" and fold_by != "time":
+        raise DataError(
+            f"{content_dir}: prepare.statistics=ordered needs folds that are blocks of time, and these are "
+            "random; run `dlrrec extract --fold-by time` first, or use --statistics folds"
+        )
+    if statistics == "folds" and fold_by == "time":
+        raise DataError(
+            f"{content_dir}: its folds are blocks of time (extract.fold_by), of which rows see the earlier "
+            "ones; use --statistics ordered, or run `dlrrec extract --fold-by random` first"
+        )
 
 
 def _find_content(
-    folder: Path, content: pa.Table, ids: pa.Array, entity: np.ndarray, fold: np.ndarray
+    folder: Path, index: FoldIndex, ids: pa.Array, entity: np.ndarray, fold: np.ndarray, groups: Groups
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Content rows of the training rows [N] (without their folds) and of the entities [E] (whole).
+    """Content rows of the training rows [N] (without what they leave out) and of the entities [E] (whole).
 
-    A training row has none (-1) only where all reviews of its entity are in its fold.
+    A training row has none (-1) only where it leaves out all reviews of its entity.
     """
-    index = FoldIndex(content, ids)
     by_row, by_entity = index.find(entity, fold), index.find(np.arange(len(ids)), -1)
     if (by_entity < 0).any():
         raise DataError(
             f"{folder}: no row for id '{ids[int(np.argmin(by_entity))]}', fold -1; run extract again"
         )
-    group = fold_groups(entity, fold)
-    something_left = np.bincount(entity)[entity] > np.bincount(group)[group]
+    left_out = groups.left_out(np.bincount(groups.number))[groups.number]
+    something_left = np.bincount(entity)[entity] > left_out
     if len(missing := np.flatnonzero((by_row < 0) & something_left)):
         row = missing[0]
         raise DataError(f"{folder}: no row for id '{ids[entity[row]]}', fold {fold[row]}; run extract again")

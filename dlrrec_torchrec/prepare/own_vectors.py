@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dlrrec_torchrec.features.leave_one_out import CHUNK_ROWS
+from dlrrec_torchrec.features.left_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.vocabulary import encode
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import BUILT_IN, Modality, modality

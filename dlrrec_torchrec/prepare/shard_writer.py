@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.features.dense import dense_matrix
-from dlrrec_torchrec.features.leave_one_out import CHUNK_ROWS
+from dlrrec_torchrec.features.left_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.sides import Features, Side
 from dlrrec_torchrec.store import packed
 from dlrrec_torchrec.store.files import parquet_options
@@ -74,14 +74,17 @@ def rows_table(
     item: Features,
     dense: list[str],
     rating_range: tuple[float, float],
+    affinity: np.ndarray,
 ) -> pa.Table:
-    """Rows of a shard (schema.shard_schema) from the features of their users and items."""
+    """Rows of a shard (schema.shard_schema) from the features of their users and items.
+
+    `affinity`: float32 [n, F], the columns after the dense features.
+    """
+    features = dense_matrix(dense, user.count, item.count, user.mean, item.mean, item.price_tag, rating_range)
     columns = {
         "label": label,
         "rating": rating,
-        "dense": lists(
-            dense_matrix(dense, user.count, item.count, user.mean, item.mean, item.price_tag, rating_range)
-        ),
+        "dense": lists(np.concatenate([features, affinity], axis=1)),
         "category": lists(item.category),
         "user": user.code,
         "item": item.code,

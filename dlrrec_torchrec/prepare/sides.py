@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.features.leave_one_out import RatingStatistics, Vectors
+from dlrrec_torchrec.features.left_out import RatingStatistics, Vectors
 from dlrrec_torchrec.store.schema import PRICE_TAGS
 
 
@@ -20,6 +21,15 @@ class ItemLabels:
     padding: int  # the code of no category
     by_row: np.ndarray  # int64 [N], content row of each training row, -1 for none
     by_entity: np.ndarray  # int64 [E], content row of each item, from all its reviews
+    by_fold: Callable[[int], np.ndarray]  # fold -> int64 [E], content rows that a row of the fold may see
+
+    def seen_by(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """Category codes int64 [E, slots] and price tags' positions int64 [E] as rows of `fold` see them.
+
+        -1: as validation, test and serving do.
+        """
+        content = self.by_entity if fold < 0 else self.by_fold(fold)
+        return self.category[content].astype(np.int64), self.price[content].astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,10 @@ class Side:
     vectors: dict[str, Vectors]
     positives: pa.ListArray  # in code order
     labels: ItemLabels | None = None
+
+    def __len__(self) -> int:
+        """How many entities there are."""
+        return len(self.ratings.count)
 
     def of_rows(self, rows: np.ndarray) -> Features:
         """Features of training rows (int [n]), without what each leaves out."""

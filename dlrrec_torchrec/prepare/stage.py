@@ -1,8 +1,8 @@
 """Splits, content and neighbours -> training shards and entity tables.
 
-A training row sees its user and item without its own review; a validation or test row sees them from
-training rows only (`leave_one_out`). Memory grows with the number of entities (8 bytes for each number of a
-modality's vectors) and by a few numbers with each row; vectors of single reviews stay on disk.
+A training row sees its user and item by the reviews of other folds (`left_out`), a validation or test row by
+all training rows. Memory grows with the number of entities (8 bytes for each number of a modality's vectors)
+and by a few numbers with each row; vectors of single reviews, and training rows' affinity, stay on disk.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dlrrec_torchrec.config import PrepareConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.prepare import inputs
+from dlrrec_torchrec.prepare.affinity_columns import affinity_columns
 from dlrrec_torchrec.prepare.inputs import SplitRows
 from dlrrec_torchrec.prepare.join import JoinedSides, join_sides
 from dlrrec_torchrec.prepare.own_vectors import vector_files
@@ -32,7 +33,7 @@ from dlrrec_torchrec.prepare.shard_writer import (
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
 from dlrrec_torchrec.store.modality import SIDES, Modality, chosen
 from dlrrec_torchrec.store.progress import Bar
-from dlrrec_torchrec.store.schema import SPLITS
+from dlrrec_torchrec.store.schema import AFFINITY, SPLITS
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 __all__ = ["prepare"]
@@ -85,7 +86,7 @@ def prepare(
             swing_dir,
             Path(scratch),
             text=config.text,
-            by_fold=config.leave_out == "fold",
+            statistics=config.statistics,
             smoothing=config.smoothing,
             prior=prior,
             positives=config.positives,
@@ -93,12 +94,20 @@ def prepare(
             files=files,
         )
         modalities = _modalities(sides, config.modalities)
+        affinity = {name: np.zeros((len(rows.label), 0), np.float32) for name, rows in splits.items()}
+        affinity_names: tuple[str, ...] = ()
+        if config.affinity and config.statistics != "row":
+            earlier = config.statistics == "ordered"
+            whole, affinity = affinity_columns(splits, sides, modalities, earlier, Path(scratch))
+            whole.save(folder / AFFINITY)
+            affinity_names = whole.names
         positive = int((train.label > 0.5).sum())
         facts = ShardFacts(
             users=len(user_ids),
             items=len(item_ids),
             dense=tuple(config.dense),
-            dense_width=dense_width(config.dense),
+            affinity=affinity_names,
+            dense_width=dense_width(config.dense) + len(affinity_names),
             rating_range=rating_range,
             modalities=modalities,
             in_rows=tuple(m.name for m in chosen(config.modalities, modalities, "prepare.modalities")),
@@ -114,7 +123,7 @@ def prepare(
             "users": entity_rows(sides.users, user_ids, facts.entity_schema("user")),
             "items": entity_rows(sides.items, item_ids, facts.entity_schema("item"), titles),
         }
-        coverage = _write(folder, splits, sides, entities, facts, config.rows_per_shard)
+        coverage = _write(folder, splits, sides, affinity, entities, facts, config.rows_per_shard)
         manifest.rows = {name: len(rows.label) for name, rows in splits.items()}
         manifest.rows |= {"users": facts.users, "items": facts.items}
         manifest.rows |= {
@@ -158,6 +167,7 @@ def _write(
     folder: Path,
     splits: dict[str, SplitRows],
     sides: JoinedSides,
+    affinity: dict[str, np.ndarray],
     entities: dict[str, Callable[[int, int], pa.Table]],
     facts: ShardFacts,
     rows_per_shard: int,
@@ -177,7 +187,8 @@ def _write(
             item = sides.items.of_entities(rows.item[chosen_rows])
         coverage[name].add(user, item)
         label, rating = rows.label[chosen_rows], rows.rating[chosen_rows]
-        return rows_table(schema, label, rating, user, item, list(facts.dense), facts.rating_range)
+        columns = affinity[name][chosen_rows]
+        return rows_table(schema, label, rating, user, item, list(facts.dense), facts.rating_range, columns)
 
     jobs = {
         name: (schema, len(rows.label), rows_per_shard, partial(make, name)) for name, rows in splits.items()

@@ -1,48 +1,32 @@
-"""The report's table for terminals and Markdown, and its HTML page."""
+"""The report for terminals, as Markdown, and as an HTML page."""
 
 from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
+from dlrrec_torchrec.report.comparison import cell
+from dlrrec_torchrec.report.results import (
+    LISTS,
+    RATINGS,
+    all_difference_lines,
+    lists,
+    lists_headline,
+    ratings,
+    verdict,
+)
 from dlrrec_torchrec.store.manifest import Manifest
 
-# metric -> column title, format, whether high or low is best (None: no best value)
-COLUMNS = {
-    "auc": ("AUC", ".3f", "high"),
-    "reachable_share": ("of reachable", ".0%", "high"),
-    "attainable_share": ("of attainable", ".0%", "high"),
-    "user_auc": ("user AUC", ".3f", "high"),
-    "auprc": ("AUPRC", ".3f", "high"),
-    "accuracy": ("accuracy", ".3f", "high"),
-    "fpr": ("FPR", ".3f", None),
-    "loss": ("loss", ".3f", "low"),
-    "ne": ("NE", ".3f", "low"),
-    "calibration": ("calibration", ".3f", None),
-}
-DEFINITIONS = {
-    "AUC": "Share of (positive, negative) pairs that are ranked correctly; 0.5 is chance.",
-    "of reachable": "(AUC − 0.5) / (reachable AUC − 0.5). The reachable AUC is that of ranking by the true "
-    "probabilities, which are known in a synthetic world only; no data tell them for sure.",
-    "of attainable": "(AUC − 0.5) / (attainable AUC − 0.5). The attainable AUC is that of the synthetic "
-    "world's own formula with each user's and item's hidden numbers estimated from the training rows.",
-    "user AUC": "AUC within each user who has test rows of both labels, weighted by rows.",
-    "AUPRC": "Average precision. A constant reaches the share of positives, so compare with that.",
-    "accuracy": "Share of rows on the right side of 0.5. Compare with the majority class.",
-    "FPR": "False positives / all negatives at 0.5. Never judge by it alone: a model that says “no” to "
-    "everything has rate 0, one that says “yes” to everything has rate 1.",
-    "loss": "Mean binary cross-entropy in nats; lower is better.",
-    "NE": "Normalised entropy: loss / entropy of the test rows' base rate; below 1 beats that constant.",
-    "calibration": "Sum of probabilities / number of positives; 1 is best.",
-}
+_BRACKETS = (
+    "In brackets: 95 % interval of the difference, by drawing the test users again; better or worse only "
+    "where it excludes zero."
+)
 _CSS = """
 :root { color-scheme: light dark; --ink:#1c2330; --soft:#5b6575; --line:#dde2ea; --page:#f6f7f9; --card:#fff;
   --accent:#0072b2; --best:#e3f0f9; }
@@ -78,31 +62,6 @@ dl.facts dt { font-weight:400; color:var(--soft) } dl.facts dd { color:var(--ink
 """
 
 
-def cell(value: Mapping[str, Any], form: str = ".3f", between: str = " ± ") -> str:
-    """A metric's mean and, with several seeds, its standard deviation; a dash where it is undefined."""
-    if value["mean"] is None:
-        return "–"
-    text = format(value["mean"], form)
-    return text if value["sd"] is None else f"{text}{between}{format(value['sd'], form)}"
-
-
-def shown_columns(summary: Mapping[str, Any]) -> list[str]:
-    """The metrics that get a column: those with a value in some row."""
-    rows = [m for _, _, m in _rows(summary)]
-    return [key for key in COLUMNS if any(row[key]["mean"] is not None for row in rows)]
-
-
-def best_names(summary: Mapping[str, Any], key: str) -> set[str]:
-    """The models and baselines with the best mean of the metric `key`; none for a metric without a best."""
-    goal = COLUMNS[key][2]
-    means = {n: m[key]["mean"] for n, m in (summary["models"] | summary["baselines"]).items()}
-    means = {n: v for n, v in means.items() if v is not None}
-    if goal is None or not means:
-        return set()
-    worth = {n: v if goal == "high" else -v for n, v in means.items()}
-    return {n for n, v in worth.items() if v == max(worth.values())}
-
-
 def headline(summary: Mapping[str, Any]) -> str:
     """One line: protocol, seeds, rows, share of positives, reachable and attainable AUC."""
     seeds = "1 seed" if summary["seeds"] == 1 else f"{summary['seeds']} seeds, mean ± standard deviation"
@@ -116,46 +75,24 @@ def headline(summary: Mapping[str, Any]) -> str:
     return " · ".join(parts)
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
-    """One sentence: the first model's AUC against the best baseline's."""
-    name, metrics = next(iter(summary["models"].items()))
-    baselines = {n: m["auc"]["mean"] for n, m in summary["baselines"].items() if m["auc"]["mean"] is not None}
-    if metrics["auc"]["mean"] is None or not baselines:
-        return f"The AUC of {name} cannot be compared with a baseline on these test rows."
-    rival = max(baselines, key=baselines.get)
-    gain = metrics["auc"]["mean"] - baselines[rival]
-    side = "above" if gain > 0 else "below"
-    shares = {name: metrics[f"{name}_share"]["mean"] for name in ("reachable", "attainable")}
-    told = [f"{share:.0%} to the {name} AUC" for name, share in shares.items() if share is not None]
-    reached = f" (of the way from chance, {' and '.join(told)})" if told else ""
-    return (
-        f"{name} has AUC {cell(metrics['auc'])}{reached}; that is {abs(gain):.3f} {side} the best baseline, "
-        f"{rival} ({cell(summary['baselines'][rival]['auc'])})."
-    )
-
-
 def text_table(summary: Mapping[str, Any]) -> str:
-    """The results for a terminal: headline, models, baselines, notes."""
-    columns = shown_columns(summary)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("", overflow="fold")
-    for key in columns:
-        table.add_column(COLUMNS[key][0], justify="right", no_wrap=True)
-    last = None
-    for group, name, metrics in _rows(summary):
-        if last not in (None, group):
-            table.add_section()
-        last = group
-        cells = []
-        for key in columns:
-            mean, *deviation = cell(metrics[key], COLUMNS[key][1], "|").split("|")
-            mark = "*" if name in best_names(summary, key) else " "
-            cells.append(mean + mark + "".join(f"\n±{d} " for d in deviation))
-        table.add_row(name, *cells)
-    console = Console(file=io.StringIO(), width=40 + 14 * len(columns), color_system=None, markup=False)
+    """The results for a terminal: headline, test rows, lists, differences, notes."""
+    tables = ratings(summary), lists(summary)
+    columns = max(len(table.shown()) for table in tables)
+    console = Console(file=io.StringIO(), width=40 + 14 * columns, color_system=None, markup=False)
+    of_ratings, of_lists = all_difference_lines(summary)
     console.print(headline(summary), soft_wrap=True)
-    console.print(table)
+    console.print(tables[0].text())
     console.print("* best of the column. FPR at a threshold of 0.5; never judge by it alone.", soft_wrap=True)
+    for line in of_ratings:
+        console.print(line, soft_wrap=True)
+    if tables[1].shown():
+        console.print(f"\nlists: {lists_headline(summary)}", soft_wrap=True)
+        console.print(tables[1].text())
+        for line in of_lists:
+            console.print(line, soft_wrap=True)
+    if of_ratings or of_lists:
+        console.print(_BRACKETS, soft_wrap=True)
     for note in summary["notes"]:
         console.print(f"note: {note}", soft_wrap=True)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
@@ -163,16 +100,14 @@ def text_table(summary: Mapping[str, Any]) -> str:
 
 def markdown_table(summary: Mapping[str, Any]) -> str:
     """The results as Markdown."""
-    columns = shown_columns(summary)
-    lines = [headline(summary), "", "| | " + " | ".join(COLUMNS[k][0] for k in columns) + " |"]
-    lines.append("|---|" + "---:|" * len(columns))
-    for _, name, metrics in _rows(summary):
-        cells = [cell(metrics[k], COLUMNS[k][1]) for k in columns]
-        marked = [
-            f"**{c}**" if name in best_names(summary, k) else c for k, c in zip(columns, cells, strict=True)
-        ]
-        lines.append(f"| {name} | " + " | ".join(marked) + " |")
+    of_ratings, of_lists = all_difference_lines(summary)
+    lines = [headline(summary), "", *ratings(summary).markdown()]
     lines += ["", "Bold: best of the column. Never judge by the false-positive rate (FPR) alone.", ""]
+    lines += [f"- {line}" for line in of_ratings]
+    if lists(summary).shown():
+        lines += ["", f"Lists: {lists_headline(summary)}", "", *lists(summary).markdown(), ""]
+        lines += [f"- {line}" for line in of_lists]
+    lines += ["", _BRACKETS, ""] if of_ratings or of_lists else [""]
     return "\n".join(lines + [f"- {note}" for note in summary["notes"]]) + "\n"
 
 
@@ -187,15 +122,25 @@ def html_page(
     """
     notes = "".join(f"<li>{escape(note)}</li>" for note in summary["notes"])
     images = "".join(_figure(path, caption) for path, caption in figures.items())
-    terms = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in DEFINITIONS.items())
+    terms = "".join(
+        f"<dt>{escape(column.title)}</dt><dd>{escape(column.meaning)}</dd>"
+        for column in (*RATINGS.values(), *LISTS.values())
+    )
+    of_ratings, of_lists = all_difference_lines(summary)
+    top_n = ""
+    if lists(summary).shown():
+        top_n = (
+            f'<h2>Lists of items</h2><p class="soft">{escape(lists_headline(summary))}</p>'
+            f'<div class="card">{lists(summary).html()}</div>{_items(of_lists)}'
+        )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>DLRREC report</title><style>{_CSS}</style></head><body><main>"
         f'<h1>DLRREC report</h1><div class="soft">{escape(headline(summary))}</div>'
         f'<p class="verdict">{escape(verdict(summary))}</p>'
-        f'<h2>Results on the test rows</h2><div class="card">{_results(summary)}</div>'
-        f"<ul class=soft>{notes}</ul>"
+        f'<h2>Results on the test rows</h2><div class="card">{ratings(summary).html()}</div>'
+        f"{_items(of_ratings)}{top_n}<p class=soft>{_BRACKETS}</p><ul class=soft>{notes}</ul>"
         f'<h2>Figures</h2><div class="figures">{images}</div>'
         f"<h2>Data</h2>{_data(stages)}"
         f'<h2>Cost of each stage</h2><div class="card">{_costs(stages)}</div>'
@@ -247,33 +192,8 @@ def _fact(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else escape(str(value))
 
 
-def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(group, name, metrics) of every row of the results."""
-    for group in ("models", "baselines"):
-        for name, metrics in summary[group].items():
-            yield group, name, metrics
-    if summary["truth"]:
-        yield "reachable", "true probabilities", summary["truth"]
-    if summary["attainable"]:
-        yield "reachable", "true form, estimated", summary["attainable"]
-
-
-def _results(summary: Mapping[str, Any]) -> str:
-    columns = shown_columns(summary)
-    head = "".join(f'<th title="{escape(DEFINITIONS[COLUMNS[k][0]])}">{COLUMNS[k][0]}</th>' for k in columns)
-    lines, last = [], None
-    for group, name, metrics in _rows(summary):
-        if group != last:
-            lines.append(f'<tr class="group"><td colspan="{len(columns) + 1}">{group}</td></tr>')
-        last = group
-        cells = ""
-        for key in columns:
-            mark = ' class="best"' if name in best_names(summary, key) else ""
-            mean, *deviation = cell(metrics[key], COLUMNS[key][1], "|").split("|")
-            small = f"<small>± {deviation[0]}</small>" if deviation else ""
-            cells += f"<td{mark}>{mean}{small}</td>"
-        lines.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
-    return f"<table><thead><tr><th></th>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+def _items(lines: Sequence[str]) -> str:
+    return f"<ul>{''.join(f'<li>{escape(line)}</li>' for line in lines)}</ul>" if lines else ""
 
 
 def _data(stages: Mapping[str, Sequence[Manifest]]) -> str:

@@ -13,6 +13,9 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.report import figures, page
+from dlrrec_torchrec.report.comparison import cell
+from dlrrec_torchrec.report.results import gather_differences
+from dlrrec_torchrec.report.stage_notes import stage_notes
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
@@ -49,8 +52,9 @@ def report(
 
     `metrics.json` has for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
     the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
-    `sd` is null for a single seed. Raises DataError if a seed is not evaluated or lacks a variant, or if the
-    seeds' protocols differ, or something other than a report is in `out_dir`.
+    `sd` is null for a single seed. `lists` has the same of the lists of all items. Raises DataError if a seed
+    is not evaluated or lacks a variant, or if the seeds' protocols differ, or something else than a report
+    is in `out_dir`.
     """
     known = {
         name: [Manifest.read(folder) for folder in folders if (folder / "manifest.json").exists()]
@@ -67,8 +71,10 @@ def report(
         return previous
     check_output(out_dir, manifest.stage)
     evaluations = [_evaluation(run, variants) for run in runs]
+    noted = stage_notes(known)
     with stage_output(manifest, out_dir) as folder:
         summary = summarize(evaluations, variants)
+        summary["notes"] += noted
         _draw(runs, summary, folder)
         (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (folder / "table.md").write_text(page.markdown_table(summary), encoding="utf-8")
@@ -77,7 +83,7 @@ def report(
         manifest.rows = {"seeds": len(runs), "test": summary["rows"][0]}
         manifest.facts = {
             f"auc/{name}": metrics["auc"]["mean"]
-            for name, metrics in (summary["models"] | summary["baselines"]).items()
+            for name, metrics in (summary["peers"] | summary["baselines"] | summary["models"]).items()
         }
     return manifest
 
@@ -106,18 +112,21 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
         metrics = {key: [row[key] for row in rows] for key in rows[0]} | shares
         return {key: _spread(values) for key, values in metrics.items()}
 
-    shared = [n for n in evaluations[0]["baselines"] if all(n in e["baselines"] for e in evaluations)]
+    def shared(group: str) -> dict[str, Any]:
+        everywhere = [n for n in evaluations[0][group] if all(n in e[group] for e in evaluations)]
+        return {name: table([e[group][name] for e in evaluations]) for name in everywhere}
+
     truth_known = all(e["truth"] is not None for e in evaluations)
     notes: dict[str, list[int]] = {}
     for number, evaluation in enumerate(evaluations):
-        for note in evaluation["notes"]:
+        for note in evaluation["notes"] + evaluation["lists"]["notes"]:
             notes.setdefault(note, []).append(number)
     several = len(evaluations) > 1
     truth = table([e["truth"] for e in evaluations], ["reachable"]) if truth_known else None
     estimated = all(e["attainable"] is not None for e in evaluations)
     attainable = table([e["attainable"] for e in evaluations]) if estimated else None
     models = {name: table([e["models"][name] for e in evaluations]) for name in variants}
-    baselines = {name: table([e["baselines"][name] for e in evaluations]) for name in shared}
+    others = {group: shared(group) for group in ("baselines", "peers")}
     return jsonable(
         {
             "protocol": protocols.pop(),
@@ -128,7 +137,9 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
             "truth": truth,
             "attainable": attainable,
             "models": models,
-            "baselines": baselines,
+            **others,
+            "differences": gather_differences([e["difference"] for e in evaluations]),
+            "lists": _lists([e["lists"] for e in evaluations]),
             "notes": [
                 note + (f" (seed {', '.join(map(str, note_seeds))})" if several else "")
                 for note, note_seeds in notes.items()
@@ -149,6 +160,30 @@ def format_table(report: str | os.PathLike | Mapping[str, Any]) -> str:
         return page.text_table(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run the stage 'report' first") from None
+
+
+def _lists(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The seeds' evaluations of lists in one: every metric's spread, of the methods that all seeds have."""
+
+    def shared(group: str) -> dict[str, Any]:
+        everywhere = [n for n in found[0][group] if all(n in one[group] for one in found)]
+        return {
+            name: {key: _spread([one[group][name][key] for one in found]) for key in found[0][group][name]}
+            for name in everywhere
+        }
+
+    compared = dict.fromkeys(metric for one in found for metric in one["differences"])
+    return {
+        "protocol": found[0]["protocol"],
+        **{key: [one[key] or 0 for one in found] for key in ("users", "items", "relevant")},
+        "models": shared("models"),
+        "peers": shared("peers"),
+        "chosen": [one["chosen"] for one in found],
+        "differences": {
+            metric: gather_differences([one["differences"].get(metric, {}) for one in found])
+            for metric in compared
+        },
+    }
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
@@ -196,7 +231,7 @@ def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> No
         for name in baselines
     }
     metrics = summary["models"] | summary["baselines"]
-    legends = {name: f"{name}, AUC {page.cell(m['auc'])}" for name, m in metrics.items()}
+    legends = {name: f"{name}, AUC {cell(m['auc'])}" for name, m in metrics.items()}
     figures.roc_curves(
         {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in tables.items()},
         {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in plain.items()},

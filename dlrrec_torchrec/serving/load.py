@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dlrrec_torchrec.config import ModelConfig, from_dict
+from dlrrec_torchrec.config import ListConfig, ModelConfig, from_dict
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import resolve_device
 from dlrrec_torchrec.models.build import build_model
@@ -34,7 +34,9 @@ def load_trained(train_dir: str | os.PathLike, shards_dir: str | os.PathLike, de
     if trained.inputs.get("shards") != shards.fingerprint:
         raise DataError(f"{train_dir}: not trained on {shards_dir}; run `dlrrec train` again")
     settings = from_dict(ModelConfig, trained.config["model"], str(train_dir))
-    model = build_model(settings, batch_spec(settings, ShardFacts.of(shards, shards_dir)), device="cpu")
+    lists = trained.config.get("list") and from_dict(ListConfig, trained.config["list"], str(train_dir))
+    spec = batch_spec(settings, ShardFacts.of(shards, shards_dir))
+    model = build_model(settings, spec, device="cpu", lists=lists)
     with quiet():
         load_model(Path(train_dir) / "checkpoints" / BEST, model, prefix="model.")
     fill_content(model, shards_dir)

@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 
 from dlrrec_torchrec.data.entities import Items, load_entities
-from dlrrec_torchrec.metrics import sigmoid
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -85,7 +84,8 @@ def recommend(
     batch_size: int = 4096,
     device: str = "cpu",
 ) -> Recommendations:
-    """The `n` items with the highest predicted probability of a positive review by `user_id`.
+    """The `n` best items for `user_id`: by the list head's scores (`Scorer.list_scores`), and without a list
+    head by the predicted probability of a positive review.
 
     Every item is scored, except those that the user has reviewed unless `include_seen`; ties are in the
     order of the item codes. Reviewed is what a row of any split says, and any row of `reviews_dir`, where it
@@ -116,9 +116,14 @@ def recommend(
             user_id, False, len(reviewed), _described(entities.items, popular, None, names), similar, message
         )
     scorer = Scorer(train_dir, shards_dir, device, batch_size)
-    logit = scorer.logits(scorer.pairs(entities, np.full(len(candidates), user), candidates))
-    best = np.argsort(-logit, kind="stable")[:n]
-    probability = sigmoid(logit[best])
+    if scorer.has_lists:
+        best = np.argsort(-scorer.list_scores(np.array([user]))[0, candidates], kind="stable")[:n]
+        logit = scorer.logits(scorer.pairs(entities, np.full(len(best), user), candidates[best]))
+    else:
+        logit = scorer.logits(scorer.pairs(entities, np.full(len(candidates), user), candidates))
+        best = np.argsort(-logit, kind="stable")[:n]
+        logit = logit[best]
+    probability = scorer.calibration.probability(logit)
     message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(reviewed):,}:"
     if not len(candidates):
         message = f"User '{user_id}' has reviewed every item; `dlrrec recommend --include-seen` ranks those."

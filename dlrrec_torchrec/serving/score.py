@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy import sparse
 
 from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.batch import Batch
-from dlrrec_torchrec.data.entities import Entities, pair_batch
+from dlrrec_torchrec.data.entities import Entities, load_entities, pair_batch
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
+from dlrrec_torchrec.data.pairs import split_pairs
+from dlrrec_torchrec.models.calibration import Calibration
+from dlrrec_torchrec.models.list_sides import ListSides, Reranked
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store.errors import DataError
@@ -31,6 +36,8 @@ class Scorer:
 
     Attributes:
         spec: what its batches hold.
+        calibration: makes probabilities of its logits.
+        has_lists: whether it has a list head.
 
     Raises:
         DataError: as `load_trained`; from its methods also for a score that is not a number.
@@ -46,8 +53,11 @@ class Scorer:
         self._train_dir, self._shards_dir, self._batch_size = Path(train_dir), Path(shards_dir), batch_size
         self._model = load_trained(train_dir, shards_dir, device)
         self._device = next(self._model.parameters()).device
-        settings = from_dict(ModelConfig, Manifest.read(train_dir).config["model"], str(train_dir))
+        trained = Manifest.read(train_dir)
+        settings = from_dict(ModelConfig, trained.config["model"], str(train_dir))
+        self.calibration = Calibration.of(trained.facts)
         self.spec = batch_spec(settings, ShardFacts.read(shards_dir))
+        self.has_lists = getattr(self._model, "list_head", None) is not None
 
     def split(self, name: str) -> ShardLoader:
         """The batches of a split's rows, in the shards' order, as `logits` takes them."""
@@ -62,6 +72,41 @@ class Scorer:
         for start in range(0, len(items), self._batch_size):
             chosen = slice(start, start + self._batch_size)
             yield pair_batch(entities, users[chosen], items[chosen], self.spec)
+
+    def list_scores(self, users: np.ndarray) -> np.ndarray:
+        """What ranks all items for users: list logit + a · rating logit, f32 [n, items].
+
+        `a` is what validation chose at the end of the training. The rating logits are those of each user's
+        best items without a training row (`models.list_sides.Reranked`).
+
+        Args:
+            users: int64 [n] codes.
+
+        Raises:
+            ValueError: the model has no list head.
+        """
+        sides, mix, seen = self._lists
+        scores = sides.scores(users)
+        if mix:
+            rated = Reranked(
+                scores, lambda rows, items: sides.ratings(users[rows], items), seen[users].toarray() > 0
+            )
+            scores = rated.at(mix)
+        if bad := int((~np.isfinite(scores)).sum()):
+            raise DataError(
+                f"{self._train_dir}: {bad} list scores are not numbers; train again with a lower rate"
+            )
+        return scores
+
+    @functools.cached_property
+    def _lists(self) -> tuple[ListSides, float, sparse.csr_matrix]:
+        """The items' sides, the rating's share, and the pairs of the training rows."""
+        if not self.has_lists:
+            raise ValueError("the model has no list head")
+        entities = load_entities(self._shards_dir, self.spec.in_rows)
+        mix = float(Manifest.read(self._train_dir).facts["list"]["mix"])
+        sides = ListSides(self._model, self.spec, entities, self._device)
+        return sides, mix, split_pairs(self._shards_dir, "train")
 
     @torch.no_grad()
     def logits(self, batches: Iterable[Batch]) -> np.ndarray:

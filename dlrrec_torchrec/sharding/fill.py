@@ -15,8 +15,10 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 
 from dlrrec_torchrec.data.entities import read_vectors
+from dlrrec_torchrec.data.listing import LIST_KEYS
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.models.content import ContentTables
+from dlrrec_torchrec.models.list_head import LIST_INIT
 from dlrrec_torchrec.sharding.tables import table_key
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
@@ -82,7 +84,10 @@ _INIT_ROWS = 1 << 16  # rows of a table drawn at once
 
 @torch.no_grad()
 def fill_tables(model: DistributedModelParallel, seed: int, left_out: Sequence[str]) -> None:
-    """Uniform values in ±1/sqrt(rows), TorchRec's default, drawn so that they do not depend on the plan."""
+    """Uniform values in ±1/sqrt(rows), TorchRec's default, drawn so that they do not depend on the plan.
+
+    Those of a list head have a standard deviation of LIST_INIT.
+    """
     for name, tensor in model.state_dict().items():
         table = re.search(r"\.(?:embedding_bags|embeddings)\.(\w+)\.weight$", name)
         if not table or table_key(table[1]) in left_out:
@@ -92,12 +97,13 @@ def fill_tables(model: DistributedModelParallel, seed: int, left_out: Sequence[s
         else:
             parts = [(tensor, [0, 0])]
         rows, columns = tensor.size()
+        bound = math.sqrt(3) * LIST_INIT if table_key(table[1]) in LIST_KEYS else 1 / math.sqrt(rows)
         for part, (top, left) in parts:
             for block in range(top // _INIT_ROWS, -(-(top + part.shape[0]) // _INIT_ROWS)):
                 start, end = block * _INIT_ROWS, min((block + 1) * _INIT_ROWS, rows)
                 key = np.random.SeedSequence([seed, zlib.crc32(name.encode()), block])
                 generator = torch.Generator().manual_seed(int(key.generate_state(1, np.uint64)[0] >> 1))
-                values = (torch.rand(end - start, columns, generator=generator) * 2 - 1) / math.sqrt(rows)
+                values = (torch.rand(end - start, columns, generator=generator) * 2 - 1) * bound
                 first, last = max(start, top), min(end, top + part.shape[0])
                 part[first - top : last - top].copy_(
                     values[first - start : last - start, left : left + part.shape[1]]

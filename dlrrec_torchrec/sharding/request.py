@@ -8,10 +8,11 @@ import os
 import torch
 
 from dlrrec_torchrec.config import ENCODER_DIMS, RunConfig, TableConfig
+from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.models.build import build_model, build_wrapper
-from dlrrec_torchrec.models.spec import batch_spec
+from dlrrec_torchrec.models.spec import batch_spec, data_size
 from dlrrec_torchrec.sharding.devices import Device
 from dlrrec_torchrec.sharding.planner import Request
 from dlrrec_torchrec.sharding.tables import configured, dense_bytes, tables_in
@@ -45,9 +46,11 @@ def run_request(
     tables = []
     if model:
         facts = ShardFacts.read(shards) if shards else _planned_facts(config)
-        spec = batch_spec(config.model, facts)
+        size = data_size(facts) if shards else None
+        chosen, *_ = automatic(config.model, config.train, size)
+        spec = batch_spec(chosen, facts)
         of_model = _tables_of(spec)
-        predictor = module = build_model(config.model, spec, device="meta")
+        predictor = module = build_model(chosen, spec, device="meta")
         if shards and not spec.in_tables:
             vectors = {
                 m.name: torch.empty(facts.entities[m.side], m.dim, dtype=torch.float16, device="meta")
@@ -85,6 +88,7 @@ def _planned_facts(config: RunConfig) -> ShardFacts:
         users=1,
         items=1,
         dense=tuple(config.prepare.dense),
+        affinity=(),
         dense_width=dense_width(config.prepare.dense),
         rating_range=tuple(config.prepare.rating_range),
         modalities=modalities,

@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from dlrrec_torchrec.store.modality import Modality
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PRICE_TAGS = ("none", "cheap", "fair", "overpriced")
 SPLITS = ("train", "val", "test")
+AFFINITY = "affinity"  # folder beside the shards: what computes these features of any user and item
 
 _str_list = pa.list_(pa.string())
 
@@ -64,14 +65,13 @@ ITEM_CONTENT = pa.schema(
         ("categories", _str_list),  # best first
     ]
 )
-# One row per training review: its folds, and its own text_vector and image_vector (for exact leave-one-out by
+# One row per training review: its fold, and its own text_vector and image_vector (for exact leave-one-out by
 # subtraction).
 REVIEW_CONTENT = pa.schema(
     [
         ("user_id", pa.string()),
         ("item_id", pa.string()),
-        ("user_fold", pa.int16()),
-        ("item_fold", pa.int16()),
+        ("fold", pa.int16()),
     ]
 )
 # One row per training item whose own metadata has words or captions, with its text_vector and image_vector;

@@ -22,7 +22,8 @@ class ShardFacts:
 
     Attributes:
         users, items: how many there are; their codes are below these.
-        dense: names of the dense features, in order; dense_width: columns they take together.
+        dense: names of the dense features, in order; affinity: names of the affinity's columns, which follow
+            them; dense_width: columns they take together.
         rating_range: lowest and highest rating.
         modalities: whose vectors the entity tables hold.
         in_rows: names of those whose vectors are in the rows too.
@@ -35,6 +36,7 @@ class ShardFacts:
     users: int
     items: int
     dense: tuple[str, ...]
+    affinity: tuple[str, ...]
     dense_width: int
     rating_range: tuple[float, float]
     modalities: tuple[Modality, ...]
@@ -59,7 +61,7 @@ class ShardFacts:
                 "shards; run `dlrrec prepare` again"
             )
         values: dict[str, Any] = {name: manifest.facts[name] for name in fields}
-        values |= {name: tuple(values[name]) for name in ("dense", "rating_range", "in_rows")}
+        values |= {name: tuple(values[name]) for name in ("dense", "affinity", "rating_range", "in_rows")}
         values["modalities"] = tuple(Modality(**body) for body in values["modalities"])
         return ShardFacts(**values)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.models.build import build_model, build_wrapper
@@ -57,21 +58,27 @@ def assemble(
     *,
     corpus: Mapping[str, Tensor],
     shards_dir: str | os.PathLike | None = None,
+    lists: ListConfig | None = None,
+    item_counts: Tensor | None = None,
 ) -> Assembly:
     """Build everything a training step needs; call it on every rank.
 
     Weights follow from `train.seed` alone, the same for every number of ranks.
 
     Args:
+        model, train: settings that are open are the papers' (`config.automatic`).
         spec: of the model's batches (`models.spec.batch_spec`).
         corpus: modality -> the vectors of all entities, for the contrastive terms (`TrainWrapper`).
         shards_dir: fills content tables; needed only where the model has any.
+        lists: the list head, whose batches `spec` describes; None: without. `item_counts` as in
+            `build_wrapper`.
 
     Raises:
         DataError: settings that do not fit together, the data or the devices; on all ranks.
     """
+    model, train, _ = automatic(model, train)
     torch.manual_seed(train.seed)
-    plain = build_model(model, spec, device="meta")
+    plain = build_model(model, spec, device="meta", lists=lists)
     labels = spec.facts.label_counts
     wrapper = build_wrapper(
         plain,
@@ -79,6 +86,10 @@ def assemble(
         corpus=corpus,
         class_weights=class_weights(train.class_weights, labels["negative"], labels["positive"]),
         seed=train.seed,
+        lists=lists,
+        list_rows=spec.lists,
+        item_counts=item_counts,
+        rating=rated(spec),
     )
     tables = {"batch_size": rows_per_rank(train, ranks), "table_optimizer": train.table_optimizer}
     plan = plan_tables(wrapper, ranks, settings=model.tables, **tables)
@@ -108,14 +119,21 @@ def assemble(
     return Assembly(plain, wrapper, sharded, plan, optimizer, pipeline)
 
 
-def schedule(train: TrainConfig, total_steps: int = 1) -> Schedule:
+def rated(spec: BatchSpec) -> bool:
+    """Whether the rating's loss counts: not where all labels are positive and there is a list head."""
+    return spec.lists is None or bool(spec.facts.label_counts["negative"])
+
+
+def schedule(train: TrainConfig, total_steps: int = 1, lists: ListConfig | None = None) -> Schedule:
     """The learning rates of a training of `total_steps` steps."""
+    _, train, _ = automatic(ModelConfig(), train)
     return Schedule(
         lr=train.lr,
         table_lr=train.lr if train.table_lr is None else train.table_lr,
         kind=train.schedule,
         warmup_steps=train.warmup_steps,
         total_steps=total_steps,
+        list_lr=lists.id_lr if lists else ListConfig().id_lr,
     )
 
 

@@ -27,7 +27,7 @@ from torch.distributed._shard.sharded_tensor import Shard, ShardedTensor
 from torch.distributed._shard.sharded_tensor.api import ShardedTensorBase
 from torch.distributed.checkpoint.api import CheckpointException
 from torchrec.distributed.model_parallel import DistributedModelParallel
-from torchrec.optim.keyed import CombinedOptimizer, KeyedOptimizerWrapper
+from torchrec.optim.keyed import CombinedOptimizer
 
 from dlrrec_torchrec.distributed.lockstep import host_group
 from dlrrec_torchrec.distributed.ranks import Ranks
@@ -45,6 +45,7 @@ from dlrrec_torchrec.store.checkpoint_files import (
 )
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import MANIFEST, UNFINISHED, atomic_folder, check_output, stage_of
+from dlrrec_torchrec.training.optimizers import initialize
 
 T = TypeVar("T")
 
@@ -142,6 +143,15 @@ class Checkpoints:
         if problems:
             raise DataError(f"{'; '.join(problems)}; no checkpoint can be used: --no-resume starts over")
         return None
+
+    def load_best(self, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> None:
+        """Load the best checkpoint, at the end of a training. Raises DataError where it is damaged."""
+        self.wait()
+        path = self.folder / BEST
+        _, problem = self._verified(path)
+        problem = problem or _load_into(path, model, optimizer)
+        if problem:
+            raise DataError(f"{path}: {problem}; delete the training's folder and run `dlrrec train` again")
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -247,10 +257,7 @@ def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) ->
 
 def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> str:
     """Load a sharded checkpoint in place. Returns what went wrong, empty if nothing did."""
-    for _, part in optimizer.optimizers:
-        if isinstance(part, KeyedOptimizerWrapper) and not part.state:
-            part.init_state()  # its moments do not exist before the first step; fused ones always do
-            part.zero_grad(set_to_none=True)
+    initialize(optimizer)  # moments do not exist before the first step; fused ones always do
     weights, moments = kept_state(model), optimizer.state_dict()
     with loading_managed(model):
         try:

@@ -13,8 +13,9 @@ from torch.profiler import ProfilerActivity, profile
 from torchrec.distributed.model_parallel import get_unwrapped_module
 from torchrec.optim.keyed import CombinedOptimizer
 
+from dlrrec_torchrec.training.alarms import SETTLED, Alarms
 from dlrrec_torchrec.training.history import History
-from dlrrec_torchrec.training.probe import SETTLED, Probe
+from dlrrec_torchrec.training.probe import Probe
 from dlrrec_torchrec.training.trainer import LOSSES, Trainer
 
 _PARTS = {"towers": ".towers.", "dense_arch": ".dense_arch.model.", "over_arch": ".over_arch."}
@@ -34,6 +35,7 @@ class Observer:
         folder: gets `profile/`.
         total: steps of the whole training.
         active: whether this is rank 0.
+        alarms: are told what the towers lose.
         say: prints a line.
     """
 
@@ -49,6 +51,7 @@ class Observer:
         folder: Path,
         total: int,
         active: bool,
+        alarms: Alarms,
         say: Callable[[str], Any],
     ) -> None:
         self._trainer, self._history, self._probe = trainer, history, probe
@@ -62,7 +65,7 @@ class Observer:
         }
         self._norms: dict[str, float] = {}
         self._mark = (trainer.step, trainer.clock)
-        self._alarmed: set[str] = set()
+        self._alarms = alarms
         self._trace = _Trace(folder / "profile", traced) if traced and active else None
 
     def before_update(self) -> None:
@@ -94,19 +97,14 @@ class Observer:
         )
 
     def probed(self) -> dict[str, float]:
-        """What the towers do (`Probe.measure`); prints each alarm once until it is over.
-
-        No alarm in the first SETTLED steps.
-        """
+        """What the towers do (`Probe.measure`); no alarm in the first SETTLED steps."""
         if self._probe is None or not self._active:
             return {}
         measures = self._probe.measure(self._model)
         if self._trainer.step < SETTLED:
             return measures
-        alarms = self._probe.alarms(self._model, measures)
-        for name in alarms.keys() - self._alarmed:
-            self._say(f"warning: step {self._trainer.step:,}: {alarms[name]}")
-        self._alarmed = set(alarms)
+        found = self._probe.alarms(self._model, measures)
+        self._alarms.measured(self._trainer.step, self._probe.watched(), found)
         return measures
 
     def close(self) -> None:

@@ -14,6 +14,8 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 
 from dlrrec_torchrec.sharding.table_optimizers import FUSED_EPS, RowAdam
 
+_LIST_HEAD = "list_head"  # the module that holds its tables
+
 
 def make_optimizer(
     model: DistributedModelParallel, lr: float, weight_decay: float = 0.0, table_optimizer: str = "adam"
@@ -40,9 +42,30 @@ def make_optimizer(
     tables = {name: p for name, p in not_fused.items() if ".embedding_bags." in name}
     dense = {name: p for name, p in not_fused.items() if name not in tables}
     parts = [("tables", model.fused_optimizer), ("dense", KeyedOptimizerWrapper(dense, adam))]
-    if tables:
-        parts.append(("tables", KeyedOptimizerWrapper(tables, replicated)))
+    of_list = {name: p for name, p in tables.items() if _LIST_HEAD in name}
+    others = {name: p for name, p in tables.items() if name not in of_list}
+    for name, replicated_tables in (("tables", others), (_LIST_HEAD, of_list)):
+        if replicated_tables:
+            parts.append((name, KeyedOptimizerWrapper(replicated_tables, replicated)))
     return CombinedOptimizer(parts)
+
+
+def initialize(optimizer: CombinedOptimizer) -> None:
+    """Make the state that optimizers otherwise make in their first step, as it is before that step."""
+    for _, part in optimizer.optimizers:
+        if not isinstance(part, KeyedOptimizerWrapper) or part.state:
+            continue
+        rates = [group["lr"] for group in part.param_groups]
+        for group in part.param_groups:
+            group["lr"] = 0.0  # the step that makes the state changes no weight
+        part.init_state()
+        part.zero_grad(set_to_none=True)
+        for group, rate in zip(part.param_groups, rates, strict=True):
+            group["lr"] = rate
+        for state in part.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
 
 
 def dense_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -62,7 +85,7 @@ class Schedule:
     constant 1; linear 1 - t; cosine (1 + cos(pi t)) / 2.
 
     Attributes:
-        lr, table_lr: of the dense part and of the tables, where the factor is 1.
+        lr, table_lr, list_lr: of the dense part, of the tables and of the list head's, where the factor is 1.
         kind: "constant", "linear" or "cosine".
         warmup_steps, total_steps: of the whole training.
 
@@ -75,6 +98,7 @@ class Schedule:
     kind: str = "constant"
     warmup_steps: int = 0
     total_steps: int = 1
+    list_lr: float = 0.01
 
     def factor(self, step: int) -> float:
         """What both rates are multiplied by in step `step` of 0 … total_steps - 1."""
@@ -84,13 +108,17 @@ class Schedule:
         return {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[self.kind]
 
     def rates(self, step: int) -> dict[str, float]:
-        """The rates `lr` and `table_lr` of step `step`."""
+        """The rates `lr`, `table_lr` and `list_lr` of step `step`."""
         factor = self.factor(step)
-        return {"lr": self.lr * factor, "table_lr": self.table_lr * factor}
+        return {"lr": self.lr * factor, "table_lr": self.table_lr * factor, "list_lr": self.list_lr * factor}
 
 
-def set_rates(optimizer: CombinedOptimizer, lr: float, table_lr: float) -> None:
+def set_rates(optimizer: CombinedOptimizer, lr: float, table_lr: float, list_lr: float = 0.01) -> None:
     """Set the learning rates of the next step; call it before its backward pass."""
     for name, part in optimizer.optimizers:
-        for group in part.param_groups:
-            group["lr"] = table_lr if name == "tables" else lr
+        # The fused optimizers of all collections are one part, each under its collection's path.
+        fused = part.optimizers if isinstance(part, CombinedOptimizer) else [(name, part)]
+        for path, collection in fused:
+            rate = list_lr if _LIST_HEAD in path else table_lr if name == "tables" else lr
+            for group in collection.param_groups:
+                group["lr"] = rate

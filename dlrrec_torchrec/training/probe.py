@@ -23,7 +23,6 @@ _FIRST = 16384  # entities of a side that the sample is drawn from
 # The alarms.
 RANK_SHARE = 0.125  # of the effective rank that is possible
 UNIFORMITY = -0.5
-SETTLED = 50  # steps until batch normalisation's running statistics are those of the data
 
 
 class Probe:
@@ -88,6 +87,11 @@ class Probe:
             measures[f"alignment_{side}"] = alignment(joined[:size][paired], joined[size:])
             measures[f"uniformity_{side}"] = uniformity(joined[:size])
         return measures
+
+    def watched(self) -> list[str]:
+        """The names of the measures that `alarms` judges."""
+        ranks = [f"effective_rank_{name}" for name in self._vectors]
+        return ranks + [f"uniformity_{side}" for side in self._sides]
 
     def alarms(self, model: DLRREC, measures: Mapping[str, float]) -> dict[str, str]:
         """What is wrong in plain words, by the name of the measure.

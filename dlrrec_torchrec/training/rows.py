@@ -24,7 +24,8 @@ def open_rows(
     split: str,
     ranks: Ranks,
 ) -> tuple[ShardLoader, ShardLoader, dict[str, Tensor]]:
-    """Rows to train on, rows of `split`, and the entities' vectors that contrastive terms draw from.
+    """Rows to train on, rows of `split`, and the entities' vectors that contrastive terms
+    and the list head draw from.
 
     The vectors by modality, f16 [entities, V]; none where they are in tables.
 
@@ -43,6 +44,8 @@ def open_rows(
         rows.check()
         held_out.check()
         contrasted = {draws.side for draws in spec.draws}
+        if spec.lists is not None and spec.lists.content and spec.lists.candidates != "batch":
+            contrasted.add("item")
         vectors = {}
         if drawn_from := [modality for modality in spec.in_rows if modality.side in contrasted]:
             entities = load_entities(shards_dir, drawn_from)

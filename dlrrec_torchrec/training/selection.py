@@ -18,8 +18,9 @@ class Selection:
     """The best epoch so far by one rule. Epochs count from 1.
 
     Attributes:
-        rule: "auc" or "accuracy" (higher is better), "loss" (lower), or "paper": lower false-positive rate,
-            and of equal ones the higher AUC.
+        rule: "auc" or "accuracy" (higher is better), "loss" (lower), "mixture" (NDCG@20 + Recall@20 / 2 +
+            AUC, where it is defined; higher), or "paper": lower false-positive rate, and of equal ones the
+            higher AUC.
         patience: epochs without a better one after which to stop; 0: never.
         stop_after: epochs that do not count towards the patience.
         split: the rows that the metrics are of.
@@ -61,13 +62,21 @@ class Selection:
     def _key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
         if self.rule == "paper":
             values = (-metrics["fpr"], metrics["auc"])
+        elif self.rule == "mixture":
+            auc = 0.0 if math.isnan(metrics["auc"]) else metrics["auc"]
+            values = (metrics["ndcg@20"] + metrics["recall@20"] / 2 + auc,)
         else:
             values = (-metrics["loss"] if self.rule == "loss" else metrics[self.rule],)
         return tuple(-math.inf if math.isnan(v) else v for v in values)
 
 
-def selection_for(protocol: str, select: str, patience: int) -> Selection:
-    """The rule of a protocol: "strict" selects by `select` on validation; "paper" by its own on test rows."""
+def selection_for(protocol: str, select: str, patience: int, lists: bool = False) -> Selection:
+    """The rule of a protocol: "strict" selects by `select` on validation; "paper" by its own on test rows.
+
+    `lists`: there is a list head, so that "auto" is the mixture.
+    """
     if protocol == "paper":
         return Selection("paper", PAPER_PATIENCE, PAPER_STOP_AFTER, split="test")
+    if select == "auto":
+        select = "mixture" if lists else "auc"
     return Selection(select, patience)

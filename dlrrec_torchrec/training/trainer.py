@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -22,12 +23,13 @@ from dlrrec_torchrec.distributed.collectives import gather_rows
 from dlrrec_torchrec.distributed.lockstep import Lockstep
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
+from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.sharding.table_optimizers import uncounted
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.optimizers import Schedule, set_rates
 from dlrrec_torchrec.training.steps import Pipeline
 
-LOSSES = ("loss_rec", "loss_ii", "loss_uu")
+LOSSES = ("loss_rec", "loss_ii", "loss_uu", "loss_list")
 REPORTED = ("auc", "accuracy", "fpr")  # of the training rows
 
 
@@ -67,6 +69,8 @@ class Trainer:
         step: steps so far.
         clock: of this process, so far.
         rates: `lr` and `table_lr` of the last step.
+        effects: of the last evaluation (`evaluate`).
+        scored: label and logit f64 [N] of the last evaluation's rows, on rank 0.
         stopping: whether any rank should stop; all ranks see it after the same step or, when
             `evaluate` returns None, after the same batch.
     """
@@ -87,6 +91,8 @@ class Trainer:
         self.step = 0
         self.clock = Clock()
         self.rates = {"lr": schedule.lr, "table_lr": schedule.table_lr}
+        self.effects: dict[str, float] = {}
+        self.scored: tuple[np.ndarray, np.ndarray] | None = None
         self.stopping = False
         self._resumed: Callable[[], Any] | None = None  # puts the random numbers where they were
         # Of the epoch under way: label and logit of each row so far, LOSSES of each step, seconds.
@@ -104,8 +110,8 @@ class Trainer:
 
         Returns:
             the epoch's record: `epoch`, `step` (the last), `lr`, `train_loss` (unweighted BCE in nats),
-            `train_loss_rec`, `train_loss_ii`, `train_loss_uu` (means over the steps), `train_auc`,
-            `train_accuracy`, `train_fpr` (of the predictions made while training), `seconds`,
+            `train_loss_rec`, `train_loss_ii`, `train_loss_uu`, `train_loss_list` (means over the steps),
+            `train_auc`, `train_accuracy`, `train_fpr` (of the predictions made while training), `seconds`,
             `rows_per_second`; and the losses of each step, name -> f32 [steps].
 
         Raises:
@@ -155,6 +161,9 @@ class Trainer:
     def evaluate(self, rows: ShardLoader) -> dict[str, float] | None:
         """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
 
+        `effects` gets the spread of the change in the logits of the first batch (of all ranks) without the
+        vectors of a modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none.
+
         None where a rank should stop meanwhile. Raises DataError for rows that cannot be read, on
         all ranks.
         """
@@ -166,12 +175,14 @@ class Trainer:
             for batch in batches:
                 batch = batch.to(self._ranks.device)
                 logits = model.score(batch)
+                if not scored:
+                    self.effects = effects(model, batch, logits)
                 scored.append(torch.stack([batch.label, logits.float()], dim=1))
                 users.append(batch.user)
                 if batches.stop:
                     self.stopping = True
                     return None
-        return self._metrics(torch.cat(scored), torch.cat(users))
+        return self._metrics(torch.cat(scored), torch.cat(users), keep=True)
 
     def recent_losses(self, steps: int) -> dict[str, float]:
         """Means of LOSSES over the last `steps` steps, as far as they are of the epoch under way."""
@@ -226,7 +237,7 @@ class Trainer:
         torch.manual_seed(int(sequence.generate_state(1)[0]))
 
     def _checked_losses(self) -> Tensor:
-        """LOSSES of the epoch's steps so far, f32 [steps, 3]."""
+        """LOSSES of the epoch's steps so far, f32 [steps, 4]."""
         losses = torch.cat(self._losses)
         if not bool(losses.isfinite().all()):
             step, which = (int(i) for i in (~losses.isfinite()).nonzero()[0])
@@ -234,7 +245,7 @@ class Trainer:
             raise DataError(f"{LOSSES[which]} is not a number in step {step}; lower train.lr")
         return losses
 
-    def _metrics(self, rows: Tensor, user: Tensor | None = None) -> dict[str, float]:
+    def _metrics(self, rows: Tensor, user: Tensor | None = None, keep: bool = False) -> dict[str, float]:
         """Metrics of all ranks' rows (label, logit), computed on rank 0 so that all decide the same."""
         rows = gather_rows(rows)
         user = None if user is None else gather_rows(user).cpu().numpy()
@@ -243,8 +254,24 @@ class Trainer:
             label, logits = rows.double().cpu().numpy().T
             real = label >= 0  # not padding
             user = None if user is None else user[real]
-            metrics = binary_metrics(label[real], sigmoid(logits[real]), user)
+            label, logits = label[real], logits[real]
+            # Ranked by logits: probabilities close to 1 are rounded to one value.
+            metrics = binary_metrics(label, sigmoid(logits), user, score=logits)
+            if keep:
+                self.scored = label, logits
         return self._ranks.share(metrics)
+
+
+def effects(model: DLRREC, batch: Batch, logits: Tensor) -> dict[str, float]:
+    """As `Trainer.effects`: `logits` f32 [B] are the batch's. Call it on all ranks, in eval mode."""
+    names = [modality.name for modality in model.modalities]
+    changes = [model.score(batch, without=[name]) - logits for name in names]
+    rows = gather_rows(torch.stack([batch.label, logits, *changes], dim=1).double())
+    spread, *of_changes = rows[rows[:, 0] >= 0, 1:].std(0, correction=0).tolist()
+    return {
+        f"effect_{name}": value / spread if spread else math.nan
+        for name, value in zip(names, of_changes, strict=True)
+    }
 
 
 class _Timed:

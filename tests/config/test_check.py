@@ -34,10 +34,11 @@ def bounded():
         for known in dataclasses.fields(kind):
             for name, bound in known.metadata["bounds"].items():
                 whole = int in (hints[known.name], *typing.get_args(hints[known.name]))
-                whole |= hints[known.name] is list and known.name != "rating_range"
+                many = list in (hints[known.name], *typing.get_args(hints[known.name]))
+                whole |= many and known.name != "rating_range"
                 step = 1 if whole else 1e-9
                 wrong = {"least": bound - step, "most": bound + step}.get(name, bound)
-                yield section, known.name, [wrong] if hints[known.name] is list else wrong
+                yield section, known.name, [wrong] if many else wrong
 
 
 @pytest.mark.parametrize(("section", "name", "wrong"), bounded())
@@ -80,10 +81,20 @@ def test_numbers_that_are_none_are_refused(value):
         ),
         ({"model.text_tower": [33]}, "model.text_tower .* must end in model.embedding_dim"),
         ({"model.image_tower": [33]}, "model.image_tower .* must end in model.embedding_dim"),
-        ({"model.embedding_dim": 16}, "(?s)dense_arch.*text_tower.*image_tower"),
+        (
+            {"model.embedding_dim": 16, "model.text_tower": [32], "model.image_tower": [8, 32]},
+            "(?s)dense_arch.*text_tower.*image_tower",
+        ),
         ({"model.over_arch": [16, 2]}, "model.over_arch .* must end in 1"),
         ({"model.over_arch": []}, "model.over_arch .* at least one layer"),
-        ({"model.category": False}, "a DLRM has no table"),
+        (
+            {"model.category": False, "model.user_id": False, "model.item_id": False},
+            "a DLRM has no table",
+        ),
+        (
+            {"model.category": False, "model.tables": {k: {"ids": "managed"} for k in ("user", "item")}},
+            "a DLRM has no table",
+        ),
         ({"model.tables.user.ids": "hash"}, "model.tables .*user.ids=hash: give the number of rows"),
         ({"model.tables.category.ids": "managed"}, "category.ids=managed is for the tables user and item"),
         ({"model.tables.user.rows": 0}, "model.tables.user.rows: 0 must be at least 1"),
@@ -221,8 +232,8 @@ def test_the_ranges_stand_in_the_help(capsys):
         with pytest.raises(SystemExit):
             cli.build_parser().parse_args(words)
         text = " ".join(capsys.readouterr().out.split())
-        assert "learning rate of the dense part (Adam) (default: 0.01; above 0)" in text
-        assert "dropout in the top MLP (default: 0.1; at least 0 and below 1)" in text
+        assert "learning rate of the dense part, Adam (default: by the size of the data) (above 0)" in text
+        assert "columns of the embedding tables (default: 32; at least 1)" in text
 
 
 @pytest.mark.parametrize("words", [["recommend", "--user", "x", "-n", "0"], ["run", "-n", "0"]])

@@ -9,9 +9,13 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.data.entities import load_entities
+from dlrrec_torchrec.evaluation import lists
 from dlrrec_torchrec.evaluation.baselines import Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.stage import evaluate
 from dlrrec_torchrec.metrics import binary_metrics
+from dlrrec_torchrec.models.calibration import Calibration
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
@@ -124,10 +128,123 @@ def test_predictions_are_the_models_in_the_rows_order(shards, tmp_path, linear):
     assert manifest.rows == {"test": 300} and manifest.facts["auc/a"] == metrics["models"]["a"]["auc"]
 
 
+@pytest.fixture(scope="module")
+def with_lists(shards, tmp_path_factory):
+    """An evaluation of one variant with everything, and its metrics."""
+    out = tmp_path_factory.mktemp("lists") / "evaluation"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(score, "load_trained", lambda train_dir, shards_dir, device: Linear().eval())
+        evaluate({"a": write_training(out.parent / "train")}, shards, out)
+    return out, json.loads((out / "metrics.json").read_text())
+
+
+def test_lists_rank_all_unseen_items_by_the_models_logits(shards, with_lists):
+    """The lists of the linear model, made again row by row from the entity tables and the shards."""
+    out, metrics = with_lists
+    facts = ShardFacts.read(shards)
+    scorer = score.Scorer.__new__(score.Scorer)
+    scorer._model, scorer._device, scorer._batch_size = Linear().eval(), torch.device("cpu"), 100
+    scorer.spec = batch_spec(MODEL, facts)
+    entities = load_entities(shards, scorer.spec.in_rows)
+    seen, relevant = {}, {}
+    for name, into in (("train", seen), ("val", seen), ("test", relevant)):
+        rows = read_rows(shards, name)
+        for user, item, label in zip(rows.user.tolist(), rows.item.tolist(), rows.label, strict=True):
+            if name != "test" or label:
+                into.setdefault(user, set()).add(item)
+    relevant = {user: items - seen.get(user, set()) for user, items in relevant.items()}
+    users = sorted(user for user, items in relevant.items() if items)
+    recalls = []
+    for user in users:
+        unseen = np.array([i for i in range(facts.items) if i not in seen.get(user, set())])
+        logits = scorer.logits(scorer.pairs(entities, np.full(len(unseen), user), unseen))
+        top = unseen[np.argsort(-logits.astype(np.float32), kind="stable")[:10]]
+        recalls.append(len(relevant[user] & set(top.tolist())) / len(relevant[user]))
+    table = pq.read_table(out / "lists" / "a.parquet")
+    assert table["user"].to_pylist() == users and len(users) > 20
+    np.testing.assert_allclose(table["recall@10"].to_numpy(), recalls)
+    assert metrics["lists"]["models"]["a"]["recall@10"] == pytest.approx(np.mean(recalls))
+    assert metrics["lists"]["users"] == metrics["lists"]["all_users"] == len(users)
+    assert metrics["lists"]["items"] == facts.items
+
+
+def test_peers_and_intervals_are_in_the_metrics(with_lists):
+    out, metrics = with_lists
+    assert set(metrics["peers"]) == {"SVD++", "item kNN", "LightGBM"}
+    label = pq.read_table(out / "predictions" / "a.parquet")["label"].to_numpy()
+    for name, of_peer in metrics["peers"].items():
+        scores = pq.read_table(out / "peers" / f"{name.replace(' ', '-')}.parquet")["score"].to_numpy()
+        assert of_peer["auc"] == pytest.approx(sk.roc_auc_score(label, scores))
+    rivals = {n: m["auc"] for n, m in (metrics["baselines"] | metrics["peers"]).items()}
+    difference = metrics["difference"]
+    assert rivals[difference["against"]] == max(rivals.values())
+    gap = metrics["models"]["a"]["auc"] - max(rivals.values())
+    assert difference["models"]["a"]["difference"] == pytest.approx(gap)
+    assert difference["models"]["a"]["low"] < gap < difference["models"]["a"]["high"]
+    peers = metrics["lists"]["peers"]
+    assert {"popularity", "SWING", "EASE", "ALS", "BPR"} < set(peers)
+    best = max(peers, key=lambda name: peers[name]["ndcg@20"])
+    of_lists = metrics["lists"]["differences"]["ndcg@20"]
+    gap = metrics["lists"]["models"]["a"]["ndcg@20"] - peers[best]["ndcg@20"]
+    assert of_lists["against"] == best and of_lists["models"]["a"]["difference"] == pytest.approx(gap)
+
+
+def test_without_peers_and_with_fewer_users(shards, tmp_path, linear):
+    train_dir, out = write_training(tmp_path / "a"), tmp_path / "out"
+    evaluate({"a": train_dir}, shards, out, peers=False, list_users=7)
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["peers"] == metrics["lists"]["peers"] == metrics["lists"]["differences"] == {}
+    assert metrics["lists"]["users"] == 7 < metrics["lists"]["all_users"]
+    assert metrics["difference"]["against"] in metrics["baselines"]
+    assert not evaluate({"a": train_dir}, shards, out, peers=False, list_users=8).reused
+
+
+def test_a_model_that_lists_by_itself_is_asked(shards, tmp_path, linear, monkeypatch):
+    items = ShardFacts.read(shards).items
+    asked = lambda self, users: np.tile(np.arange(items, dtype=np.float32), (len(users), 1))  # noqa: E731
+    monkeypatch.setattr(score.Scorer, "list_scores", asked, raising=False)
+    monkeypatch.setattr(lists, "MOST_PAIRS", 0)  # no bound for such a model
+    evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", peers=False)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    # all get the last items that they have not seen
+    assert metrics["lists"]["models"]["a"]["coverage@10"] < 0.5
+
+
+def test_too_many_pairs_are_not_scored_one_by_one(shards, tmp_path, linear, monkeypatch):
+    monkeypatch.setattr(lists, "MOST_PAIRS", 100)
+    evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", peers=False)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["lists"]["models"] == {}
+    (note,) = metrics["lists"]["notes"]
+    assert "lists of 'a' left out" in note and "more than 100 pairs" in note and "--list-users" in note
+
+
+def test_probabilities_are_the_trainings_calibrated_ones_and_no_rank_changes(shards, tmp_path, linear):
+    plain, calibrated = (write_training(tmp_path / name, seed=k) for k, name in enumerate(("a", "b")))
+    manifest = Manifest.read(calibrated)
+    manifest.facts["calibration"] = vars(Calibration(temperature=2.5, bias=-0.5, rows=200))
+    manifest.write(calibrated)
+    note = "probabilities are not calibrated: why"
+    manifest = Manifest.read(plain)
+    manifest.facts["calibration"] = vars(Calibration(note=note))
+    manifest.write(plain)
+    evaluate({"a": plain, "b": calibrated}, shards, tmp_path / "out")
+    a, b = (pq.read_table(tmp_path / "out" / "predictions" / f"{name}.parquet") for name in ("a", "b"))
+    assert a["score"] == b["score"]
+    score = b["score"].to_numpy()
+    np.testing.assert_allclose(b["probability"].to_numpy(), 1 / (1 + np.exp(0.5 - score / 2.5)), atol=1e-9)
+    np.testing.assert_allclose(a["probability"].to_numpy(), 1 / (1 + np.exp(-score)), atol=1e-9)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    models = metrics["models"]
+    for name in ("auc", "auprc", "user_auc"):
+        assert models["a"][name] == models["b"][name]
+    assert models["a"]["loss"] != models["b"]["loss"] and f"a: {note}" in metrics["notes"]
+
+
 def test_batch_size_does_not_change_the_predictions(shards, tmp_path, linear):
     train_dir = write_training(tmp_path / "a")
     for size in (1, 4096):
-        evaluate({"a": train_dir}, shards, tmp_path / f"out-{size}", batch_size=size)
+        evaluate({"a": train_dir}, shards, tmp_path / f"out-{size}", batch_size=size, peers=False)
     single_rows, all_rows = (
         pq.read_table(tmp_path / f"out-{s}" / "predictions" / "a.parquet") for s in (1, 4096)
     )
@@ -136,13 +253,17 @@ def test_batch_size_does_not_change_the_predictions(shards, tmp_path, linear):
 
 def test_evaluation_is_reused_until_something_changes(shards, tmp_path, linear):
     out, train_dir = tmp_path / "evaluation", write_training(tmp_path / "a")
-    assert not evaluate({"a": train_dir}, shards, out).reused
-    assert evaluate({"a": train_dir}, shards, out).reused
+
+    def evaluated(**options):
+        return evaluate({"a": train_dir}, shards, out, peers=False, **options)
+
+    assert not evaluated().reused
+    assert evaluated().reused
     write_training(tmp_path / "a", seed=1)
-    assert not evaluate({"a": train_dir}, shards, out).reused
+    assert not evaluated().reused
     write_truth(shards, tmp_path / "truth.parquet")
-    assert not evaluate({"a": train_dir}, shards, out, truth=tmp_path / "truth.parquet").reused
-    assert not evaluate({"a": train_dir, "b": train_dir}, shards, out).reused
+    assert not evaluated(truth=tmp_path / "truth.parquet").reused
+    assert not evaluate({"a": train_dir, "b": train_dir}, shards, out, peers=False).reused
 
 
 def test_reachable_auc_is_of_the_test_rows_joined_by_id(shards, tmp_path, linear):

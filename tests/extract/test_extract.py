@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import ExtractConfig
 from dlrrec_torchrec.extract.agreement import agreement
-from dlrrec_torchrec.extract.crossfit import assign_folds, row_hashes
+from dlrrec_torchrec.extract.crossfit import random_folds, row_hashes, time_folds, versions
 from dlrrec_torchrec.extract.rules.summarize import CANDIDATES, RELEVANCE, mmr, summary_pieces
 from dlrrec_torchrec.extract.sentences import split_sentences
 from dlrrec_torchrec.extract.stage import extract
@@ -148,8 +148,8 @@ def test_a_row_never_sees_its_own_review(tmp_path_factory, seed, folds, data):
     run(changed, after, folds=folds)
     (old, old_reviews), (new, new_reviews) = tables(before), tables(after)
     review = old_reviews[at]
-    for side, entity, fold in (("users", user, review["user_fold"]), ("items", item, review["item_fold"])):
-        assert old[side, entity, fold] == new[side, entity, fold]
+    for side, entity in (("users", user), ("items", item)):
+        assert old[side, entity, review["fold"]] == new[side, entity, review["fold"]]
     assert old.keys() == new.keys()  # no review moved to another fold
     elsewhere = [k for k in old if k[:2] not in (("users", user), ("items", item))]
     assert all(old[k] == new[k] for k in elsewhere)
@@ -167,9 +167,10 @@ def test_a_fold_is_the_content_of_the_table_without_its_reviews(tmp_path):
         for (kind, entity, fold), row in content.items():
             if kind != side or fold == -1:
                 continue
-            name = f"{column[:-3]}_fold"
             other_reviews = [
-                r for r, c in zip(rows, reviews, strict=True) if not (c[column] == entity and c[name] == fold)
+                r
+                for r, c in zip(rows, reviews, strict=True)
+                if not (c[column] == entity and c["fold"] == fold)
             ]
             root = tmp_path / f"{entity}-{fold}"
             run(other_reviews, root, items=items)
@@ -186,7 +187,7 @@ def test_content_by_hand(tmp_path):
         ("bob", "cafe", "Sushi again", None),
         ("ann", "bar", None, None),
     ]
-    manifest = run(rows, tmp_path, summary_sentences=5)
+    manifest = run(rows, tmp_path, summary_sentences=5, folds=1000)  # so many that no two reviews share one
     content, reviews = tables(tmp_path)
     assert manifest.rows == {"reviews": 3, "metadata": 0, "users": 5, "items": 5}
     first_vector, second_vector = vector("The sushi was fresh."), vector("Too expensive!")
@@ -204,13 +205,13 @@ def test_content_by_hand(tmp_path):
     np.testing.assert_allclose(cafe["text_vector"], three / np.linalg.norm(three), atol=1e-3)
     np.testing.assert_allclose(cafe["image_vector"], (vector("sushi") + vector("rice")) / 2, atol=1e-3)
     assert cafe["price_tag"] == "overpriced" and cafe["categories"][0] == "Sushi"
-    without_ann = content["items", "cafe", reviews[0]["item_fold"]]
+    without_ann = content["items", "cafe", reviews[0]["fold"]]
     assert without_ann["summary"] == "Sushi again." and without_ann["price_tag"] == "none"
     assert without_ann["image_vector"] is None
-    empty = content["items", "bar", reviews[2]["item_fold"]]
+    empty = content["items", "bar", reviews[2]["fold"]]
     assert (empty["summary"], empty["text_vector"], empty["price_tag"]) == (None, None, "none")
     assert empty["categories"] == []
-    assert content["users", "bob", reviews[1]["user_fold"]]["summary"] is None
+    assert content["users", "bob", reviews[1]["fold"]]["summary"] is None
 
 
 def test_price_and_categories_from_the_metadata(tmp_path):
@@ -218,10 +219,11 @@ def test_price_and_categories_from_the_metadata(tmp_path):
     kinds = [f"Kind {k}" for k in range(14)]
     items = [{"item_id": f"i{i}", "price": p, "categories": kinds} for i, p in enumerate([10.0, 20.0, 90.0])]
     manifest = run(rows, tmp_path, items=items, price_from="items", categories_from="items")
-    content, _ = tables(tmp_path)
+    content, reviews = tables(tmp_path)
     tags = [content["items", f"i{i}", -1]["price_tag"] for i in range(4)]
     assert tags == ["cheap", "fair", "overpriced", "none"]
-    assert content["items", "i0", -1]["categories"] == kinds[:11] == content["items", "i0", 0]["categories"]
+    assert content["items", "i0", -1]["categories"] == kinds[:11]
+    assert content["items", "i0", reviews[0]["fold"]]["categories"] == kinds[:11]
     assert content["items", "i3", -1]["categories"] == []
     assert "agreement" not in manifest.facts  # nothing extracted to compare
 
@@ -263,17 +265,37 @@ def test_settings_out_of_range_are_named(tmp_path, setting):
         run([("u", "i", "Good.", None)], tmp_path, **{setting: 0})
 
 
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(2, 7), st.integers(0, 9))
-def test_folds_are_balanced_and_stable(entity, folds, seed):
-    names = [f"row{i}" for i in range(len(entity))]
-    hashes = row_hashes(names, [f"i{e}" for e in entity], seed)
-    codes = np.asarray(entity)
-    fold = assign_folds(codes, hashes, folds)
-    for e in set(entity):
-        sizes = np.bincount(fold[codes == e], minlength=folds)
-        assert sizes.max() - sizes.min() <= 1  # so one each where there are at most K
-    order = np.random.default_rng(seed).permutation(len(entity))
-    np.testing.assert_array_equal(assign_folds(codes[order], hashes[order], folds), fold[order])
+@given(st.integers(1, 60), st.integers(2, 7), st.integers(0, 9))
+def test_a_rows_fold_is_its_own(rows, folds, seed):
+    hashes = row_hashes([f"row{i}" for i in range(rows)], ["i"] * rows, seed)
+    fold = random_folds(hashes, folds)
+    assert set(fold) <= set(range(folds))
+    order = np.random.default_rng(seed).permutation(rows)
+    np.testing.assert_array_equal(random_folds(hashes[order], folds), fold[order])
+
+
+def test_random_folds_are_of_about_one_size():
+    sizes = np.bincount(random_folds(row_hashes([str(i) for i in range(5000)], ["i"] * 5000, 0), 5))
+    assert len(sizes) == 5 and sizes.min() > 900
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.integers(2, 7))
+def test_blocks_of_time_keep_its_order(times, folds):
+    times = np.asarray(times)
+    fold = time_folds(times, folds)
+    assert fold.min() >= 0 and fold.max() < folds
+    for a, b in zip(*np.triu_indices(len(times), 1), strict=True):
+        assert (times[a] < times[b]) <= (fold[a] <= fold[b])
+        assert times[a] != times[b] or fold[a] == fold[b]
+    if len(set(times)) == len(times):
+        assert np.ptp(np.bincount(fold, minlength=min(folds, len(times)))) <= 1 or len(times) < folds
+    for _, k, rows in versions(np.zeros(len(times), int), fold, 1, earlier=True):
+        assert k == -1 or (fold[rows] < k).all() and len(rows) == (fold < k).sum()
+
+
+def test_blocks_of_time_need_times(tmp_path):
+    with pytest.raises(DataError, match="'timestamp': 1 of 1 rows have no time.*--fold-by random"):
+        run([("u", "i", "Good.", None)], tmp_path, fold_by="time")
 
 
 def mmr_scores(vectors, relevance, picked, trade_off):

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.config import ModelConfig
+from dlrrec_torchrec.config import ModelConfig, TrainConfig
+from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.features.dense import dense_matrix
 from dlrrec_torchrec.models.build import build_model
@@ -56,6 +57,7 @@ def make_facts(
         users=users,
         items=items,
         dense=tuple(_dense_names(dense)),
+        affinity=(),
         dense_width=dense,
         rating_range=(1.0, 5.0),
         modalities=tuple(modalities_of(names or MODALITIES, dims)),
@@ -78,6 +80,11 @@ def plain_spec(
     known = {m.name: m for m in (*modalities_of(), *facts.modalities)}
     chosen = tuple(known[name] for name in modalities)
     return BatchSpec(facts, sparse=sparse, in_rows=chosen, positives=positives)
+
+
+def papers_model(**settings) -> ModelConfig:
+    """These settings of the model; what they leave open is the papers', whatever the size of the data."""
+    return automatic(ModelConfig(**settings), TrainConfig())[0]
 
 
 def build(config: ModelConfig, device: str | None = None, **facts) -> DLRREC:

@@ -37,15 +37,14 @@ SLOTS = 11  # category types of an item
 
 @dataclasses.dataclass
 class Review:
-    """One row of a split. Vectors are float16 [V] or None; folds count for training rows only."""
+    """One row of a split. Vectors are float16 [V] or None; the fold counts for training rows only."""
 
     user: str
     item: str
     rating: float
     text: np.ndarray | None = None
     image: np.ndarray | None = None
-    user_fold: int = 0
-    item_fold: int = 0
+    fold: int = 0
 
 
 Neighbours = dict[str, list[tuple[str, float]]]  # id -> (neighbour, score), best first
@@ -66,6 +65,13 @@ class World:
     metadata: dict[str, tuple[np.ndarray | None, np.ndarray | None]] = dataclasses.field(default_factory=dict)
     dims: tuple[int, int] = (DIM, DIM)  # numbers of a text's and of an image's vector
     slots: int = SLOTS
+    earlier: bool = False  # folds are blocks of time, and content of a fold is made of earlier ones
+
+    def visible(self, reviews: list[Review], fold: int) -> list[Review]:
+        """Those that a training row of `fold` may see."""
+        if fold < 0:
+            return reviews
+        return [r for r in reviews if (r.fold < fold if self.earlier else r.fold != fold)]
 
     def write(self, root: str | Path) -> RunPaths:
         """Write split/, content/, swing/ and, with titles, items/ under `root`."""
@@ -108,7 +114,6 @@ def random_world(
             round(float(rng.uniform(1, 5)), 1),
             random_vector(rng, dims[0]) if rng.random() < 0.8 else None,
             random_vector(rng, dims[1]) if rng.random() < 0.5 else None,
-            int(rng.integers(folds)),
             int(rng.integers(folds)),
         )
         for user, item in pairs
@@ -169,8 +174,7 @@ def write_content(world: World, folder: Path) -> None:
         {
             "user_id": r.user,
             "item_id": r.item,
-            "user_fold": r.user_fold,
-            "item_fold": r.item_fold,
+            "fold": r.fold,
             "text_vector": r.text,
             "image_vector": r.image,
         }
@@ -187,14 +191,18 @@ def write_content(world: World, folder: Path) -> None:
             reviews[getattr(review, side)].append(review)
         contents = []
         for name, of_entity in reviews.items():
-            for fold in (-1, *sorted({getattr(r, f"{side}_fold") for r in of_entity})):
-                seen = [r for r in of_entity if getattr(r, f"{side}_fold") != fold]
+            for fold in (-1, *sorted({r.fold for r in of_entity})):
+                seen = world.visible(of_entity, fold)
                 contents.append({"id": name, "fold": fold} | content(seen, world))
         write_table(_table(contents, schema), folder / f"{side}s", 7)
     described = [{"id": k, "text_vector": t, "image_vector": i} for k, (t, i) in world.metadata.items()]
     write_table(_table(described, with_vectors(METADATA_CONTENT, dims)), folder / "metadata")
     facts = {"vector_dims": {"text": world.dims[0], "image": world.dims[1]}, "encoder": "random"}
-    _manifest("extract", folder, facts | {"category_slots": world.slots})
+    _manifest(
+        "extract",
+        folder,
+        facts | {"category_slots": world.slots, "fold_by": "time" if world.earlier else "random"},
+    )
 
 
 def content(seen: list[Review], world: World) -> dict:

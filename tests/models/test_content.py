@@ -51,7 +51,7 @@ from tests.helpers.shards import MODALITIES, build, make_facts, modalities_of, p
 from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch, random_corpus
 
 SIZES = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
-SIZES |= {"over_arch": [20, 6, 1], "dropout": 0.0}
+SIZES |= {"over_arch": [20, 6, 1], "dropout": 0.0, "wide": False}
 FACTS = make_facts(users=USERS, items=ITEMS, dense=DENSE)
 
 
@@ -284,7 +284,7 @@ def test_vectors_of_several_sizes_train_alike_in_rows_and_in_tables(tmp_path):
     )
     steps, scores = [], []
     for vectors in ("row", "table"):
-        model = ModelConfig(vectors=vectors, towers={"item_audio": [24, 32]}, dropout=0.0)
+        model = ModelConfig(vectors=vectors, towers={"item_audio": [24, 32]}, dropout=0.0, tower_dropout=0.0)
         out = tmp_path / vectors
         settings_ = TrainConfig(epochs=2, batch_size=40, device="cpu", lr=1e-4)  # Adam's steps are of signs
         train(model, ContrastiveConfig(num_negatives=8), settings_, "strict", shards, out)

@@ -38,7 +38,7 @@ from tests.helpers.shards import TYPES, build, make_facts, write_shards
 from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch
 
 SMALL = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
-SMALL |= {"over_arch": [20, 6, 1], "dropout": 0.0, "user_id": True}
+SMALL |= {"over_arch": [20, 6, 1], "dropout": 0.0, "user_id": True, "wide": False}
 OFF = ContrastiveConfig(item_weight=0.0, user_weight=0.0)
 MASK = (1 << 64) - 1
 

@@ -41,7 +41,7 @@ def random_inputs(rows=16, seed=0, keys=("category", "user", "item")):
 def small_model(**changes):
     torch.manual_seed(0)
     settings = {"user_id": True, "item_id": True, "embedding_dim": 8, "dense_arch": [16, 8]}
-    settings |= {"text_tower": [24, 8], "image_tower": [12, 8], "over_arch": [20, 6, 1]}
+    settings |= {"text_tower": [24, 8], "image_tower": [12, 8], "over_arch": [20, 6, 1], "wide": False}
     config = dataclasses.replace(ModelConfig(), **settings | changes)
     return build(config, dense=DENSE, users=USERS, items=ITEMS)
 

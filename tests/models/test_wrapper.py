@@ -64,7 +64,7 @@ def small_wrapper(model=None, class_weights=(1.0, 1.0), seed=5, corpus=None, **c
     torch.manual_seed(0)
     sizes = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
     config = dataclasses.replace(
-        ModelConfig(), **sizes | {"over_arch": [20, 6, 1], "dropout": 0.0} | (model or {})
+        ModelConfig(), **sizes | {"over_arch": [20, 6, 1], "dropout": 0.0, "wide": False} | (model or {})
     )
     built = build(config, dense=DENSE, users=USERS, items=ITEMS)
     settings = dataclasses.replace(ContrastiveConfig(), **{"num_negatives": 5} | contrastive)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import PrepareConfig
-from dlrrec_torchrec.features import leave_one_out
+from dlrrec_torchrec.features import left_out
 from dlrrec_torchrec.features.dense import dense_matrix
 from dlrrec_torchrec.prepare import inputs
 from dlrrec_torchrec.prepare import shard_writer as shards
@@ -49,7 +49,8 @@ OTHER = random_vector(np.random.default_rng(6))
 
 
 def run(paths: RunPaths, **settings) -> Manifest:
-    config = PrepareConfig(**settings)
+    """Rows without their own review alone, and without smoothing, whose numbers are easy to see."""
+    config = PrepareConfig(**{"statistics": "row", "smoothing": 0.0} | settings)
     return prepare(config, paths.split, paths.content, paths.swing, paths.items, paths.shards)
 
 
@@ -60,9 +61,9 @@ def vectors(table: pa.Table, column: str) -> np.ndarray:
 def small_world(**changes) -> World:
     """a and b both reviewed x; only a reviewed y, without a word; b's only review is of x."""
     train = [
-        Review("b", "x", 5.0, OTHER, None, 1, 1),
-        Review("a", "x", 2.0, VECTOR, VECTOR, 0, 0),
-        Review("a", "y", 4.0, None, None, 1, 0),
+        Review("b", "x", 5.0, OTHER, None, 1),
+        Review("a", "x", 2.0, VECTOR, VECTOR, 0),
+        Review("a", "y", 4.0, None, None, 1),
     ]
     return World(train, [], [Review("b", "y", 3.0)], **changes)
 
@@ -162,11 +163,11 @@ def test_parts_are_bounded_shuffled_and_the_same_each_time(tmp_path, monkeypatch
     rows = split_table(paths, "train")
     order = list(zip(rows["user"].to_pylist(), rows["item"].to_pylist(), strict=True))
     assert len(set(order)) == 40 and order != sorted(order)
-    for settings in ({"leave_out": "fold"}, {"text": "summary"}, {}):
+    for settings in ({"statistics": "folds"}, {"text": "summary"}, {}):
         run(paths, rows_per_shard=1000, **settings)
         whole = split_table(paths, "train")
         with monkeypatch.context() as patch:
-            for module in (inputs, leave_one_out, shards):
+            for module in (inputs, left_out, shards):
                 patch.setattr(module, "CHUNK_ROWS", 3)
             run(paths, rows_per_shard=16, **settings)
         assert split_table(paths, "train").equals(whole)

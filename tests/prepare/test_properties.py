@@ -27,10 +27,9 @@ from tests.helpers.worlds import (
     split_table,
 )
 
-MODES = [(text, leave_out) for text in ("mean", "summary") for leave_out in ("row", "fold")]
+MODES = [(text, statistics) for text in ("mean", "summary") for statistics in ("row", "folds", "ordered")]
 ALL_DENSE = ["item_count", "user_mean", "item_mean", "price", "user_count"]
-USER_DENSE, ITEM_DENSE = [1, 6], [0, 2, 3, 4, 5]  # columns of the dense features by side
-modes = pytest.mark.parametrize(("text", "leave_out"), MODES)
+modes = pytest.mark.parametrize(("text", "statistics"), MODES)
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.sampled_from([(384, 384), (5, 1025), (768, 3)])  # numbers of text and image vectors
 smoothings = st.sampled_from([0.0, 0.7, 3.0])
@@ -40,7 +39,7 @@ def prepared(world: World, **settings) -> dict[str, dict[tuple[str, str], dict[s
     """Shards of a world: split -> (user, item) -> column -> values."""
     with tempfile.TemporaryDirectory() as folder:
         paths = world.write(folder)
-        config = PrepareConfig(dense=ALL_DENSE, rows_per_shard=8, **settings)
+        config = PrepareConfig(**{"dense": ALL_DENSE, "rows_per_shard": 8, "affinity": False} | settings)
         prepare(config, paths.split, paths.content, paths.swing, paths.items, paths.shards)
         users, items = (entity_table(paths, side) for side in ("user", "item"))
         tables = {"entities": {("", "users"): _row(users, None), ("", "items"): _row(items, None)}}
@@ -81,6 +80,12 @@ def assert_same_bits(
         assert same, f"{name}: {a[name]} became {b[name]}"
 
 
+def world_for(statistics: str, seed: int, **sizes) -> World:
+    world = random_world(seed, **sizes)
+    world.earlier = statistics == "ordered"
+    return world
+
+
 def rewritten(review: Review, rng: np.random.Generator, dims: tuple[int, int]) -> Review:
     """The same pair and folds with another rating, text and picture, of any size or absent."""
     changed = copy.copy(review)
@@ -95,60 +100,59 @@ def rewritten(review: Review, rng: np.random.Generator, dims: tuple[int, int]) -
 @modes
 @settings(max_examples=5)
 @given(seed=seeds, smoothing=smoothings, dims=sizes)
-def test_a_training_row_never_sees_its_own_rating_and_text(text, leave_out, seed, smoothing, dims):
+def test_a_training_row_never_sees_its_own_rating_and_text(text, statistics, seed, smoothing, dims):
     rng = np.random.default_rng(seed)
-    world = random_world(seed, users=4, items=12, rows=36, dims=dims)
+    world = world_for(statistics, seed, users=4, items=12, rows=36, dims=dims)
     changed, k = copy.copy(world), int(rng.integers(36))
     changed.train = [*world.train]
     changed.train[k] = rewritten(world.train[k], rng, dims)
-    setting = {"text": text, "leave_out": leave_out, "smoothing": smoothing}
+    setting = {"text": text, "statistics": statistics, "smoothing": smoothing}
     before, after = prepared(world, **setting), prepared(changed, **setting)
     pair = world.train[k].user, world.train[k].item
     assert_same_bits(before["train"][pair], after["train"][pair], besides=("label", "rating"))
     others = [p for p in before["train"] if p != pair and (pair[0] == p[0] or pair[1] == p[1])]
-    assert others and any(
+    last = statistics == "ordered" and world.train[k].fold == max(r.fold for r in world.train)
+    assert last or any(
         before["train"][p]["dense"].tobytes() != after["train"][p]["dense"].tobytes() for p in others
     ), "the change must reach other rows, or the test proves nothing"
 
 
-@settings(max_examples=5)
-@given(seed=seeds, text=st.sampled_from(["mean", "summary"]), smoothing=smoothings)
-def test_with_folds_a_training_row_sees_nothing_of_its_fold(seed, text, smoothing):
+FOLDED = [("mean", "folds"), ("summary", "folds"), ("mean", "ordered"), ("summary", "ordered")]
+
+
+@pytest.mark.parametrize(("text", "statistics"), FOLDED)
+@settings(max_examples=3)
+@given(seed=seeds, smoothing=smoothings)
+def test_a_training_row_sees_nothing_of_its_fold_or_of_what_came_later(text, statistics, seed, smoothing):
+    """Of any user and item: whatever else happens there, none of its numbers moves by a bit."""
     rng = np.random.default_rng(seed)
-    world = random_world(seed, users=4, items=12, rows=36)
-    k = int(rng.integers(36))
-    review = world.train[k]
-    setting = {"text": text, "leave_out": "fold", "smoothing": smoothing}
-    before = prepared(world, **setting)["train"][review.user, review.item]
-    for side, columns in (("user", USER_DENSE), ("item", ITEM_DENSE)):
-        changed = copy.copy(world)
-        changed.train = [
-            rewritten(r, rng, world.dims)
-            if getattr(r, side) == getattr(review, side)
-            and getattr(r, f"{side}_fold") == getattr(review, f"{side}_fold")
-            else r
-            for r in world.train
-        ]
-        after = prepared(changed, **setting)["train"][review.user, review.item]
-        for row in (before, after):
-            row[f"{side} dense"] = row["dense"][columns]
-        names = {
-            "user": ["user dense", "user_text", "user_positives"],
-            "item": ["item dense", "item_text", "item_image", "item_positives", "category"],
-        }[side]
-        assert_same_bits({n: before[n] for n in names}, {n: after[n] for n in names})
+    world = world_for(statistics, seed, users=4, items=12, rows=36)
+    review = world.train[int(rng.integers(36))]
+    setting = {"text": text, "statistics": statistics, "smoothing": smoothing, "affinity": True}
+    seen = world.visible(world.train, review.fold)
+    changed = copy.copy(world)
+    changed.train = [r if r in seen else rewritten(r, rng, world.dims) for r in world.train]
+    before, after = prepared(world, **setting), prepared(changed, **setting)
+    pair = review.user, review.item
+    assert len(before["train"][pair]["dense"]) > 40
+    assert_same_bits(before["train"][pair], after["train"][pair], besides=("label", "rating"))
+    others = [(r.user, r.item) for r in seen if r.fold != review.fold]
+    if statistics == "folds":
+        assert any(
+            before["train"][p]["dense"].tobytes() != after["train"][p]["dense"].tobytes() for p in others
+        )
 
 
 @modes
 @settings(max_examples=3)
 @given(seed=seeds)
-def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
+def test_no_row_sees_a_validation_or_test_row(text, statistics, seed):
     rng = np.random.default_rng(seed)
-    world = random_world(seed, rows=11, val=4, test=4)
+    world = world_for(statistics, seed, rows=11, val=4, test=4)
     changed = copy.copy(world)
     changed.val = [rewritten(r, rng, world.dims) for r in world.val if rng.random() < 0.7]
     changed.test = [rewritten(r, rng, world.dims) for r in world.test if rng.random() < 0.7]
-    setting = {"text": text, "leave_out": leave_out, "smoothing": 0.7}
+    setting = {"text": text, "statistics": statistics, "smoothing": 0.7}
     before, after = prepared(world, **setting), prepared(changed, **setting)
     assert list(before["train"]) == list(after["train"])
     for part in ("train", "entities"):
@@ -163,15 +167,15 @@ def test_no_row_sees_a_validation_or_test_row(text, leave_out, seed):
 @modes
 @settings(max_examples=5)
 @given(seed=seeds, smoothing=smoothings, dims=sizes)
-def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing, dims):
-    world = random_world(seed, users=6, items=5, rows=18, val=3, test=4, dims=dims)
-    tables = prepared(world, text=text, leave_out=leave_out, smoothing=smoothing, positives=3)
+def test_every_row_equals_plain_loops(text, statistics, seed, smoothing, dims):
+    world = world_for(statistics, seed, users=6, items=5, rows=18, val=3, test=4, dims=dims)
+    tables = prepared(world, text=text, statistics=statistics, smoothing=smoothing, positives=3)
     for split in ("train", "val", "test"):
         reviews = getattr(world, split)
         assert tables[split].keys() == {(r.user, r.item) for r in reviews}
         for review in reviews:
             row = tables[split][review.user, review.item]
-            expected = by_loops(world, review, split == "train", text, leave_out, smoothing, 3)
+            expected = by_loops(world, review, split == "train", text, statistics, smoothing, 3)
             assert row.keys() == expected.keys()
             for name, value in expected.items():
                 tolerance = 6e-4 if name in BUILT_IN else 1e-6
@@ -179,20 +183,20 @@ def test_every_row_equals_plain_loops(text, leave_out, seed, smoothing, dims):
 
 
 def by_loops(
-    world: World, row: Review, training: bool, text: str, leave_out: str, smoothing: float, positives: int
+    world: World, row: Review, training: bool, text: str, statistics: str, smoothing: float, positives: int
 ) -> dict[str, np.ndarray]:
     """One row of a shard by the definitions, review by review."""
     expected = {"label": [float(row.rating >= 4)], "rating": [row.rating]}
     facts = {}
     for side in ("user", "item"):
-        name, fold = getattr(row, side), getattr(row, f"{side}_fold")
+        name, fold = getattr(row, side), row.fold
         of_entity = [r for r in world.train if getattr(r, side) == name]
-        outside_fold = [r for r in of_entity if getattr(r, f"{side}_fold") != fold]
+        outside_fold = world.visible(of_entity, fold)
         if not training:
             seen, read = of_entity, of_entity
         else:
             seen, read = (
-                (outside_fold if leave_out == "fold" else [r for r in of_entity if r is not row]),
+                (outside_fold if statistics != "row" else [r for r in of_entity if r is not row]),
                 outside_fold,
             )
         weight = len(seen) + smoothing

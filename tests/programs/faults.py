@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import get_unwrapped_module
 
-from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config import ContrastiveConfig, TrainConfig
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
@@ -25,7 +25,7 @@ from dlrrec_torchrec.training.checkpoint import Checkpoints
 from dlrrec_torchrec.training.signals import Stopped, stop_requests
 from dlrrec_torchrec.training.steps import PlainPipeline
 from dlrrec_torchrec.training.trainer import Trainer
-from tests.helpers.shards import plain_spec
+from tests.helpers.shards import papers_model, plain_spec
 from tests.programs.ranks import MODEL, sharded
 
 # Nothing here depends on the number of ranks except rounding (see tests/programs/ranks.py).
@@ -36,7 +36,7 @@ KINDS = {
 }
 STOP_IN = 4  # the step in which a signal comes; an epoch has 7
 # Here the same number of ranks must bring the same bits, so that everything may be random.
-RANDOM = ModelConfig(dropout=0.2, tower_dropout=0.1, user_id=True)
+RANDOM = papers_model(dropout=0.2, tower_dropout=0.1, user_id=True)
 OFTEN = dataclasses.replace(TRAIN, checkpoint_steps=3, background_checkpoints=True)
 KILL_IN = 12  # checkpoints: 3, 6, 7 (epoch), 9
 

@@ -14,18 +14,22 @@ from dlrrec_torchrec.sharding.apply import plan_tables
 from dlrrec_torchrec.sharding.describe import to_json
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import build
+from tests.helpers.shards import build, papers_model
 
 # Adam turns the rounding noise of a gradient that is exactly 0, as that of a bias before batch normalisation,
 # into whole steps. With layer normalisation there is none such, so that equal means equal.
-MODEL = ModelConfig(dropout=0.0, tower_norm="layer", user_id=True)
+MODEL = papers_model(dropout=0.0, tower_norm="layer", user_id=True, wide=False)
+WITH_WIDE_PATH = dataclasses.replace(MODEL, wide=True)
 # The planner cuts columns into parts of at least 128.
-WIDE = ModelConfig(**vars(MODEL) | {"embedding_dim": 256, "interaction": "dcn"})
+BROAD = ModelConfig(**vars(MODEL) | {"embedding_dim": 256, "interaction": "dcn"})
 IN_TABLES = ModelConfig(**vars(MODEL) | {"vectors": "table"})
 BOTH_IDS = ModelConfig(**vars(MODEL) | {"item_id": True})
-TRAIN = TrainConfig(epochs=2, batch_size=60, lr=0.003, device="cpu", select="loss", warmup_steps=3)
+TRAIN = TrainConfig(
+    epochs=2, batch_size=60, lr=0.003, weight_decay=0.0, device="cpu", select="loss", warmup_steps=3
+)
 VARIANTS = {
     "adam": TRAIN,
+    "wide": TRAIN,
     "table_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad", "schedule": "cosine"}),
     "row_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
     "column_wise": TrainConfig(**vars(TRAIN) | {"table_optimizer": "sgd", "table_lr": 0.1}),
@@ -69,8 +73,9 @@ def sharded(model: ModelConfig, name: str) -> ModelConfig:
 
 def train_all(shards: Path, small: Path, out: Path) -> None:
     """Each variant on `shards`, and a training whose one validation row leaves a rank padding alone."""
+    models = {"wide": WITH_WIDE_PATH, "column_wise": BROAD, "content": IN_TABLES, "ids": BOTH_IDS}
     for name, settings in VARIANTS.items():
-        model = sharded({"column_wise": WIDE, "content": IN_TABLES, "ids": BOTH_IDS}.get(name, MODEL), name)
+        model = sharded(models.get(name, MODEL), name)
         train(model, ContrastiveConfig(num_negatives=16), settings, "strict", shards, out / name)
     off = ContrastiveConfig(item_weight=0, user_weight=0)
     for name, changes in STEPS.items():

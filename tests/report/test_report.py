@@ -14,8 +14,10 @@ import sklearn.metrics as sk
 
 from dlrrec_torchrec.evaluation.stage import PREDICTIONS
 from dlrrec_torchrec.metrics import binary_metrics, expected_auc
+from dlrrec_torchrec.report.comparison import cell
 from dlrrec_torchrec.report.figures import reliability, roc_points
-from dlrrec_torchrec.report.page import best_names, cell, facts_html, html_page, verdict
+from dlrrec_torchrec.report.page import facts_html, html_page
+from dlrrec_torchrec.report.results import ratings, verdict
 from dlrrec_torchrec.report.stage import ABOVE, format_table, report, summarize
 from dlrrec_torchrec.stages import manifest_folders
 from dlrrec_torchrec.store import schema
@@ -27,6 +29,9 @@ from tests.helpers.shards import make_facts
 
 MODELS = {"dlrrec": 1.0, "bce": 0.4}
 BASELINES = {"majority class": 0.0, "item mean": 0.7}
+PEERS = {"SVD++": 0.5}
+LIST_MODELS = {"dlrrec": 0.2}  # recall
+LIST_PEERS = {"popularity": 0.1, "EASE": 0.25}
 FIGURES = ("roc", "calibration", "learning_curves", "confusion", "swing_scores")
 
 
@@ -48,21 +53,52 @@ def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
         "attainable": binary_metrics(label, q, user) if truth else None,
         "models": {},
         "baselines": {},
+        "peers": {},
         "notes": [f"a note of seed {seed}", "a note of all"],
     }
-    for kind, folder, names in (("models", "predictions", MODELS), ("baselines", "baselines", BASELINES)):
+    for kind, folder, names in (
+        ("models", "predictions", MODELS),
+        ("baselines", "baselines", BASELINES),
+        ("peers", "peers", PEERS),
+    ):
         (run.evaluation / folder).mkdir(parents=True, exist_ok=True)
         for name, share in names.items():
             probability = share * p + (1 - share) * (0.8 if share == 0 else rng.random(n))
             table = pa.table([user, user, label, label, probability, probability], schema=PREDICTIONS)
             pq.write_table(table, run.evaluation / folder / f"{name.replace(' ', '-')}.parquet")
             body[kind][name] = binary_metrics(label, probability, user)
+    shift = seed / 100
+    verdict = "better" if seed == 0 else "level"
+    interval = {"difference": 0.04 + shift, "low": 0.01 - shift, "high": 0.07, "verdict": verdict}
+    body["difference"] = {"against": "item mean", "models": {"dlrrec": interval}}
+    body["lists"] = write_lists(shift)
     body = jsonable(body)
     (run.evaluation / "metrics.json").write_text(json.dumps(body))
     Manifest("evaluate", {"seed": seed}, {}, rows={"test": n}, seconds=1.5, peak_memory_mib=200).write(
         run.evaluation
     )
     return body
+
+
+def write_lists(shift):
+    def metrics(recall):
+        names = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "map", "hit") for k in (10, 20, 50)]
+        of_catalogue = {"coverage@20": 0.3, "popularity@20": 0.8, "popularity of relevant": 0.7}
+        return dict.fromkeys(names, recall + shift) | of_catalogue
+
+    interval = {"difference": -0.05, "low": -0.08, "high": -0.02, "verdict": "worse"}
+    return {
+        "protocol": "all unseen items",
+        "users": 50,
+        "all_users": 60,
+        "items": 30,
+        "relevant": 2.5,
+        "models": {name: metrics(recall) for name, recall in LIST_MODELS.items()},
+        "peers": {name: metrics(recall) for name, recall in LIST_PEERS.items()},
+        "chosen": {"EASE": "λ = 100"},
+        "differences": {"recall@20": {"against": "EASE", "models": {"dlrrec": interval}}},
+        "notes": ["lists of 'bce' left out: no reason"],
+    }
 
 
 def write_rest(run, seed):
@@ -134,6 +170,7 @@ def rows_of(summary):
     return [
         *summary["models"].values(),
         *summary["baselines"].values(),
+        *summary["peers"].values(),
         summary["truth"],
         summary["attainable"],
     ]
@@ -180,7 +217,7 @@ def test_every_table_shows_the_numbers(reported):
     markdown = (paths[0].report / "table.md").read_text()
     assert text == format_table(summary)
     for name, metrics in (summary["models"] | summary["baselines"]).items():
-        (row,) = [line for line in markdown.splitlines() if line.startswith(f"| {name} |")]
+        row, *_ = [line for line in markdown.splitlines() if line.startswith(f"| {name} |")]
         at = text.splitlines().index(next(x for x in text.splitlines() if x.lstrip().startswith(name)))
         for key in ("auc", "accuracy", "fpr", "loss", "user_auc"):
             mean, deviation = f"{metrics[key]['mean']:.3f}", f"{metrics[key]['sd']:.3f}"
@@ -279,17 +316,46 @@ def test_what_is_missing_is_named(runs, tmp_path):
 
 def test_best_of_a_column_and_the_verdict(runs):
     summary = summarize(runs[1], list(MODELS))
-    means = {n: m["auc"]["mean"] for n, m in (summary["models"] | summary["baselines"]).items()}
-    assert best_names(summary, "auc") == {max(means, key=means.get)}
-    losses = {n: m["loss"]["mean"] for n, m in (summary["models"] | summary["baselines"]).items()}
-    assert best_names(summary, "loss") == {min(losses, key=losses.get)}
-    assert best_names(summary, "fpr") == set()  # never alone
+    rows = {(g, n): m for g in ("models", "baselines", "peers") for n, m in summary[g].items()}
+    aucs, losses = ({row: m[key]["mean"] for row, m in rows.items()} for key in ("auc", "loss"))
+    table = ratings(summary)
+    assert table.best("auc") == {max(aucs, key=aucs.get)}
+    assert table.best("loss") == {min(losses, key=losses.get)}
+    assert table.best("fpr") == set()  # never alone
+    means = {name: auc for (_, name), auc in aucs.items()}
     gain = means["dlrrec"] - means["item mean"]
-    assert f"{abs(gain):.3f} {'above' if gain > 0 else 'below'} the best baseline, item mean" in verdict(
+    assert f"{abs(gain):.3f} {'above' if gain > 0 else 'below'} the best other method, item mean" in verdict(
         summary
     )
     swapped = summary | {"models": {"bce": summary["models"]["bce"]}}
-    assert "below the best baseline" in verdict(swapped)
+    assert "below the best other method" in verdict(swapped)
+
+
+def test_lists_peers_and_differences_are_shown(reported):
+    paths, _, _ = reported
+    summary = json.loads((paths[0].report / "metrics.json").read_text())
+    ease = summary["lists"]["peers"]["EASE"]["recall@20"]
+    assert ease["seeds"] == [0.25, 0.26] and ease["mean"] == pytest.approx(0.255)
+    text, page = format_table(paths[0].report), plain((paths[0].report / "index.html").read_text())
+    markdown = (paths[0].report / "table.md").read_text()
+    for words in (text, markdown, page):
+        words = re.sub(r"\s+", " ", words)
+        assert (
+            "SVD++" in words and "Recall@20" in words and "all unseen items · 50 users, 2.5 relevant" in words
+        )
+        assert "best other method, item mean: +0.045; of 2 seeds 1 better, 1 level" in words
+        assert (
+            "Recall@20 of dlrrec less that of the best other method, EASE: -0.050; of 2 seeds 2 worse"
+            in words
+        )
+        assert "lists of 'bce' left out: no reason" in words
+    (row,) = [line for line in markdown.splitlines() if line.startswith("| EASE |")]
+    assert "**0.255 ± 0.007**" in row and "0.800 ± 0.000" in row  # no best of popularity
+
+
+def test_the_interval_of_one_seed_is_shown(tmp_path):
+    summary = summarize([write_evaluation(run_paths(tmp_path, 1)[0], 0)], list(MODELS))
+    assert "item mean: +0.040 [+0.010, +0.070], better" in format_table(summary)
 
 
 def test_names_cannot_break_the_page(runs):
@@ -336,3 +402,23 @@ def test_reliability_bins():
     assert single_bin[2][0] == pytest.approx(0.3006, abs=1e-3) and single_bin[3][0] == pytest.approx(
         0.9544, abs=1e-3
     )
+
+
+def test_what_went_wrong_before_is_in_the_notes(runs):
+    paths, _ = runs
+    alarm = {"name": "saturated", "step": 20, "text": "all probabilities are 1", "over": False}
+    settings, inputs = {"model": {}, "protocol": "strict"}, {}
+    ended = [alarm, alarm | {"name": "held_out", "text": "few rows", "over": True}]
+    facts = [{"alarms": ended, "best_epoch": 0, "start": {"C": 1.0}}, {"alarms": [alarm], "best_epoch": 0}]
+    for run, found in zip(paths, facts, strict=True):
+        Manifest("train", settings, inputs, facts=found).write(run.train("dlrrec"))
+        Manifest("split", {}, {}, facts={"copied_texts": {"val": 0, "test": 12}}).write(_made(run.split))
+    shutil.rmtree(paths[0].report)
+    report_of(paths, list(MODELS), paths[0].report)
+    notes = json.loads((paths[0].report / "metrics.json").read_text())["notes"]
+    assert "dlrrec: all probabilities are 1; from step 20 on (seed 0, 1)" in notes
+    assert sum("few rows" in note for note in notes) == 0
+    (start,) = [note for note in notes if "logistic regression of the dense" in note]
+    assert start.startswith("dlrrec: no epoch") and start.endswith("(seed 0)")
+    assert any(note.startswith("12 test rows have the very text") for note in notes)
+    assert "12 test rows have the very text" in (paths[0].report / "index.html").read_text()

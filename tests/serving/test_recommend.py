@@ -12,6 +12,7 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import load_entities, pair_batch
 from dlrrec_torchrec.evaluation.baselines import read_rows
 from dlrrec_torchrec.evaluation.stage import evaluate
+from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.serving.recommend import example_user, recommend, seen_items, similar_ids
 from dlrrec_torchrec.store.errors import DataError
@@ -74,6 +75,18 @@ def test_order_is_that_of_scoring_every_unseen_pair_alone(shards, trained, model
     assert [r.rank for r in recommended.items] == list(range(1, len(best) + 1))
     assert recommended.known_user and recommended.seen == len(seen)
     assert max(probabilities.values()) - min(probabilities.values()) > 0.01  # the order is worth something
+
+
+def test_the_probability_is_calibrated_and_the_order_stays(shards, trained, model):
+    before = recommend(shards, trained, "user-3", n=40).items
+    manifest = Manifest.read(trained)
+    manifest.facts["calibration"] = vars(Calibration(temperature=4.0, bias=1.0))
+    manifest.write(trained)
+    after = recommend(shards, trained, "user-3", n=40).items
+    assert [item.item_id for item in after] == [item.item_id for item in before]
+    p = np.array([item.probability for item in before])
+    expected = 1 / (1 + np.exp(-(np.log(p / (1 - p)) / 4 + 1)))
+    np.testing.assert_allclose([item.probability for item in after], expected, atol=1e-9)
 
 
 def test_serving_agrees_with_the_evaluation_of_a_trained_model(tmp_path):

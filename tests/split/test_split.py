@@ -6,13 +6,24 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import SplitConfig
-from dlrrec_torchrec.split import DROPPED, TEST, TRAIN, VAL, active_rows, assign_parts, known_test_rows, split
+from dlrrec_torchrec.split import (
+    DROPPED,
+    TEST,
+    TRAIN,
+    VAL,
+    active_rows,
+    assign_parts,
+    copied_texts,
+    known_test_rows,
+    split,
+)
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest
@@ -324,3 +335,14 @@ def test_no_test_row_left_is_an_error(tmp_path):
     rows = [(f"u{u}", f"i{i}", 5.0) for u in range(8) for i in (u, (u + 1) % 8)]  # a ring: two reviews each
     with pytest.raises(DataError, match="nothing is left|no test row is left.*--min-reviews"):
         split(SplitConfig(), "strict", _reviews(rows, tmp_path / "r"), tmp_path / "s")
+
+
+def test_held_out_rows_with_the_text_of_a_training_row_are_counted():
+    long = "The soup was cold and the waiter did not care about it."
+    text = pl.Series([long, "Good food.", "Another text that is long enough to be told apart.", None] * 3)
+    part = np.array([TRAIN, TRAIN, DROPPED, TRAIN, VAL, VAL, VAL, VAL, TEST, TEST, TEST, TEST])
+    assert copied_texts(text, part) == {"val": 1, "test": 1}
+    varied = text.to_list()
+    varied[8] = f"  {long.upper().replace(' ', '  ')}\n"
+    assert copied_texts(pl.Series(varied), part) == {"val": 1, "test": 1}
+    assert copied_texts(pl.Series([None] * 12, dtype=pl.String), part) == {"val": 0, "test": 0}

@@ -18,10 +18,11 @@ from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import first_entities, load_entities
 from dlrrec_torchrec.metrics import alignment, effective_rank, uniformity
 from dlrrec_torchrec.training import observe, probe, steps
+from dlrrec_torchrec.training.alarms import SETTLED
 from dlrrec_torchrec.training.observe import gradient_norms
-from dlrrec_torchrec.training.probe import SETTLED, Probe, open_probe
+from dlrrec_torchrec.training.probe import Probe, open_probe
 from dlrrec_torchrec.training.stage import train
-from tests.helpers.shards import MODALITIES, build, modalities_of, write_shards
+from tests.helpers.shards import MODALITIES, build, modalities_of, papers_model, write_shards
 
 arrays = st.tuples(st.integers(2, 9), st.integers(1, 6), st.integers(0, 999))
 
@@ -161,7 +162,7 @@ def trained(shards, tmp_path_factory):
         patched.setattr(observe, "SETTLED", 9)
         patched.setattr(probe, "RANK_SHARE", 1.1)  # more than possible
         patched.setattr("rich.console.Console.print", lambda self, *text, **_: printed.extend(text))
-        train(ModelConfig(), ContrastiveConfig(num_negatives=8), settings, "strict", shards, out)
+        train(papers_model(), ContrastiveConfig(num_negatives=8), settings, "strict", shards, out)
     return out, printed
 
 
@@ -206,4 +207,5 @@ def test_a_trace_names_the_regions_of_a_step(trained):
 def test_an_alarm_is_said_once_and_not_before_the_training_has_settled(trained):
     _, printed = trained
     alarms = [line for line in printed if str(line).startswith("warning: ")]
-    assert len(alarms) == len(MODALITIES) and all("step 12: the " in line for line in alarms)
+    assert "step 0: val has only" in alarms[0] and len(alarms) == 1 + len(MODALITIES)
+    assert all("step 12: the " in line for line in alarms[1:])

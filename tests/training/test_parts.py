@@ -159,7 +159,7 @@ def test_sharded_tables_have_the_gradients_of_plain_ones(tmp_path):
         wrappers = [
             build_wrapper(
                 build(
-                    ModelConfig(dropout=0.0, user_id=True),
+                    ModelConfig(dropout=0.0, user_id=True, wide=False),
                     dense=7,
                     users=20,
                     items=10,
@@ -195,7 +195,8 @@ def test_padding_changes_neither_loss_nor_gradient_nor_statistics(tmp_path, nega
     results = []
     for batch in (padded, select(padded, padded.label >= 0)):
         torch.manual_seed(0)
-        model = build(ModelConfig(dropout=0.0, user_id=True, item_id=True), users=20, items=10)
+        shape = ModelConfig(dropout=0.0, user_id=True, item_id=True, wide=False)
+        model = build(shape, users=20, items=10)
         config = ContrastiveConfig(num_negatives=8, negatives=negatives)
         wrapper = build_wrapper(model, config, corpus=vectors, class_weights=(0.3, 0.7))
         loss, parts = wrapper(batch)

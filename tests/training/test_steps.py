@@ -60,7 +60,7 @@ def corpus() -> dict[str, torch.Tensor]:
 def pipeline(kind=PlainPipeline, model=None, contrastive=None, tables="rowwise_adagrad", **options):
     """A pipeline around the same weights each time; layer norm makes rows independent."""
     torch.manual_seed(0)
-    shape = ModelConfig(dropout=0.0, tower_norm="layer", user_id=True)
+    shape = ModelConfig(dropout=0.0, tower_norm="layer", user_id=True, wide=False)
     shape = dataclasses.replace(shape, **model or {})
     plain = build(shape, users=USERS, items=ITEMS, device="meta")
     contrastive = contrastive or ContrastiveConfig(num_negatives=8)

@@ -17,6 +17,7 @@ from dlrrec_torchrec.benchmarks.step.batches import Data, random_data
 from dlrrec_torchrec.benchmarks.step.plain import PlainModel, PlainTraining, copy_weights
 from dlrrec_torchrec.benchmarks.step.roofline import Counter
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.loader import ShardLoader
@@ -190,8 +191,8 @@ def check(case: TrainCase, ranks: Ranks) -> dict[str, float]:
 
 
 def model_config(case: TrainCase, dropout: float | None = None) -> ModelConfig:
-    """The default model with the case's modalities."""
-    config = ModelConfig(modalities=list(case.modalities))
+    """The papers' model, without a wide path, with the case's modalities."""
+    config, *_ = automatic(ModelConfig(modalities=list(case.modalities), wide=False), TrainConfig())
     return config if dropout is None else dataclasses.replace(config, dropout=dropout)
 
 

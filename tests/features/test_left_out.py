@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier
 
-from dlrrec_torchrec.features.leave_one_out import PooledVectors, fold_groups, rating_statistics
+from dlrrec_torchrec.features.left_out import Groups, PooledVectors, rating_statistics
 from dlrrec_torchrec.metrics import roc_auc
 from dlrrec_torchrec.store.errors import DataError
 
@@ -36,9 +36,10 @@ def test_comparing_rows_tells_nothing_of_their_labels(by_fold, smoothing):
     """Rows that are left with the same number and sum of ratings have the same bits, whatever their own."""
     rng = np.random.default_rng(0)
     rating, entity = rng.integers(1, 6, 4000).astype(np.float32), rng.integers(0, 1200, 4000)
-    left_out = fold_groups(entity, rng.integers(0, 3, 4000)) if by_fold else None
+    left_out = Groups(entity, rng.integers(0, 3, 4000)) if by_fold else None
     statistics = rating_statistics(rating, entity, 1200, left_out, smoothing, 3.0)
-    left_out_ratings = rating if left_out is None else np.bincount(left_out, rating)[left_out]
+    number = None if left_out is None else left_out.number
+    left_out_ratings = rating if number is None else np.bincount(number, rating)[number]
     remaining = np.bincount(entity, rating)[entity] - left_out_ratings
     _, group = np.unique(np.c_[statistics.row_count, remaining], axis=0, return_inverse=True)
     bits = statistics.row_mean.view(np.int32)

@@ -1,4 +1,4 @@
-"""What remains of an entity when a training row's own review is taken away, exactly.
+"""What remains of an entity when reviews that a training row must not know are taken away, exactly.
 
 Subtraction of floats is not exact: (a + b) - b may miss a by an amount that depends on b, so a row's own
 rating and text would leave a trace in its features. Here every summand is a multiple of a power of two (a
@@ -9,12 +9,13 @@ taken away, and exactly zero where nothing remains.
 For the same reason nothing else that a row's own label has gone into may enter its features, however weakly:
 the mean rating of all other rows differs from row to row in its last digits alone, which spell the label.
 
-`left_out` says what a training row leaves out: None is its own review; an array of group numbers [N] is all
-reviews of the row's group (those of the entity in the row's fold).
+`left_out` says what a training row leaves out: None is its own review; `Groups` are all reviews of its entity
+in the row's fold or, where folds are blocks of time, in that and all later ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -28,9 +29,48 @@ EXACT_STEPS = 2.0**53  # float64 counts every step up to here
 CHUNK_ROWS = 8192
 
 
-def fold_groups(entity: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Numbers of the distinct (entity, fold) pairs, int64 [N], for `left_out`."""
-    return np.unique(entity.astype(np.int64) * (int(fold.max()) + 1) + fold, return_inverse=True)[1]
+class Groups:
+    """The reviews of an entity that a training row leaves out, by the row's fold.
+
+    Attributes:
+        number: int64 [N], of each row's group; groups are (entity, fold) pairs in ascending order.
+        entity, fold: int64 [G], of each group.
+    """
+
+    def __init__(self, entity: np.ndarray, fold: np.ndarray, later: bool = False):
+        """
+        Args:
+            entity: int [N] codes of the training rows' entities; fold: int [N], 0 and more.
+            later: a row leaves out its entity's reviews of later folds too.
+        """
+        self._span, self._later = int(fold.max(initial=0)) + 1, later
+        self._keys, self.number = np.unique(entity.astype(np.int64) * self._span + fold, return_inverse=True)
+        self.entity, self.fold = np.divmod(self._keys, self._span)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def left_out(self, sums: np.ndarray) -> np.ndarray:
+        """From sums over each group's own reviews [G, ...] to those over all that its rows leave out.
+
+        In place. Sums are added, never subtracted, so exact ones stay exact.
+        """
+        if not self._later:
+            return sums
+        starts = np.flatnonzero(np.diff(self.entity, prepend=-1))
+        sizes = np.diff(np.append(starts, len(self)))
+        place = np.arange(len(self)) - np.repeat(starts, sizes)
+        for k in range(int(sizes.max(initial=1)) - 2, -1, -1):
+            groups = np.flatnonzero((place == k) & (k + 1 < np.repeat(sizes, sizes)))
+            sums[groups] += sums[groups + 1]
+        return sums
+
+    def of_fold(self, codes: np.ndarray, fold: int) -> np.ndarray:
+        """The group int64 [n] that a row of `fold` would leave out of each entity; -1 for nothing."""
+        key = codes.astype(np.int64) * self._span + fold
+        at = np.minimum(np.searchsorted(self._keys, key), len(self) - 1)
+        same = self.entity[at] == codes if self._later else self._keys[at] == key
+        return np.where(same & (self._keys[at] >= key), at, -1)
 
 
 @dataclass(frozen=True)
@@ -47,7 +87,7 @@ def rating_statistics(
     rating: np.ndarray,
     entity: np.ndarray,
     num_entities: int,
-    left_out: np.ndarray | None,
+    left_out: Groups | None,
     smoothing: float = 0.0,
     prior: float = 0.0,
 ) -> RatingStatistics:
@@ -60,7 +100,7 @@ def rating_statistics(
     Args:
         rating: float [N], ratings of the training rows.
         entity: int [N], codes of their entities, below `num_entities`.
-        left_out: int [N] or None, see the module.
+        left_out: see the module.
         smoothing: m, pseudo-reviews of the prior.
         prior: g, a constant of the settings, not of the ratings.
 
@@ -76,7 +116,8 @@ def rating_statistics(
     if left_out is None:
         own_total, own_count = rating, np.ones(len(rating), np.int64)
     else:
-        own_total, own_count = np.bincount(left_out, rating)[left_out], np.bincount(left_out)[left_out]
+        own_total = left_out.left_out(np.bincount(left_out.number, rating))[left_out.number]
+        own_count = left_out.left_out(np.bincount(left_out.number))[left_out.number]
 
     def smoothed(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -100,6 +141,9 @@ class Vectors(Protocol):
     def of_entities(self, codes: np.ndarray) -> np.ndarray:
         """float16 [n, V] of entities, from all their training reviews; zeros where there is none."""
 
+    def as_seen_by(self, fold: int, codes: np.ndarray) -> np.ndarray:
+        """float16 [n, V] of entities, without what a training row of `fold` leaves out."""
+
     def number(self) -> int:
         """How many entities have one."""
 
@@ -118,7 +162,7 @@ class PooledVectors:
         reviews: np.ndarray,
         entity: np.ndarray,
         num_entities: int,
-        left_out: np.ndarray | None,
+        left_out: Groups | None,
         metadata: np.ndarray | None = None,
     ):
         """Sum up the vectors of each entity.
@@ -126,7 +170,7 @@ class PooledVectors:
         Args:
             reviews: float16 [N, V], the training rows' own vectors (a memory map), zeros for none.
             entity: int [N], codes of the rows' entities, below `num_entities`.
-            left_out: int [N] or None, see the module.
+            left_out: see the module.
             metadata: float16 [E, V], the entities' own vectors, zeros for none.
 
         Raises DataError where vectors are too large to be summed exactly.
@@ -139,16 +183,27 @@ class PooledVectors:
         if bound >= EXACT_STEPS * VECTOR_STEP:
             raise DataError(f"content: vectors whose sums may reach {bound:g} are too large to sum exactly")
         if left_out is not None:
-            self._left_out_sums = np.zeros((int(left_out.max()) + 1, reviews.shape[1]))
-            _add_by_group(self._left_out_sums, reviews, left_out)
+            self._left_out_sums = np.zeros((len(left_out), reviews.shape[1]))
+            _add_by_group(self._left_out_sums, reviews, left_out.number)
+            left_out.left_out(self._left_out_sums)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         total = self._sums[self._entity[rows]]
-        total -= self._reviews[rows] if self._left_out is None else self._left_out_sums[self._left_out[rows]]
+        if self._left_out is None:
+            total -= self._reviews[rows]
+        else:
+            total -= self._left_out_sums[self._left_out.number[rows]]
         return _unit(total)
 
     def of_entities(self, codes: np.ndarray) -> np.ndarray:
         return _unit(self._sums[codes])
+
+    def as_seen_by(self, fold: int, codes: np.ndarray) -> np.ndarray:
+        if self._left_out is None:
+            raise ValueError("rows that leave out their own review alone see no entity alike")
+        total, group = self._sums[codes], self._left_out.of_fold(codes, fold)
+        total[group >= 0] -= self._left_out_sums[group[group >= 0]]
+        return _unit(total)
 
     def number(self) -> int:
         return int(self._sums.any(axis=1).sum())
@@ -157,15 +212,28 @@ class PooledVectors:
 class StoredVectors:
     """Vectors of (entity, fold) pairs: a training row reads that of its entity without its fold."""
 
-    def __init__(self, stored: np.ndarray, by_row: np.ndarray, by_entity: np.ndarray):
-        """`stored`: float16 [C, V]; `by_row` [N] and `by_entity` [E]: rows of it, -1 for none."""
+    def __init__(
+        self,
+        stored: np.ndarray,
+        by_row: np.ndarray,
+        by_entity: np.ndarray,
+        by_fold: Callable[[int], np.ndarray] | None = None,
+    ):
+        """`stored`: float16 [C, V]; `by_row` [N] and `by_entity` [E]: rows of it, -1 for none.
+
+        `by_fold`: fold -> rows [E] of it that a training row of that fold may see (default: `by_entity`).
+        """
         self._stored, self._by_row, self._by_entity = stored, by_row, by_entity
+        self._by_fold = by_fold or (lambda fold: by_entity)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
         return self._take(self._by_row[rows])
 
     def of_entities(self, codes: np.ndarray) -> np.ndarray:
         return self._take(self._by_entity[codes])
+
+    def as_seen_by(self, fold: int, codes: np.ndarray) -> np.ndarray:
+        return self._take(self._by_fold(fold)[codes])
 
     def number(self) -> int:
         chunks = range(0, len(self._by_entity), CHUNK_ROWS)

@@ -1,0 +1,135 @@
+"""Paired bootstrap over users: whether one model is better than another, or the difference may be chance.
+
+Users are drawn with replacement, as many as there are, with everything that belongs to them: rows of one user
+are not independent, so the user is the unit (a cluster bootstrap: Field and Welsh 2007). Both models are
+measured on the same draws. The interval is that of percentiles (Efron and Tibshirani 1993, chapter 13).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from dlrrec_torchrec.ranking.machine_code import machine_code
+
+DRAWS = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """The difference of two models in one metric, and its 95 % interval; NaN where it is undefined."""
+
+    difference: float  # on the test users themselves
+    low: float
+    high: float
+
+    @property
+    def verdict(self) -> str:
+        """ "better" or "worse" where the interval excludes zero, else "level"."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "level"
+
+
+def mean_difference(
+    first: np.ndarray, second: np.ndarray, draws: int = DRAWS, seed: int = 0, share: float = 0.95
+) -> Interval:
+    """Mean of `first` less mean of `second`, both a metric of the same n users, [n]."""
+    gaps = np.asarray(first, np.float64) - np.asarray(second, np.float64)
+    if not len(gaps):
+        return Interval(np.nan, np.nan, np.nan)
+    drawn = _over_draws(lambda times: float(times @ gaps) / len(gaps), len(gaps), draws, seed)
+    return _interval(float(gaps.mean()), drawn, share)
+
+
+def auc_difference(
+    label: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    user: np.ndarray,
+    draws: int = DRAWS,
+    seed: int = 0,
+    share: float = 0.95,
+) -> Interval:
+    """AUC of the scores `first` less that of `second` over N rows; draws of one label only do not count.
+
+    A draw counts every row as often as its user was drawn. The rows are sorted once: the AUC of a draw is
+    one pass over them.
+
+    Args:
+        label: [N] of 0 and 1. first, second: floats [N]. user: [N] codes or strings of the rows' users.
+    """
+    names, codes = np.unique(user, return_inverse=True)
+    ordered = [_ordered(label, score, codes) for score in (first, second)]
+
+    def difference(times: np.ndarray) -> float:
+        one, other = (_weighted_auc(*rows, times) for rows in ordered)
+        return one - other
+
+    drawn = _over_draws(difference, len(names), draws, seed)
+    return _interval(difference(np.ones(len(names), np.int64)), drawn, share)
+
+
+def _over_draws(
+    statistic: Callable[[np.ndarray], float], users: int, draws: int, seed: int
+) -> Sequence[float]:
+    """`statistic` of each draw: it gets how often each user was drawn, int64 [users]. Draw d depends on
+    (seed, d) alone, so it is the same for any number of threads and for every pair of models."""
+
+    def one(draw: int) -> float:
+        chosen = np.random.default_rng((seed, draw)).integers(0, users, users)
+        return statistic(np.bincount(chosen, minlength=users))
+
+    if not users:
+        return []
+    workers = os.cpu_count() or 1
+    parts = np.array_split(np.arange(draws), workers)
+    with ThreadPoolExecutor(workers) as pool:
+        done = pool.map(lambda part: [one(int(draw)) for draw in part], parts)
+        return [value for part in done for value in part]
+
+
+def _interval(difference: float, drawn: Sequence[float], share: float) -> Interval:
+    values = np.asarray(drawn, np.float64)
+    values = values[np.isfinite(values)]
+    if not len(values) or not np.isfinite(difference):
+        return Interval(difference, np.nan, np.nan)
+    low, high = np.quantile(values, [(1 - share) / 2, (1 + share) / 2])
+    return Interval(difference, float(low), float(high))
+
+
+def _ordered(
+    label: np.ndarray, score: np.ndarray, user: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Labels (bool), user codes, and whether a row's score is that of the row before; by rising score."""
+    order = np.argsort(score, kind="stable")
+    ordered = np.asarray(score, np.float64)[order]
+    tied = np.zeros(len(ordered), bool)
+    tied[1:] = ordered[1:] == ordered[:-1]
+    return np.asarray(label)[order] > 0, user[order].astype(np.int64), tied
+
+
+@machine_code
+def _weighted_auc(positive, user, tied, times):
+    """The AUC of sorted rows that count `times[user]` each, ties counted half; NaN with one label only."""
+    below, negatives, positives, pairs = 0.0, 0.0, 0.0, 0.0  # below: negatives of lower score
+    for row in range(len(positive)):
+        if not tied[row]:
+            below = negatives
+            group_negatives, group_positives = 0.0, 0.0
+        weight = times[user[row]]
+        if positive[row]:
+            positives += weight
+            group_positives += weight
+            pairs += weight * (below + 0.5 * group_negatives)
+        else:
+            negatives += weight
+            group_negatives += weight
+            pairs += 0.5 * weight * group_positives
+    if positives == 0 or negatives == 0:
+        return np.nan
+    return pairs / (positives * negatives)

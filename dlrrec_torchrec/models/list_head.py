@@ -1,0 +1,348 @@
+"""The list head: a user and all items in one space, for lists of the best items.
+
+A softmax over the catalogue, as in YouTube's two towers (Yi et al. 2019): the cosine of the user's side and
+the item's, divided by a temperature, is the logit of the item. A side is an id embedding plus linear maps of
+the reduced content vectors and, of items, the sum of their categories' embeddings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchrec.modules.embedding_modules import EmbeddingBagCollection
+from torchrec.sparse.jagged_tensor import KeyedTensor
+
+from dlrrec_torchrec.data.draws import kept_codes
+from dlrrec_torchrec.data.listing import CANDIDATES, LIST_KEYS, Listed
+from dlrrec_torchrec.distributed.collectives import gather_rows
+from dlrrec_torchrec.models.contrastive import NOTHING, MaskedLogSumExp
+from dlrrec_torchrec.models.masks import first_occurrences
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.modality import Modality
+
+LIST_INIT = 0.1  # standard deviation of the tables' first values: with it the rates do not depend on the rows
+
+
+class ListHead(nn.Module):
+    """Users' and items' sides, unit vectors [n, E].
+
+    The linear maps begin at zero: at first the ids alone decide.
+
+    Args:
+        tables: t_list_user, t_list_item and, where there is one, t_list_category, each of the feature of
+            its name and of one dimension E.
+        reduced: modality -> size R of its reduced vectors; none: by ids alone.
+        temperature: tau.
+
+    Attributes:
+        by_category: whether items have an embedding of their categories.
+    """
+
+    def __init__(
+        self,
+        tables: EmbeddingBagCollection,
+        modalities: tuple[Modality, ...],
+        reduced: Mapping[str, int],
+        temperature: float,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise DataError(f"list.tau: {temperature} must be above 0")
+        self.tables = tables
+        self.temperature = temperature
+        configs = tables.embedding_bag_configs()
+        dim, self.by_category = configs[0].embedding_dim, len(configs) == len(LIST_KEYS)
+        self.sides = {
+            side: [m.name for m in modalities if m.side == side and m.name in reduced]
+            for side in ("user", "item")
+        }
+        self.maps = nn.ModuleDict()
+        for names in self.sides.values():
+            for name in names:
+                self.maps[name] = nn.Linear(reduced[name], dim, bias=False, device=device)
+                nn.init.zeros_(self.maps[name].weight)
+
+    def forward(
+        self,
+        listed: Listed,
+        reduced: Mapping[str, Tensor],
+        compared: Mapping[str, Tensor],
+        kept: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The sides of a batch's users [B, E], of its items [B, E] and of the candidates [N, E].
+
+        Args:
+            reduced: modality -> [B, R], as the prediction has them.
+            compared: modality of items -> [N, R], of the candidates.
+            kept: of the three, whose ids count, bool [n] each; None: all.
+        """
+        found = self.tables(listed.ids)
+        number = listed.candidates
+        users = self.side("user", take_part(found, "list_user", number, "users"), reduced, None, kept[0])
+        items = []
+        for part, content, ids in (("own", reduced, kept[1]), ("candidates", compared, kept[2])):
+            category = take_part(found, "list_category", number, part) if self.by_category else None
+            items.append(
+                self.side("item", take_part(found, "list_item", number, part), content, category, ids)
+            )
+        return users, items[0], items[1]
+
+    def side(
+        self,
+        side: str,
+        ids: Tensor,
+        reduced: Mapping[str, Tensor],
+        category: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """The unit vectors f32 [n, E] of users or items.
+
+        Args:
+            ids, category: [n, E], from the tables.
+            reduced: modality -> [n, R].
+            kept: bool [n]; where False and there is content, it stands in for the id. None: every id counts.
+        """
+        parts = [self.maps[name](reduced[name]) for name in self.sides[side] if name in reduced]
+        return unit_side(ids, parts + ([] if category is None else [category]), kept)
+
+
+@torch.fx.wrap
+def take_part(found: KeyedTensor, key: str, candidates: Tensor, part: str) -> Tensor:
+    """The rows of a feature for the batch's "users", the "candidates" or the batch's "own" items."""
+    rows, number = found.to_dict()[key], len(candidates)
+    if part == "users":
+        return rows[: len(rows) - number]
+    return rows[:number] if part == "candidates" else rows[number:]
+
+
+@torch.fx.wrap
+def unit_side(ids: Tensor, content: list[Tensor], kept: Tensor | None) -> Tensor:
+    """`ListHead.side`, from what its content adds, [n, E] each."""
+    with torch.autocast(ids.device.type, enabled=False):
+        vectors = ids.float()
+        if content:
+            added = sum(part.float() for part in content)
+            if kept is not None:
+                vectors = vectors * (kept | ~added.detach().ne(0).any(1)).unsqueeze(1)
+            vectors = vectors + added
+        return F.normalize(vectors, dim=1)
+
+
+class ListTerm(nn.Module):
+    """The loss of the list head.
+
+    For a row of user u with item i, where C are the candidates and pi_k the probability that item k is among
+    them:
+
+        w · -log(exp(s_ui) / (exp(s_ui) + sum over k in C, k != i, of exp(s_uk) / pi_k)),  s = cosine / tau
+
+    w is 1 for label 1 and `low_weight` for label 0: an item that was chosen and disliked is still nearer
+    than one never chosen. Over the whole catalogue pi = 1; a uniform sample of N out of I items has
+    pi = N / I; the items of a batch of B rows have pi_k = 1 - (1 - p_k)^B, p_k the item's share of the
+    training rows. Subtracting log pi_k is the correction of sampled softmax (Bengio and Senécal 2008):
+    without it popular items, which are in every batch, are pushed away for being popular.
+
+    A user's other training items are not among the candidates, unless `ListRows.seen` is None: then, over a
+    user's rows, the terms add up to the multinomial likelihood of all of them (Liang et al. 2018). Content of
+    a user without the row's own review, as rows have it, knows all other items of hers but not this one, and
+    would tell it from them; among items that she has not seen it tells nothing that a test row does not know.
+
+    Args:
+        weight: of the term in the loss; low_weight: w of the label 0.
+        candidates: of CANDIDATES, as the batches bring them.
+        items: how many there are.
+        id_dropout: share of ids that a step leaves out where there is content, so that content learns to
+            stand in for them.
+        counts: i64 [items] training rows of each item; needed for "batch".
+        seed: of the dropout.
+    """
+
+    def __init__(
+        self,
+        weight: float,
+        low_weight: float,
+        candidates: str,
+        items: int,
+        id_dropout: float = 0.0,
+        counts: Tensor | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if candidates not in CANDIDATES:
+            raise DataError(f"list.candidates: {candidates!r} is not one of auto, {', '.join(CANDIDATES)}")
+        self.weight, self.low_weight = weight, low_weight
+        self.candidates, self.items, self.id_dropout, self.seed = candidates, items, id_dropout, seed
+        if candidates == "batch":
+            if counts is None:
+                raise DataError("list.candidates=batch needs the items' numbers of training rows")
+            self.register_buffer("share", counts.double() / counts.sum().clamp(min=1), persistent=False)
+
+    def kept(self, user: Tensor, item: Tensor, candidates: Tensor, step: Tensor) -> tuple[Tensor | None, ...]:
+        """Whose ids count in this step, for `ListHead.forward`."""
+        if not self.id_dropout or not self.training:
+            return None, None, None
+        of_side = {"item": 2 * self.seed, "user": 2 * self.seed + 1}
+        wanted = ((user, "user"), (item, "item"), (candidates, "item"))
+        return tuple(kept_ids(codes, self.id_dropout, of_side[side], step) for codes, side in wanted)
+
+    def forward(
+        self,
+        sides: tuple[Tensor, Tensor, Tensor],
+        listed: Listed,
+        item: Tensor,
+        label: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        """The sum of the rows' losses on this rank, f32 scalar; padding (label -1) counts nothing.
+
+        Args:
+            sides: unit vectors of the rows' users and items [B, E], and of the candidates [N, E].
+            listed: of the batch.
+            item, label: of the rows, [B].
+        """
+        users, own, compared = sides
+        if self.candidates == "batch":
+            return batch_softmax(users, own, listed, item, label, self.share, self.low_weight, temperature)
+        weight = self.low_weight
+        return list_softmax(users, own, compared, listed, self.items, item, label, weight, temperature)
+
+
+@torch.fx.wrap
+def kept_ids(codes: Tensor, dropped: float, seed: int, step: Tensor) -> Tensor:
+    """`kept_codes`, as one node for the FX tracer."""
+    return kept_codes(codes, dropped, seed, step)
+
+
+@torch.fx.wrap
+def list_softmax(
+    users: Tensor,
+    own: Tensor,
+    candidates: Tensor,
+    listed: Listed,
+    items: int,
+    item: Tensor,
+    label: Tensor,
+    low_weight: float,
+    temperature: float,
+) -> Tensor:
+    """`ListTerm.forward` against N candidates that are drawn uniformly out of `items`, or are all of them."""
+    codes = listed.candidates
+    log_pi = torch.full_like(codes, math.log(max(len(codes), 1) / items), dtype=torch.float32)
+    allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
+    return softmax_sum(users, own, candidates, allowed, log_pi, label, low_weight, temperature)
+
+
+@torch.fx.wrap
+def batch_softmax(
+    users: Tensor,
+    own: Tensor,
+    listed: Listed,
+    item: Tensor,
+    label: Tensor,
+    share: Tensor,
+    low_weight: float,
+    temperature: float,
+) -> Tensor:
+    """`ListTerm.forward` against the items of all ranks' rows, each once; `share` f64 [items]."""
+    codes = gather_rows(torch.where(label >= 0, item, -1))
+    rows = (codes >= 0).sum()
+    log_pi = torch.log(-torch.expm1(rows * torch.log1p(-share[codes.clamp(min=0)]))).float()
+    codes = torch.where(first_occurrences(codes), codes, -1)
+    log_pi = torch.where(codes >= 0, log_pi, 0.0)
+    allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
+    return softmax_sum(users, own, gather_rows(own), allowed, log_pi, label, low_weight, temperature)
+
+
+def allowed_candidates(codes: Tensor, item: Tensor, seen_row: Tensor, seen_item: Tensor) -> Tensor:
+    """Which candidates a row's item is compared with, bool [B, N]: neither itself nor what the user has seen.
+
+    Args:
+        codes: i64 [N], distinct; -1 for one that nobody is compared with.
+        item: i64 [B].
+        seen_row, seen_item: i64 [M], pairs of a row and an item.
+    """
+    number = len(codes)
+    allowed = codes.new_ones(len(item), number + 1, dtype=torch.bool)
+    allowed[:, :number] = (codes != item.unsqueeze(1)) & (codes >= 0)
+    if number:
+        ascending, order = codes.sort()
+        place = torch.searchsorted(ascending, seen_item).clamp(max=number - 1)
+        column = torch.where(ascending[place] == seen_item, order[place], number)
+        allowed[seen_row, column] = False
+    return allowed[:, :number]
+
+
+def softmax_sum(
+    users: Tensor,
+    own: Tensor,
+    candidates: Tensor,
+    allowed: Tensor,
+    log_pi: Tensor,
+    label: Tensor,
+    low_weight: float,
+    temperature: float,
+) -> Tensor:
+    """The sum of the rows' losses (`ListTerm`), f32 scalar.
+
+    Args:
+        users, own: unit vectors [B, E]; candidates: [N, E].
+        allowed: bool [B, N]; log_pi: f32 [N].
+        label: [B], -1 for padding.
+    """
+    with torch.autocast(users.device.type, enabled=False):
+        users = users / temperature
+        near = (users * own).sum(1)
+        # One more dimension adds -log pi_k to every score.
+        users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
+        candidates = torch.cat([candidates, -log_pi.unsqueeze(1)], dim=1)
+        if len(candidates):
+            far = MaskedLogSumExp.apply(users, candidates, allowed)
+        else:
+            far = torch.full_like(near, NOTHING)
+        # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
+        losses = F.softplus(far - near, threshold=40)
+        weight = torch.where(label > 0, 1.0, low_weight) * (label >= 0)
+        return (losses * weight).sum()
+
+
+@torch.fx.wrap
+def stacked(rows: Tensor, corpus: Tensor, codes: Tensor) -> Tensor:
+    """The vectors of the rows [B, V], and below them those of the entities `codes` [N]."""
+    return torch.cat([rows, corpus.index_select(0, codes).to(rows.dtype)])
+
+
+@torch.fx.wrap
+def anchors_and_candidates(
+    anchors: Tensor, candidates: Tensor, places: Tensor | None
+) -> tuple[Tensor, Tensor, bool]:
+    """One use (`reduce_uses`) of anchors and the list's candidates, by the statistics of the anchors alone.
+
+    So an item is the same whether a row has it or a row is compared with it, and the prediction does not
+    see the candidates.
+
+    Args:
+        anchors: places i64 [B], or [B + N] with those of the candidates where `places` is None.
+        candidates: [N]; places: i64 [N], theirs.
+    """
+    both = anchors if places is None else torch.cat([anchors, places])
+    share = torch.ones(len(both), device=both.device)
+    share[len(both) - len(candidates) :] = 0
+    return both, share, True
+
+
+@torch.fx.wrap
+def parted(rows: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """[B + N, R] as [B, R] and, for the N candidates, [N, R]."""
+    first = len(rows) - len(candidates)
+    return rows[:first], rows[first:]
+
+
+@torch.fx.wrap
+def row_numbers(rows: Tensor) -> Tensor:
+    """0 … n - 1, i64 on the device of `rows` [n]."""
+    return torch.arange(len(rows), device=rows.device)

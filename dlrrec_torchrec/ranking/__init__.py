@@ -1,0 +1,1 @@
+"""Lists of items measured against what users chose, for training and for evaluation."""

@@ -1,0 +1,197 @@
+"""The results of all seeds: two tables of methods, and how the models differ from the best other one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlrrec_torchrec.report.comparison import Column, Comparison, cell
+
+RATINGS = {
+    "auc": Column(
+        "AUC", ".3f", "high", "Share of (positive, negative) pairs that are ranked correctly; 0.5 is chance."
+    ),
+    "reachable_share": Column(
+        "of reachable",
+        ".0%",
+        "high",
+        "(AUC − 0.5) / (reachable AUC − 0.5). The reachable AUC is that of ranking by the true "
+        "probabilities, which are known in a synthetic world only; no data tell them for sure.",
+    ),
+    "attainable_share": Column(
+        "of attainable",
+        ".0%",
+        "high",
+        "(AUC − 0.5) / (attainable AUC − 0.5). The attainable AUC is that of the synthetic world's own "
+        "formula with each user's and item's hidden numbers estimated from the training rows.",
+    ),
+    "user_auc": Column(
+        "user AUC",
+        ".3f",
+        "high",
+        "AUC within each user who has test rows of both labels, weighted by rows.",
+    ),
+    "auprc": Column(
+        "AUPRC",
+        ".3f",
+        "high",
+        "Average precision. A constant reaches the share of positives, so compare with that.",
+    ),
+    "accuracy": Column(
+        "accuracy",
+        ".3f",
+        "high",
+        "Share of rows on the right side of 0.5. Compare with the majority class.",
+    ),
+    "fpr": Column(
+        "FPR",
+        ".3f",
+        None,
+        "False positives / all negatives at 0.5. Never judge by it alone: a model that says “no” to "
+        "everything has rate 0, one that says “yes” to everything has rate 1.",
+    ),
+    "loss": Column("loss", ".3f", "low", "Mean binary cross-entropy in nats; lower is better."),
+    "ne": Column(
+        "NE",
+        ".3f",
+        "low",
+        "Normalised entropy: loss / entropy of the test rows' base rate; below 1 beats that constant.",
+    ),
+    "calibration": Column(
+        "calibration", ".3f", None, "Sum of probabilities / number of positives; 1 is best."
+    ),
+}
+_OF_RECALL = (
+    "The user's relevant items among the first {}, as a share of all that are relevant; mean of the users."
+)
+LISTS = {
+    "recall@10": Column("Recall@10", ".3f", "high", _OF_RECALL.format(10)),
+    "recall@20": Column("Recall@20", ".3f", "high", _OF_RECALL.format(20)),
+    "recall@50": Column("Recall@50", ".3f", "high", _OF_RECALL.format(50)),
+    "ndcg@20": Column(
+        "NDCG@20",
+        ".3f",
+        "high",
+        "Relevant items among the first 20, each worth 1 / log2(rank + 1); share of the best list's worth.",
+    ),
+    "mrr@20": Column(
+        "MRR@20", ".3f", "high", "1 / rank of the first relevant item among the first 20, else 0."
+    ),
+    "map@20": Column(
+        "MAP@20",
+        ".3f",
+        "high",
+        "Precision at the rank of each relevant item among the first 20, summed, / all that are relevant.",
+    ),
+    "hit@20": Column("hit@20", ".3f", "high", "Share of the users with a relevant item among the first 20."),
+    "coverage@20": Column("coverage", ".3f", None, "Share of all items that are among anybody's first 20."),
+    "popularity@20": Column(
+        "popularity",
+        ".3f",
+        None,
+        "Mean popularity percentile of the first 20: .5 is the average item, 1 the most reviewed one.",
+    ),
+}
+
+
+def ratings(summary: Mapping[str, Any]) -> Comparison:
+    """The table of the test rows."""
+    groups = {group: summary[group] for group in ("models", "baselines", "peers")}
+    rows = {"true probabilities": summary["truth"], "true form, estimated": summary["attainable"]}
+    known = {name: metrics for name, metrics in rows.items() if metrics}
+    return Comparison(RATINGS, groups, {"reachable": known} if known else {})
+
+
+def lists(summary: Mapping[str, Any]) -> Comparison:
+    """The table of the lists of all unseen items."""
+    return Comparison(LISTS, {group: summary["lists"][group] for group in ("models", "peers")})
+
+
+def lists_headline(summary: Mapping[str, Any]) -> str:
+    """One line: who is ranked for, over what, and how popular the relevant items are."""
+    of = summary["lists"]
+    users, items, relevant = (np.mean(of[key]) for key in ("users", "items", "relevant"))
+    rows = [*of["models"].values(), *of["peers"].values()]
+    popular = cell(rows[0]["popularity of relevant"]) if rows else "–"
+    return (
+        f"{of['protocol']} · {users:,.0f} users, {relevant:.1f} relevant items each, of {items:,.0f} items · "
+        f"popularity of the relevant ones {popular}"
+    )
+
+
+def rival_of(summary: Mapping[str, Any]) -> str | None:
+    """The baseline or peer with the best mean AUC; None where none has one."""
+    means = {
+        name: metrics["auc"]["mean"]
+        for group in ("baselines", "peers")
+        for name, metrics in summary[group].items()
+        if metrics["auc"]["mean"] is not None
+    }
+    return max(means, key=means.get) if means else None
+
+
+def verdict(summary: Mapping[str, Any]) -> str:
+    """One sentence: the first model's AUC against the best baseline's or peer's."""
+    name, metrics = next(iter(summary["models"].items()))
+    rival = rival_of(summary)
+    if metrics["auc"]["mean"] is None or rival is None:
+        return f"The AUC of {name} cannot be compared with a baseline on these test rows."
+    others = summary["baselines"] | summary["peers"]
+    gain = metrics["auc"]["mean"] - others[rival]["auc"]["mean"]
+    side = "above" if gain > 0 else "below"
+    shares = {name: metrics[f"{name}_share"]["mean"] for name in ("reachable", "attainable")}
+    told = [f"{share:.0%} to the {name} AUC" for name, share in shares.items() if share is not None]
+    reached = f" (of the way from chance, {' and '.join(told)})" if told else ""
+    return (
+        f"{name} has AUC {cell(metrics['auc'])}{reached}; that is {abs(gain):.3f} {side} the best other "
+        f"method, {rival} ({cell(others[rival]['auc'])})."
+    )
+
+
+def gather_differences(found: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Name of a model -> its difference from the best other method in each seed that has one.
+
+    Args:
+        found: of each seed, `against` and `models` as evaluation has them, or nothing.
+    """
+    gathered: dict[str, list[dict[str, Any]]] = {}
+    for seed in found:
+        for name, facts in seed.get("models", {}).items():
+            gathered.setdefault(name, []).append({"against": seed["against"], **facts})
+    return gathered
+
+
+def difference_lines(differences: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
+    """A sentence for each model and metric: its difference from the best other method, and whether it counts.
+
+    Args:
+        differences: title of the metric -> as `gather_differences` returns.
+    """
+    lines = []
+    for title, models in differences.items():
+        for name, seeds in models.items():
+            known = [seed for seed in seeds if seed["difference"] is not None and seed["low"] is not None]
+            if not known:
+                continue
+            rivals = " or ".join(dict.fromkeys(seed["against"] for seed in known))
+            mean = np.mean([seed["difference"] for seed in known])
+            text = f"{title} of {name} less that of the best other method, {rivals}: {mean:+.3f}"
+            if len(known) == 1:
+                only = known[0]
+                text += f" [{only['low']:+.3f}, {only['high']:+.3f}], {only['verdict']}"
+            else:
+                counts = Counter(seed["verdict"] for seed in known)
+                words = ", ".join(f"{counts[v]} {v}" for v in ("better", "level", "worse") if counts[v])
+                text += f"; of {len(known)} seeds {words}"
+            lines.append(text)
+    return lines
+
+
+def all_difference_lines(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """`difference_lines` of the test rows, and of the lists."""
+    titles = {metric: LISTS[metric].title for metric in summary["lists"]["differences"]}
+    of_lists = {titles[metric]: models for metric, models in summary["lists"]["differences"].items()}
+    return difference_lines({RATINGS["auc"].title: summary["differences"]}), difference_lines(of_lists)

@@ -1,0 +1,170 @@
+"""The start of a training with a wide path: the logistic regression of its dense features.
+
+The wide path gets the features' mean and scale on the training rows, and the weights of an L2 logistic
+regression on what it makes of them; the deep part adds nothing yet. So the first prediction is that
+regression, a strong one, and training has to improve on it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from dlrrec_torchrec.distributed.ranks import Ranks
+from dlrrec_torchrec.metrics import cross_entropy, roc_auc, sigmoid
+from dlrrec_torchrec.models.wide import WidePath
+from dlrrec_torchrec.store import packed
+from dlrrec_torchrec.store.files import part_files
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+
+MOST_ROWS = 1_000_000  # of a split that the regression sees
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C: weight of the sum of losses beside |w|^2 / 2
+DEFAULT_PENALTY = 0.1  # where no rows are held out that could choose
+LEAST_ROWS = 50  # held-out rows that may choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What a wide path begins with.
+
+    Attributes:
+        mean, scale: f32 [D], of the dense features; the scale of a constant one is 1.
+        weight, bias: f32 [D] for standardised features, and the intercept.
+        facts: rows, penalty, what chose it, for the training's manifest.
+    """
+
+    mean: np.ndarray
+    scale: np.ndarray
+    weight: np.ndarray
+    bias: float
+    facts: dict[str, Any]
+
+    def write(self, wide: WidePath) -> None:
+        """Put these into the path."""
+        wide.set_scaling(torch.from_numpy(self.mean), torch.from_numpy(self.scale))
+        wide.set_weights(torch.from_numpy(self.weight), self.bias)
+
+
+def warm_start(
+    wide: WidePath,
+    shards_dir: str | os.PathLike,
+    class_weights: Sequence[float],
+    select: str,
+    held_out: str | None,
+    seed: int,
+    ranks: Ranks,
+) -> dict[str, Any]:
+    """Fit the regression on rank 0 and write it into the wide path of every rank; call it on all ranks.
+
+    Args:
+        class_weights: of the labels 0 and 1, as in the training's loss.
+        select: the rule that selects epochs: the penalty is that of the highest AUC under "auc", else of the
+            lowest loss.
+        held_out: the split that chooses the penalty; None: DEFAULT_PENALTY.
+        seed: of the parts that are read where a split has more than MOST_ROWS.
+
+    Returns:
+        `Start.facts`.
+    """
+    start = None
+    if ranks.first:
+        facts = ShardFacts.read(shards_dir)
+        rows = dense_rows(shards_dir, "train", facts, seed)
+        others = dense_rows(shards_dir, held_out, facts, seed) if held_out else None
+        start = fit(*rows, others, class_weights, select)
+    start = ranks.share(start)
+    start.write(wide)
+    return start.facts
+
+
+def fit(
+    dense: np.ndarray,
+    label: np.ndarray,
+    held_out: tuple[np.ndarray, np.ndarray] | None,
+    class_weights: Sequence[float],
+    select: str = "auc",
+) -> Start:
+    """Standardisation and regression of training rows: dense f32 [N, D], label [N] of 0 and 1.
+
+    `held_out`, dense and label of other rows, chooses the penalty if there are LEAST_ROWS of both labels. Of
+    training rows with one label only the regression is left out: weights and bias are 0.
+    """
+    wide = WidePath(dense.shape[1])
+    mean, scale = scaling(dense)
+    wide.set_scaling(torch.from_numpy(mean), torch.from_numpy(scale))
+    facts: dict[str, Any] = {"rows": len(label), "features": dense.shape[1]}
+    if len(np.unique(label)) < 2 or not dense.shape[1]:
+        return Start(
+            mean, scale, np.zeros_like(mean), 0.0, facts | {"note": "one label only: nothing to fit"}
+        )
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    def z(rows: np.ndarray) -> np.ndarray:
+        return wide.standardize(torch.from_numpy(rows)).numpy().astype(np.float64)
+
+    chooses = held_out is not None and min(np.bincount(held_out[1].astype(int), minlength=2)) > 0
+    chooses = chooses and len(held_out[1]) >= LEAST_ROWS
+    x, y = z(dense), label.astype(int)
+    model = LogisticRegression(
+        solver="newton-cholesky",  # few passes over many rows, where the features are few
+        tol=1e-8,
+        warm_start=True,  # from the stronger penalty's weights
+        class_weight=dict(enumerate(map(float, class_weights))),
+    )
+    best: tuple[float, float, np.ndarray, float] | None = None
+    values: dict[str, float] = {}
+    for penalty in PENALTIES if chooses else (DEFAULT_PENALTY,):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.set_params(C=penalty).fit(x, y)
+        value = 0.0
+        if chooses:
+            logit, held_label = model.decision_function(z(held_out[0])), held_out[1]
+            by_auc = select == "auc"
+            value = roc_auc(held_label, logit) if by_auc else -cross_entropy(held_label, sigmoid(logit))
+            values[f"{penalty:g}"] = abs(value)
+        if best is None or value > best[0]:
+            best = (value, penalty, model.coef_[0].astype(np.float32), float(model.intercept_[0]))
+    _, penalty, weight, bias = best
+    facts |= {"C": penalty, "chosen_by": (select if select == "auc" else "loss") if chooses else "default"}
+    return Start(mean, scale, weight, bias, facts | ({"grid": values} if values else {}))
+
+
+def scaling(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation f32 [D] of rows f32 [N, D]; the scale of a constant column is 1."""
+    mean = dense.mean(0, dtype=np.float64) if len(dense) else np.zeros(dense.shape[1])
+    deviation = dense.std(0, dtype=np.float64) if len(dense) else np.zeros(dense.shape[1])
+    constant = deviation <= 1e-6 * np.maximum(np.abs(mean), 1e-6)
+    return mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32)
+
+
+def dense_rows(
+    shards_dir: str | os.PathLike, split: str, facts: ShardFacts, seed: int, most: int = MOST_ROWS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Dense features f32 [N, D] and labels f32 [N] of a split; of a larger one, parts drawn at random.
+
+    No other column is read.
+    """
+    parts = part_files(Path(shards_dir) / split)
+    counts = [pq.read_metadata(part).num_rows for part in parts]
+    if sum(counts) > most:
+        drawn = np.random.default_rng(seed).permutation(len(parts))
+        enough = int(np.searchsorted(np.cumsum([counts[n] for n in drawn]), most)) + 1
+        parts = [parts[n] for n in np.sort(drawn[:enough])]
+    dense, label, left = [], [], most
+    for part in parts:
+        table = packed.unpack(pq.read_table(part, columns=["label", "dense"])).slice(0, left)
+        flat = table["dense"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        dense.append(flat.reshape(table.num_rows, facts.dense_width))
+        label.append(table["label"].to_numpy())
+        left -= table.num_rows
+    return np.concatenate(dense), np.concatenate(label)
