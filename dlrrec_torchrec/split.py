@@ -62,7 +62,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
             fold=config.fold,
             seed=config.seed,
         )
-        manifest.facts["copied_texts"] = copied_texts(rows["text"], part)
+        manifest.facts["copied_texts"] = copied_texts(rows["text"], rows["item_id"], part)
         manifest.facts["parts"] = {}
         manifest.rows["reviews"] = rows.height
         for code, name in enumerate(SPLITS):
@@ -246,20 +246,24 @@ def _canonical(reviews_dir: str | Path) -> pl.DataFrame:
     return rows
 
 
-def copied_texts(text: pl.Series, part: np.ndarray) -> dict[str, int]:
+def copied_texts(text: pl.Series, item: pl.Series, part: np.ndarray) -> dict[str, int]:
     """How many validation ("val") and test ("test") rows have the text of a training row.
 
-    Texts are equal but for case and white space; those below SHORT_TEXT characters do not count.
+    Texts are equal but for case and white space; those below SHORT_TEXT characters do not count, nor do
+    those of an item whose reviews all have one text: that describes the item, as a film's title does.
 
     Args:
-        text: of the reviews, [N] strings or null; part: [N], as of `assign_parts`.
+        text: of the reviews, [N] strings or null; item: their items, [N]; part: [N], as of `assign_parts`.
     """
     plain = text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
-    plain = plain.set(plain.str.len_chars() < SHORT_TEXT, None)
-    trained = plain.filter(pl.Series(part == TRAIN)).drop_nulls().unique()
+    rows = pl.DataFrame({"text": plain, "item": item, "part": part})
+    rows = rows.filter(pl.col("text").str.len_chars() >= SHORT_TEXT)
+    described = (pl.col("text").n_unique() == 1) & (pl.len() > 1)
+    rows = rows.filter(~described.over("item"))
+    trained = rows.filter(pl.col("part") == TRAIN)["text"].unique()
     held_out = {"val": VAL, "test": TEST}
     return {
-        name: int(plain.filter(pl.Series(part == code)).is_in(trained.implode()).sum())
+        name: rows.filter((pl.col("part") == code) & pl.col("text").is_in(trained.implode())).height
         for name, code in held_out.items()
     }
 

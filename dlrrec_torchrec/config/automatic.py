@@ -31,12 +31,13 @@ EPOCHS = (5, 60)
 
 @dataclasses.dataclass(frozen=True)
 class DataSize:
-    """Training rows, those of the rarer label, users and items."""
+    """Training rows, those of the rarer label, users and items; whether the rows have affinity features."""
 
     rows: int
     rarer: int
     users: int
     items: int
+    affinity: bool = False
 
 
 def automatic(
@@ -49,8 +50,10 @@ def automatic(
     * towers: linear, [E], below LARGE rows of the rarer label; [256, E] (text) and [64, E] (others) above.
     * model.over_arch: [32, 1] below SMALL, [64, 1] below LARGE, else [256, 16, 1].
     * model.tower_dropout, model.dropout: 0.3 below LARGE, else 0 and 0.1.
-    * model.user_id, model.item_id: on where both users and items have HISTORY training rows on average, or
-      where the model would have no table.
+    * model.user_id, model.item_id: on where both users and items have HISTORY training rows on average and
+      the rows have no affinity features, or where the model would have no table. Affinity says out of fold
+      what an id embedding learns from the rows' own labels: on MovieLens 100k validation AUC begins at .804
+      with it, and with ids too falls to .784 within eight epochs.
     * train.lr: 0.0003 sqrt(B / 256) below SMALL, else 0.001 sqrt(B / 1024), at most 0.01: Adam's noise goes
       with the root of the batch (Malladi et al. 2022, "On the SDEs and Scaling Rules for Adaptive Gradient
       Algorithms").
@@ -102,7 +105,7 @@ def _plain(model: ModelConfig) -> dict[str, Any]:
 def _by_size(model: ModelConfig, train: TrainConfig, size: DataSize) -> dict[str, Any]:
     width, large = model.embedding_dim, size.rarer >= LARGE
     long = size.rows >= HISTORY * max(size.users, size.items)
-    ids = long or _no_other_table(model)
+    ids = (long and not size.affinity) or _no_other_table(model)
     small = size.rarer < SMALL
     lr = 3e-4 * math.sqrt(train.batch_size / 256) if small else 1e-3 * math.sqrt(train.batch_size / 1024)
     epochs = round(STEPS / _steps(train, size))

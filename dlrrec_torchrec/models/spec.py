@@ -23,7 +23,7 @@ CATALOGUE = 20_000  # items up to which list.candidates=auto takes all of them
 def data_size(facts: ShardFacts) -> DataSize:
     """What settings that are open follow from (`config.automatic`)."""
     counts = facts.label_counts.values()
-    return DataSize(sum(counts), min(counts), facts.users, facts.items)
+    return DataSize(sum(counts), min(counts), facts.users, facts.items, bool(facts.affinity))
 
 
 def batch_spec(

@@ -264,7 +264,8 @@ def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedO
             dcp.load({"model": weights, "optimizer": moments["state"]}, checkpoint_id=str(path))
         except (CheckpointException, Exception) as error:  # the former is not an Exception
             return f"cannot be loaded ({first_line(error)})"
-        model.load_state_dict(weights, strict=False)
+        # TorchRec looks for content tables too; theirs are as they were filled.
+        model.load_state_dict(model.state_dict() | weights, strict=False)
     optimizer.load_state_dict(moments)
     return ""
 

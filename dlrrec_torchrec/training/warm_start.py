@@ -66,8 +66,8 @@ def warm_start(
 
     Args:
         class_weights: of the labels 0 and 1, as in the training's loss.
-        select: the rule that selects epochs: the penalty is that of the highest AUC under "auc", else of the
-            lowest loss.
+        select: the rule that selects epochs (`Selection.rule`): the penalty is that of the lowest loss under
+            "loss" and "accuracy", else of the highest AUC.
         held_out: the split that chooses the penalty; None: DEFAULT_PENALTY.
         seed: of the parts that are read where a split has more than MOST_ROWS.
 
@@ -111,6 +111,7 @@ def fit(
     def z(rows: np.ndarray) -> np.ndarray:
         return wide.standardize(torch.from_numpy(rows)).numpy().astype(np.float64)
 
+    by_auc = select not in ("loss", "accuracy")
     chooses = held_out is not None and min(np.bincount(held_out[1].astype(int), minlength=2)) > 0
     chooses = chooses and len(held_out[1]) >= LEAST_ROWS
     x, y = z(dense), label.astype(int)
@@ -129,13 +130,12 @@ def fit(
         value = 0.0
         if chooses:
             logit, held_label = model.decision_function(z(held_out[0])), held_out[1]
-            by_auc = select == "auc"
             value = roc_auc(held_label, logit) if by_auc else -cross_entropy(held_label, sigmoid(logit))
             values[f"{penalty:g}"] = abs(value)
         if best is None or value > best[0]:
             best = (value, penalty, model.coef_[0].astype(np.float32), float(model.intercept_[0]))
     _, penalty, weight, bias = best
-    facts |= {"C": penalty, "chosen_by": (select if select == "auc" else "loss") if chooses else "default"}
+    facts |= {"C": penalty, "chosen_by": ("auc" if by_auc else "loss") if chooses else "default"}
     return Start(mean, scale, weight, bias, facts | ({"grid": values} if values else {}))
 
 
