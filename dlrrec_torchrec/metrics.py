@@ -152,25 +152,28 @@ def sigmoid(logit: np.ndarray) -> np.ndarray:
     return (1 + np.tanh(np.asarray(logit) / 2)) / 2
 
 
-def expected_auc(probability: np.ndarray) -> float:
-    """The reachable AUC: that of scoring each row by its true probability.
+def expected_auc(probability: np.ndarray, score: np.ndarray | None = None) -> float:
+    """The AUC that `score` reaches in expectation; without a score, that of `probability`: what is reachable.
 
-    With independent labels y_i ~ Bernoulli(p_i), no score orders more (positive, negative) pairs correctly in
-    expectation than p itself, and that share is
-        sum over i != j of p_i (1 - p_j) ([p_i > p_j] + [p_i = p_j] / 2) / sum over i != j of p_i (1 - p_j),
-    the expected number of correctly ordered pairs over the expected number of pairs (optimality: Clemencon,
-    Lugosi and Vayatis 2008). O(N log N) by sorting. NaN where no pair can exist.
+    With independent labels y_i ~ Bernoulli(p_i), the expected number of correctly ordered pairs over that of
+    pairs of a positive and a negative is
+        sum over i != j of p_i (1 - p_j) ([s_i > s_j] + [s_i = s_j] / 2) / sum over i != j of p_i (1 - p_j),
+    and no score orders more pairs correctly than p itself (Clemencon, Lugosi and Vayatis 2008). O(N log N) by
+    sorting. With probabilities of 0 and 1 it is the ordinary AUC. NaN where no pair can exist, or with NaN.
+
+    Args:
+        probability, score: floats [N].
     """
     p = np.asarray(probability, np.float64).ravel()
-    if not len(p) or np.isnan(p).any():
+    score = p if score is None else np.asarray(score).ravel()
+    if not len(p) or np.isnan(p).any() or np.isnan(score).any():
         return math.nan
-    value, count = np.unique(p, return_counts=True)
-    positive, negative = value * count, (1 - value) * count
-    below = np.cumsum(negative) - negative  # expected negatives with a lower probability
-    tied = positive * negative - value * (1 - value) * count  # ties, without each row with itself
-    right = float((positive * below).sum() + tied.sum() / 2)
-    pairs = float(positive.sum() * negative.sum() - (value * (1 - value) * count).sum())
-    return _ratio(right, pairs)
+    group = np.unique(score, return_inverse=True)[1]
+    positive, negative = np.bincount(group, p), np.bincount(group, 1 - p)
+    below = np.cumsum(negative) - negative
+    self_pairs = float((p * (1 - p)).sum())  # of a row with itself
+    right = float((positive * (below + negative / 2)).sum()) - self_pairs / 2
+    return _ratio(right, float(positive.sum() * negative.sum()) - self_pairs)
 
 
 def alignment(anchors: np.ndarray, positives: np.ndarray) -> float:

@@ -125,9 +125,11 @@ def _check_train(config: RunConfig) -> None:
 def _evaluate(work: Work) -> Manifest:
     from dlrrec_torchrec.evaluation.stage import evaluate
 
-    paths, truth = work.paths, work.paths.reviews / "truth.parquet"
+    paths = work.paths
+    known = {name: paths.reviews / file for name, file in (("truth", "truth.parquet"), ("law", "law.npz"))}
+    known = {name: file for name, file in known.items() if file.exists()}
     trained = {name: paths.train(name) for name in work.config.variants}
-    settings = {"truth": truth if truth.exists() else None} | dataclasses.asdict(work.config.evaluate)
+    settings = known | dataclasses.asdict(work.config.evaluate)
     return evaluate(trained, paths.shards, paths.evaluation, **settings)
 
 

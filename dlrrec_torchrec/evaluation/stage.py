@@ -1,8 +1,8 @@
 """Stage `evaluate`: the test rows scored by every trained variant and by the baselines, and their metrics.
 
 Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and,
-where the true probabilities are known, `truth.parquet`: each has the test rows in the shards' order. And
-`lists/NAME.parquet`: each user's metrics of the list of all items.
+where the true probabilities are known, `truth.parquet` and `attainable.parquet`: each has the test rows in
+the shards' order. And `lists/NAME.parquet`: each user's metrics of the list of all items.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.data.batch import Batch
@@ -24,14 +23,13 @@ from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
 from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
+from dlrrec_torchrec.evaluation.truth import attainable, true_probabilities
 from dlrrec_torchrec.metrics import binary_metrics, expected_auc, user_auc
 from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, jsonable, stage_output
-from dlrrec_torchrec.store.modality import SIDES
 from dlrrec_torchrec.store.progress import track
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
@@ -52,6 +50,7 @@ def evaluate(
     shards_dir: str | os.PathLike,
     out_dir: str | os.PathLike,
     truth: str | os.PathLike | None = None,
+    law: str | os.PathLike | None = None,
     batch_size: int = 4096,
     device: str = "auto",
     peers: bool = True,
@@ -63,13 +62,16 @@ def evaluate(
         train_dirs: variant name -> folder of its finished training.
         truth: Parquet of `user_id`, `item_id`, `probability`: the true probability of a positive for every
             test row, where a synthetic world knows it. It gives the AUC that is reachable on these rows.
+        law: what the probabilities are made of, for a `truth` that has the types that texts like and avoid
+            too. It gives the AUC that is attainable from the training rows (`attainable_probability`).
         batch_size: rows scored at once; does not change the result.
         device: "auto", "cpu" or "cuda".
         peers: fit other people's methods to the same rows (`evaluation.peers`) too.
         list_users: users drawn for the lists, at most.
 
-    `metrics.json` holds `protocol`, `rows`, `positives`, `reachable_auc` (or null), `truth` (metrics of the
-    true probabilities, or null), `models`, `baselines` and `peers` (name -> metrics of `binary_metrics`),
+    `metrics.json` holds `protocol`, `rows`, `positives`, `reachable_auc` and `attainable_auc` (in
+    expectation of the labels, or null), `truth` and `attainable` (metrics of the true probabilities and of
+    the estimated ones, or null), `models`, `baselines` and `peers` (name -> metrics of `binary_metrics`),
     `difference` (`auc_differences` to the best baseline or peer), `lists` (`Lists.result`) and `notes`.
     Raises DataError if a variant is not trained, the variants' protocols differ, or `truth` misses a row.
     """
@@ -80,7 +82,7 @@ def evaluate(
     inputs = {"shards": shards.fingerprint}
     inputs |= {f"train/{name}": manifest.fingerprint for name, manifest in trained.items()}
     if truth is not None:
-        inputs["truth"] = file_digest([truth])
+        inputs["truth"] = file_digest([path for path in (truth, law) if path is not None])
     settings = {"variants": list(train_dirs), "protocol": protocol, "peers": peers, "list_users": list_users}
     manifest = Manifest("evaluate", settings, inputs)
     if previous := manifest.current(out_dir):
@@ -95,7 +97,9 @@ def evaluate(
             "rows": len(rows),
             "positives": int(rows.label.sum()),
             "reachable_auc": None,
+            "attainable_auc": None,
             "truth": None,
+            "attainable": None,
             "models": {},
             "baselines": {},
             "peers": {},
@@ -113,6 +117,11 @@ def evaluate(
             true = Prediction(probability, probability)
             result["reachable_auc"] = expected_auc(probability)
             result["truth"] = _write(true, rows, folder / "truth.parquet")
+            if law is not None:
+                estimate = attainable(truth, law, shards_dir, train_rows, rows)
+                result["attainable_auc"] = expected_auc(probability, estimate)
+                prediction = Prediction(estimate, estimate)
+                result["attainable"] = _write(prediction, rows, folder / "attainable.parquet")
         for name, train_dir in train_dirs.items():
             scorer = Scorer(train_dir, shards_dir, device, batch_size)
             logit = score_rows(scorer, shards_dir, rows, f"score by '{name}'")
@@ -142,7 +151,7 @@ def evaluate(
         (folder / "metrics.json").write_text(text + "\n", encoding="utf-8")
         manifest.rows = {"test": len(rows)}
         manifest.facts = jsonable(
-            {"protocol": protocol, "reachable_auc": result["reachable_auc"]}
+            {key: result[key] for key in ("protocol", "reachable_auc", "attainable_auc")}
             | {f"auc/{name}": m["auc"] for name, m in (rivals | result["models"]).items()}
         )
     return manifest
@@ -167,29 +176,6 @@ def score_rows(scorer: Scorer, shards_dir: str | os.PathLike, rows: Rows, title:
         if not np.array_equal(np.concatenate(codes), expected):
             raise DataError(f"{shards_dir}: the loader's test rows are not the shards'; run prepare again")
     return logits
-
-
-def true_probabilities(truth: str | os.PathLike, shards_dir: str | os.PathLike, rows: Rows) -> np.ndarray:
-    """The true probability f64 [N] of each row, joined by ids. Raises DataError for a row that has none."""
-    table = pq.read_table(truth, columns=["user_id", "item_id", "probability"])
-    codes = {}
-    for kind in SIDES:
-        ids = read_table(Path(shards_dir) / "entities" / f"{kind}s", schema.ENTITY, ["id"])["id"]
-        matches = pc.index_in(table[f"{kind}_id"].cast(pa.string()), value_set=ids.combine_chunks())
-        codes[kind] = matches.fill_null(-1).to_numpy().astype(np.int64), len(ids)
-    (user, _), (item, items) = codes["user"], codes["item"]
-    has_codes = (user >= 0) & (item >= 0)
-    pair = user[has_codes] * items + item[has_codes]
-    order = np.argsort(pair)
-    pair, probability = pair[order], table["probability"].to_numpy()[has_codes][order].astype(np.float64)
-    row_pairs = rows.user.astype(np.int64) * items + rows.item
-    position = np.minimum(np.searchsorted(pair, row_pairs), max(len(pair) - 1, 0))
-    missing = len(row_pairs) if not len(pair) else int((pair[position] != row_pairs).sum())
-    if missing:
-        raise DataError(
-            f"{truth}: no probability for {missing} of {len(row_pairs)} test rows; run ingest again"
-        )
-    return probability[position] if len(row_pairs) else np.zeros(0)
 
 
 def _write(prediction: Prediction, rows: Rows, path: Path) -> dict[str, float]:

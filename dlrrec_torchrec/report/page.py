@@ -63,14 +63,15 @@ dl.facts dt { font-weight:400; color:var(--soft) } dl.facts dd { color:var(--ink
 
 
 def headline(summary: Mapping[str, Any]) -> str:
-    """One line: protocol, seeds, rows, share of positives, reachable AUC."""
+    """One line: protocol, seeds, rows, share of positives, reachable and attainable AUC."""
     seeds = "1 seed" if summary["seeds"] == 1 else f"{summary['seeds']} seeds, mean ± standard deviation"
     rows, positives = sum(summary["rows"]), sum(summary["positives"])
     parts = [f"protocol {summary['protocol']}", seeds, f"{round(rows / summary['seeds']):,} test rows"]
     if rows:
         parts.append(f"{positives / rows:.1%} positive")
-    if summary["reachable_auc"]["mean"] is not None:
-        parts.append(f"reachable AUC {cell(summary['reachable_auc'])}")
+    for name in ("reachable", "attainable"):
+        if summary[f"{name}_auc"]["mean"] is not None:
+            parts.append(f"{name} AUC {cell(summary[f'{name}_auc'])}")
     return " · ".join(parts)
 
 

@@ -19,7 +19,14 @@ RATINGS = {
         ".0%",
         "high",
         "(AUC − 0.5) / (reachable AUC − 0.5). The reachable AUC is that of ranking by the true "
-        "probabilities, known in a synthetic world only.",
+        "probabilities, which are known in a synthetic world only; no data tell them for sure.",
+    ),
+    "attainable_share": Column(
+        "of attainable",
+        ".0%",
+        "high",
+        "(AUC − 0.5) / (attainable AUC − 0.5). The attainable AUC is that of the synthetic world's own "
+        "formula with each user's and item's hidden numbers estimated from the training rows.",
     ),
     "user_auc": Column(
         "user AUC",
@@ -93,8 +100,9 @@ LISTS = {
 def ratings(summary: Mapping[str, Any]) -> Comparison:
     """The table of the test rows."""
     groups = {group: summary[group] for group in ("models", "baselines", "peers")}
-    truth = {"reachable": {"true probabilities": summary["truth"]}} if summary["truth"] else {}
-    return Comparison(RATINGS, groups, truth)
+    rows = {"true probabilities": summary["truth"], "true form, estimated": summary["attainable"]}
+    known = {name: metrics for name, metrics in rows.items() if metrics}
+    return Comparison(RATINGS, groups, {"reachable": known} if known else {})
 
 
 def lists(summary: Mapping[str, Any]) -> Comparison:
@@ -134,8 +142,9 @@ def verdict(summary: Mapping[str, Any]) -> str:
     others = summary["baselines"] | summary["peers"]
     gain = metrics["auc"]["mean"] - others[rival]["auc"]["mean"]
     side = "above" if gain > 0 else "below"
-    share = metrics["reachable_share"]["mean"]
-    reached = "" if share is None else f", {share:.0%} of the way from chance to the reachable AUC"
+    shares = {name: metrics[f"{name}_share"]["mean"] for name in ("reachable", "attainable")}
+    told = [f"{share:.0%} to the {name} AUC" for name, share in shares.items() if share is not None]
+    reached = f" (of the way from chance, {' and '.join(told)})" if told else ""
     return (
         f"{name} has AUC {cell(metrics['auc'])}{reached}; that is {abs(gain):.3f} {side} the best other "
         f"method, {rival} ({cell(others[rival]['auc'])})."

@@ -31,6 +31,11 @@ FIGURES = {
     "confusion.png": "Confusion matrices at a threshold of 0.5, counts of all seeds",
     "swing_scores.png": "Scores of the SWING neighbours",
 }
+ABOVE = (
+    "a share above 100 % is chance: reachable and attainable AUC are expectations over the labels that the "
+    "true probabilities can draw, the AUC of a row is that of the labels drawn; and the attainable one is an "
+    "estimate that a model can pass"
+)
 
 
 def report(
@@ -87,18 +92,25 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
     """Mean, standard deviation and each seed's value of every metric of the seeds' `metrics.json`.
 
     Adds `reachable_share` = (AUC - 0.5) / (reachable AUC - 0.5) where the reachable AUC is known: 0 is
-    chance, 1 is a model that knows the true probabilities. Raises DataError if the protocols differ.
+    chance, 1 is a model that knows the true probabilities; and `attainable_share`, the same of the AUC that
+    their estimate from the training rows reaches. Raises DataError if the protocols differ.
     """
     protocols = {e["protocol"] for e in evaluations}
     if len(protocols) > 1:
         raise DataError(f"report: seeds of different protocols ({', '.join(sorted(protocols))}); train again")
-    reachable = [e["reachable_auc"] for e in evaluations]
+    tops = {name: [e[f"{name}_auc"] for e in evaluations] for name in ("reachable", "attainable")}
+    above = []
 
-    def table(rows: Sequence[Mapping[str, float]]) -> dict[str, Any]:
-        shares = [_share(row["auc"], top) for row, top in zip(rows, reachable, strict=True)]
-        return {key: _spread([row[key] for row in rows]) for key in rows[0]} | {
-            "reachable_share": _spread(shares)
+    def table(rows: Sequence[Mapping[str, float]], of: Sequence[str] = tuple(tops)) -> dict[str, Any]:
+        shares = {
+            f"{name}_share": [
+                _share(row["auc"], top) if name in of else None for row, top in zip(rows, values, strict=True)
+            ]
+            for name, values in tops.items()
         }
+        above.extend(s for values in shares.values() for s in values if s is not None and s > 1)
+        metrics = {key: [row[key] for row in rows] for key in rows[0]} | shares
+        return {key: _spread(values) for key, values in metrics.items()}
 
     def shared(group: str) -> dict[str, Any]:
         everywhere = [n for n in evaluations[0][group] if all(n in e[group] for e in evaluations)]
@@ -110,17 +122,22 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
         for note in evaluation["notes"] + evaluation["lists"]["notes"]:
             notes.setdefault(note, []).append(number)
     several = len(evaluations) > 1
+    truth = table([e["truth"] for e in evaluations], ["reachable"]) if truth_known else None
+    estimated = all(e["attainable"] is not None for e in evaluations)
+    attainable = table([e["attainable"] for e in evaluations]) if estimated else None
+    models = {name: table([e["models"][name] for e in evaluations]) for name in variants}
+    others = {group: shared(group) for group in ("baselines", "peers")}
     return jsonable(
         {
             "protocol": protocols.pop(),
             "seeds": len(evaluations),
             "rows": [e["rows"] for e in evaluations],
             "positives": [e["positives"] for e in evaluations],
-            "reachable_auc": _spread(reachable),
-            "truth": table([e["truth"] for e in evaluations]) if truth_known else None,
-            "models": {name: table([e["models"][name] for e in evaluations]) for name in variants},
-            "baselines": shared("baselines"),
-            "peers": shared("peers"),
+            **{f"{name}_auc": _spread(values) for name, values in tops.items()},
+            "truth": truth,
+            "attainable": attainable,
+            "models": models,
+            **others,
             "differences": gather_differences([e["difference"] for e in evaluations]),
             "lists": _lists([e["lists"] for e in evaluations]),
             "notes": [
@@ -128,7 +145,8 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
                 for note, note_seeds in notes.items()
             ]
             + ([] if several else ["one seed: no standard deviation; differences may be chance"])
-            + ([] if truth_known else ["the true probabilities are unknown: no reachable AUC"]),
+            + ([] if truth_known else ["the true probabilities are unknown: no reachable AUC"])
+            + ([ABOVE] if above else []),
         }
     )
 

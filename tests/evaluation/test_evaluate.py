@@ -202,7 +202,8 @@ def test_without_peers_and_with_fewer_users(shards, tmp_path, linear):
 def test_a_model_that_lists_by_itself_is_asked(shards, tmp_path, linear, monkeypatch):
     items = ShardFacts.read(shards).items
     asked = lambda self, users: np.tile(np.arange(items, dtype=np.float32), (len(users), 1))  # noqa: E731
-    monkeypatch.setattr(score.Scorer, "list_scores", asked, raising=False)
+    monkeypatch.setattr(score.Scorer, "list_scores", asked)
+    monkeypatch.setattr(score.Scorer, "has_lists", True)
     monkeypatch.setattr(lists, "MOST_PAIRS", 0)  # no bound for such a model
     evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", peers=False)
     metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
@@ -283,7 +284,9 @@ def test_reachable_auc_is_of_the_test_rows_joined_by_id(shards, tmp_path, linear
 def test_a_row_without_truth_is_an_error(shards, tmp_path, linear):
     p = write_truth(shards, tmp_path / "truth.parquet", drop=2)
     missing = int(np.isnan(p).sum())
-    with pytest.raises(DataError, match=f"truth.parquet: no probability for {missing} of 300 test rows"):
+    with pytest.raises(
+        DataError, match=f"truth.parquet: no probability for {missing} of 300 rows of the shards"
+    ):
         evaluate(
             {"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", truth=tmp_path / "truth.parquet"
         )

@@ -46,6 +46,7 @@ PRINTED_BY = {
     ("models.compiled", "--compile"): {"train", "run", "bench"},  # only these compile
     ("store.paths", "--variant"): {"train", "recommend"},  # names in a configuration are checked before
     ("cli", "--seed-number"): {*STAGES, "recommend"} - {"ingest", "report"},  # requested by this same flag
+    ("experiments.command", "--seed-number"): {"audit"},
 }
 # Programs of their own, with parsers of their own.
 APART = {"benchmarks.gpu"}
@@ -109,14 +110,16 @@ def imported_by(*functions) -> set[str]:
 def printers() -> dict[str, set[str]]:
     """Module -> the commands that can print its messages."""
     from dlrrec_torchrec import cli
+    from dlrrec_torchrec.experiments import command as audit
     from dlrrec_torchrec.sharding import command as plan
 
-    groups = {"dlrrec_torchrec.benchmarks.command", "dlrrec_torchrec.sharding.command"}
+    groups = {f"dlrrec_torchrec.{part}.command" for part in ("benchmarks", "sharding", "experiments")}
     always = reached({"dlrrec_torchrec.cli"}, lazily=False) - groups
     starts = {s.name: imported_by(s.action, s.check, s.shown) for s in STAGES.values()}
     starts["recommend"] = imported_by(cli._recommend)
     starts["run"] = set().union(*starts.values())
     starts["plan"] = imported_by(plan._plan) | {"dlrrec_torchrec.sharding.command"}
+    starts["audit"] = imported_by(audit._leakage) | {"dlrrec_torchrec.experiments.command"}
     reach = {name: reached(start) | always for name, start in starts.items()}
     reach["bench"] = reached(imported_by(bench)) | {"dlrrec_torchrec.benchmarks.command"}
     reach["doctor"] = reached(imported_by(cli._doctor))
@@ -125,10 +128,10 @@ def printers() -> dict[str, set[str]]:
 
 @functools.cache
 def actions(command: str) -> list[dict]:
-    """Flag -> argparse's action, for the command or, of the group `bench`, for each of its commands."""
+    """Flag -> argparse's action, for the command or, of a group, for each of its commands."""
     commands = next(a for a in build_parser()._actions if a.choices and "train" in a.choices).choices
     parsers = [commands[command]]
-    if command == "bench":
+    if command in ("bench", "audit"):
         parsers = list(next(a for a in parsers[0]._actions if a.choices).choices.values())
     return [parser._option_string_actions for parser in parsers]
 
@@ -190,7 +193,7 @@ def test_every_setting_in_a_message_can_be_set():
         assert load_config(
             None, {".".join(keys): default if value in ("", "N") else yaml.safe_load(value)}
         ), f"{module}: {text!r}"
-    for command in ("run", *STAGES, "recommend", "plan"):
+    for command in ("run", *STAGES, "recommend", "plan", "audit"):
         assert accepts(command, "--set") and accepts(command, "--config")
 
 

@@ -18,7 +18,7 @@ from dlrrec_torchrec.report.comparison import cell
 from dlrrec_torchrec.report.figures import reliability, roc_points
 from dlrrec_torchrec.report.page import facts_html, html_page
 from dlrrec_torchrec.report.results import ratings, verdict
-from dlrrec_torchrec.report.stage import format_table, report, summarize
+from dlrrec_torchrec.report.stage import ABOVE, format_table, report, summarize
 from dlrrec_torchrec.stages import manifest_folders
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -39,7 +39,8 @@ def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
     """An evaluation as its stage leaves it, of random rows; returns its metrics."""
     rng = np.random.default_rng(seed)
     n = 200
-    p = rng.beta(3, 1, n)
+    p, q = rng.beta(3, 1, (2, n))
+    q = (3 * p + q) / 4
     label = (rng.random(n) < p).astype(np.float32) if label is None else np.full(n, label, np.float32)
     user = rng.integers(0, 30, n).astype(np.int32)
     body = {
@@ -47,7 +48,9 @@ def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
         "rows": n,
         "positives": int(label.sum()),
         "reachable_auc": expected_auc(p) if truth else None,
+        "attainable_auc": expected_auc(p, q) if truth else None,
         "truth": binary_metrics(label, p, user) if truth else None,
+        "attainable": binary_metrics(label, q, user) if truth else None,
         "models": {},
         "baselines": {},
         "peers": {},
@@ -163,6 +166,25 @@ def plain(page):
     return html.unescape(re.sub(r"<[^>]*>", " ", re.sub(r"<style>.*?</style>", "", page, flags=re.S)))
 
 
+def rows_of(summary):
+    return [
+        *summary["models"].values(),
+        *summary["baselines"].values(),
+        *summary["peers"].values(),
+        summary["truth"],
+        summary["attainable"],
+    ]
+
+
+def test_a_share_above_one_is_explained(runs):
+    _, evaluations = runs
+    for evaluation in evaluations:
+        evaluation |= {"reachable_auc": 0.99, "attainable_auc": 0.98}
+    assert ABOVE not in summarize(evaluations, list(MODELS))["notes"]
+    evaluations[1]["models"]["dlrrec"]["auc"] = 0.985
+    assert ABOVE in summarize(evaluations, list(MODELS))["notes"]
+
+
 def test_numbers_are_those_of_the_evaluations(reported):
     paths, evaluations, manifest = reported
     summary = json.loads((paths[0].report / "metrics.json").read_text())
@@ -178,7 +200,13 @@ def test_numbers_are_those_of_the_evaluations(reported):
                 assert metric["sd"] == pytest.approx(statistics.stdev(values))
             shares = [(e[group][name]["auc"] - 0.5) / (e["reachable_auc"] - 0.5) for e in evaluations]
             assert summary[group][name]["reachable_share"]["seeds"] == pytest.approx(shares)
-    assert summary["reachable_auc"]["seeds"] == [e["reachable_auc"] for e in evaluations]
+            shares = [(e[group][name]["auc"] - 0.5) / (e["attainable_auc"] - 0.5) for e in evaluations]
+            assert summary[group][name]["attainable_share"]["seeds"] == pytest.approx(shares)
+    for name in ("reachable_auc", "attainable_auc"):
+        assert summary[name]["seeds"] == [e[name] for e in evaluations]
+    assert summary["truth"]["attainable_share"]["mean"] is None  # it knows what no data tell
+    shares = [m[f"{n}_share"]["seeds"] for m in rows_of(summary) for n in ("reachable", "attainable")]
+    assert any(s is not None and s > 1 for seeds in shares for s in seeds) == (ABOVE in summary["notes"])
     assert manifest.facts["auc/dlrrec"] == summary["models"]["dlrrec"]["auc"]["mean"]
 
 
@@ -199,6 +227,8 @@ def test_every_table_shows_the_numbers(reported):
     for words in (text, markdown, page):
         assert "protocol strict" in words and "2 seeds" in words and "200 test rows" in words
         assert f"reachable AUC {cell(summary['reachable_auc'])}" in words
+        assert f"attainable AUC {cell(summary['attainable_auc'])}" in words
+        assert "of attainable" in words and "true form, estimated" in words
         assert "a note of all (seed 0, 1)" in words and "a note of seed 1 (seed 1)" in words
         assert "never judge by" in words.lower()
 

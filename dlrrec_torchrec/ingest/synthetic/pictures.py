@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dlrrec_torchrec.ingest.synthetic.text import DISH_NAMES, DISH_VESSELS
+from dlrrec_torchrec.ingest.synthetic.text import DISH_NAMES, DISH_VESSELS, TYPE_DISHES
 from dlrrec_torchrec.ingest.synthetic.words import FAMILIES
 
 SIZE = 64  # pixels
@@ -37,6 +37,7 @@ CAPTIONS = {
 }
 SHARE_WITH_PHOTOS = 0.3
 SHARE_OF_PLACES = 0.15
+SHARE_OF_FAVOURITES = 0.4  # pictures of a dish that the guest likes, off the menu; the others show the menu's
 STYLE_SHARES = {False: (0.5, 0.4, 0.1), True: (0.06, 0.44, 0.5)}  # by label
 
 # A subject code is a dish code, or the number of dishes plus a family code (a picture of the place).
@@ -45,20 +46,34 @@ VESSELS = [*DISH_VESSELS, *["place"] * len(FAMILIES)]
 
 
 def take_photos(
-    rng: np.random.Generator, item: np.ndarray, label: np.ndarray, menus: list[list[int]], family: np.ndarray
+    rng: np.random.Generator,
+    user: np.ndarray,
+    item: np.ndarray,
+    label: np.ndarray,
+    *,
+    favourites: np.ndarray,
+    menus: list[list[int]],
+    family: np.ndarray,
 ) -> list[list[tuple[int, int]]]:
     """The photos of each of R reviews as (subject, style) codes: none for most, else one to three distinct.
 
-    item [R] and label [R] (bool) are the reviews'; menus (I lists of dish codes) and family [I] the items'.
-    Guests who liked the place more often show it at its best.
+    user, item and label (bool) [R] are the reviews'; favourites [U, n] the types that the users like; menus
+    (I lists of dish codes) and family [I] the items'. Guests who liked the place more often show it at its
+    best.
     """
     count = (rng.random(len(item)) < SHARE_WITH_PHOTOS) * rng.integers(1, 4, len(item))
     photos: list[list[tuple[int, int]]] = []
-    for i, liked, n in zip(item.tolist(), label.tolist(), count.tolist(), strict=True):
+    liked_types = favourites.tolist()
+    for u, i, liked, n in zip(user.tolist(), item.tolist(), label.tolist(), count.tolist(), strict=True):
         review_photos = []
-        for scene_draw, dish_draw, style_draw in rng.random((n, 3)).tolist():
-            place = scene_draw < SHARE_OF_PLACES
-            subject = len(DISH_NAMES) + int(family[i]) if place else menus[i][int(dish_draw * len(menus[i]))]
+        for scene_draw, type_draw, dish_draw, style_draw in rng.random((n, 4)).tolist():
+            if scene_draw < SHARE_OF_PLACES:
+                subject = len(DISH_NAMES) + int(family[i])
+            else:
+                of_user = scene_draw < SHARE_OF_PLACES + SHARE_OF_FAVOURITES
+                liked_type = liked_types[u][int(type_draw * len(liked_types[u]))]
+                dishes = TYPE_DISHES[liked_type] if of_user else menus[i]
+                subject = dishes[int(dish_draw * len(dishes))]
             review_photos.append(
                 (subject, int(np.searchsorted(np.cumsum(STYLE_SHARES[liked])[:-1], style_draw, "right")))
             )

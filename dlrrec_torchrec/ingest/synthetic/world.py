@@ -9,6 +9,7 @@ means.
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 
@@ -24,10 +25,13 @@ POSITIVE_RATE = 7 / 8
 FAMILY_SD = 0.2  # of a user's liking of a family around its cluster's
 TYPE_SD = 0.2  # of a cluster's liking of a type around that of its family
 VISIT = 4.5  # log-odds of visiting a family per unit of liking
+SENSITIVITY = 0.4  # to prices, mean of the users'; their standard deviation is 1
 EXPLORE = 0.4  # share of visits that ignore taste
 PRICE_SHARES = (0.3, 0.4, 0.2, 0.1)  # of the price levels, cheap to expensive
 EPOCH = 1_514_764_800  # 2018-01-01, seconds
 SPAN = 4 * 365 * 86_400  # seconds from the first review to the last
+# What the log-odds above their mean, and chance, must exceed for these ratings.
+FIVE, THREE, TWO = -0.4, -1.2, -2.8
 # Standard deviation of each part of the log-odds, over the reviews.
 WEIGHTS = {"affinity": 2.0, "quality": 0.7, "leniency": 0.6, "price": 0.6}
 
@@ -48,6 +52,46 @@ class World:
     means: np.ndarray  # f64 [R] log-odds with only the user's and the item's mean over the other side
     rating: np.ndarray  # i64 [R] 1 to 5; positive from 4
     timestamp: np.ndarray  # i64 [R] seconds
+    law: Law
+
+
+@dataclasses.dataclass(frozen=True)
+class Law:
+    """What the log-odds are made of, without what is drawn for each user and item: K clusters.
+
+    logit(u, i) = bias + affinity_of_cluster[k, i] + deviation_weight * share[i] . d_u
+                  + quality_sd * q_i + leniency_sd * l_u + price_effect[i] * s_u
+    with user u of cluster k and, for every user and item, unknown d_u [F], q_i, l_u, s_u of mean 0 and
+    variance 1. A user chooses family f with probability (1 - explore) softmax(visit_of_cluster[k] +
+    visit_weight * d_u)[f] + explore / F. Arrays are f64 unless they say otherwise.
+    """
+
+    affinity_of_cluster: np.ndarray  # [K, I] log-odds
+    price_effect: np.ndarray  # [I] log-odds for one unit of sensitivity
+    family_share: np.ndarray  # [I, F] of the item's types
+    family: np.ndarray  # i64 [I] family of the main type
+    visit_of_cluster: np.ndarray  # [K, F] log-odds of choosing a family
+    taste_of_cluster: np.ndarray  # [K, T] liking of each type
+    type_family: np.ndarray  # i64 [T]
+    bias: float
+    mean_logit: float  # over the reviews
+    deviation_weight: float
+    deviation_sd: float  # of d_u in units of liking
+    visit_weight: float
+    explore: float
+    quality_sd: float
+    leniency_sd: float
+
+    def write(self, path: str | os.PathLike, item_id: list[str]) -> None:
+        """Write the law and the items' ids, in the arrays' order."""
+        np.savez_compressed(path, item_id=np.asarray(item_id, np.str_), **dataclasses.asdict(self))
+
+    @staticmethod
+    def read(path: str | os.PathLike) -> tuple[Law, list[str]]:
+        """The law and its items' ids."""
+        with np.load(path) as stored:
+            values = {name: v if v.ndim else v.item() for name, v in stored.items()}
+        return Law(**{n: v for n, v in values.items() if n != "item_id"}), values["item_id"].tolist()
 
 
 def make_world(size: str, seed: int) -> World:
@@ -60,7 +104,7 @@ def make_world(size: str, seed: int) -> World:
     rng = np.random.default_rng(seed)
     type_family = _type_families()
 
-    cluster, taste, visit = _tastes(rng, users, type_family)
+    cluster, taste, visit, loved, liking = _tastes(rng, users, type_family)
     popularity = rng.permutation(items)  # rank of each item
     family = _balanced_families(rng, popularity)
     types = _item_types(rng, family, type_family)
@@ -69,7 +113,7 @@ def make_world(size: str, seed: int) -> World:
         row[codes] = 1 / len(codes)
     level = rng.choice(len(PRICE_SHARES), items, p=PRICE_SHARES)
     quality = rng.standard_normal(items) - 0.4 * _standard(np.log(popularity + 10))
-    sensitivity = 0.4 + rng.standard_normal(users)
+    sensitivity = SENSITIVITY + rng.standard_normal(users)
     leniency = rng.standard_normal(users)
 
     user_degree = degrees(rng, reviews, rng.permutation(users), shift=20)
@@ -82,14 +126,37 @@ def make_world(size: str, seed: int) -> World:
     affinity = Bilinear(taste, profile)
     price = Bilinear(-sensitivity[:, None], (level - level.mean())[:, None])
     logit, means = np.zeros(reviews), np.zeros(reviews)
+    moments = []
     for part, weight in ((affinity, WEIGHTS["affinity"]), (price, WEIGHTS["price"])):
         full = part.pairs(user, item)
+        moments.append((full.mean(), full.std()))
         logit += weight * _standard(full)
         means += weight / full.std() * part.main_effects(user, item)
     for part, weight in ((quality[item], WEIGHTS["quality"]), (leniency[user], WEIGHTS["leniency"])):
         logit += weight * _standard(part)
         means += weight * _standard(part)
-    logit += _bias(logit, POSITIVE_RATE)
+    bias = _bias(logit, POSITIVE_RATE)
+    logit += bias
+    (affinity_mean, affinity_sd), (price_mean, price_sd) = moments
+    price_effect = -WEIGHTS["price"] / price_sd * (level - level.mean())
+    law = Law(
+        affinity_of_cluster=WEIGHTS["affinity"] / affinity_sd * (liking @ profile.T - affinity_mean)
+        + SENSITIVITY * price_effect,
+        price_effect=price_effect,
+        family_share=profile @ np.eye(len(FAMILIES))[type_family],
+        family=family,
+        visit_of_cluster=VISIT * loved,
+        taste_of_cluster=liking,
+        type_family=type_family,
+        bias=bias - WEIGHTS["price"] / price_sd * price_mean,
+        mean_logit=float(logit.mean()),
+        deviation_weight=WEIGHTS["affinity"] / affinity_sd * FAMILY_SD,
+        deviation_sd=FAMILY_SD,
+        visit_weight=VISIT * FAMILY_SD,
+        explore=EXPLORE,
+        quality_sd=WEIGHTS["quality"],
+        leniency_sd=WEIGHTS["leniency"],
+    )
     probability = 1 / (1 + np.exp(-logit))
     return World(
         taste=taste,
@@ -104,6 +171,7 @@ def make_world(size: str, seed: int) -> World:
         means=means,
         rating=_ratings(rng, logit, rng.random(reviews) < probability),
         timestamp=time,
+        law=law,
     )
 
 
@@ -183,23 +251,6 @@ def _without_repeats(rng: np.random.Generator, user: np.ndarray, item: np.ndarra
     return np.asarray(items)
 
 
-def expected_auc(probability: np.ndarray, score: np.ndarray | None = None) -> float:
-    """The AUC that `score` (default: the probability itself, the best possible score) reaches in expectation.
-
-    sum over pairs i != j of p_i (1 - p_j) ([s_i > s_j] + [s_i = s_j] / 2), divided by the same sum without
-    the bracket: expected correctly ordered pairs over expected pairs of a positive and a negative, in
-    O(N log N). With probabilities of 0 and 1 it is the ordinary AUC.
-    """
-    score = probability if score is None else score
-    p = np.asarray(probability, np.float64)
-    group = np.unique(score, return_inverse=True)[1]
-    positive, negative = np.bincount(group, p), np.bincount(group, 1 - p)
-    below = np.cumsum(negative) - negative
-    self_pairs = (p * (1 - p)).sum()  # pairs of a row with itself
-    right = (positive * (below + negative / 2)).sum() - self_pairs / 2
-    return float(right / (positive.sum() * negative.sum() - self_pairs))
-
-
 def _type_families() -> np.ndarray:
     """The family of each type, i64 [T]."""
     of = {name: f for f, family in enumerate(FAMILIES) for name in FAMILY_TYPES[family]}
@@ -208,8 +259,9 @@ def _type_families() -> np.ndarray:
 
 def _tastes(
     rng: np.random.Generator, users: int, type_family: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Cluster [U], liking of types [U, T] and probability of choosing a family [U, F] of every user.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cluster [U], liking of types [U, T] and probability of choosing a family [U, F] of every user; the
+    families that each cluster loves [K, F] (0 or 1) and its liking of types [K, T].
 
     Each taste cluster loves four families and has its own liking of each type; a user deviates from its
     cluster by family. Every family is loved by the same number of clusters, so none is good or bad for all.
@@ -224,7 +276,8 @@ def _tastes(
     by_family = loved[cluster] + FAMILY_SD * rng.standard_normal((users, families))
     visit = np.exp(VISIT * by_family)
     visit = (1 - EXPLORE) * visit / visit.sum(1, keepdims=True) + EXPLORE / families
-    return cluster, by_family[:, type_family] + by_type[cluster], visit
+    taste = by_family[:, type_family] + by_type[cluster]
+    return cluster, taste, visit, loved, loved[:, type_family] + by_type
 
 
 def _balanced_families(rng: np.random.Generator, popularity: np.ndarray) -> np.ndarray:
@@ -257,8 +310,8 @@ def _item_types(rng: np.random.Generator, family: np.ndarray, type_family: np.nd
 def _ratings(rng: np.random.Generator, logit: np.ndarray, positive: np.ndarray) -> np.ndarray:
     """Ratings 1 to 5: 4 or 5 where positive; higher for a higher log-odds."""
     surprise = logit - logit.mean() + rng.logistic(size=len(logit))
-    liked = np.where(surprise > -0.4, 5, 4)
-    disliked = np.where(surprise > -1.2, 3, np.where(surprise > -2.8, 2, 1))
+    liked = np.where(surprise > FIVE, 5, 4)
+    disliked = np.where(surprise > THREE, 3, np.where(surprise > TWO, 2, 1))
     return np.where(positive, liked, disliked)
 
 

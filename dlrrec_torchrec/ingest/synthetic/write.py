@@ -10,17 +10,28 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.ingest.synthetic import pictures, text
-from dlrrec_torchrec.ingest.synthetic.world import World, expected_auc, make_world
+from dlrrec_torchrec.ingest.synthetic.world import World, make_world
+from dlrrec_torchrec.metrics import expected_auc
 from dlrrec_torchrec.store.schema import ITEMS, REVIEWS
 
-TRUTH = pa.schema([("user_id", pa.string()), ("item_id", pa.string()), ("probability", pa.float32())])
+TRUTH = pa.schema(
+    [
+        ("user_id", pa.string()),
+        ("item_id", pa.string()),
+        ("probability", pa.float32()),
+        ("likes", pa.list_(pa.int16())),  # category types that the text says the user likes
+        ("avoids", pa.list_(pa.int16())),  # and those it says the user avoids
+    ]
+)
+LAW = "law.npz"
 
 
 def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
     """Make the world of a size ("tiny", "small" or "paper") and a seed; equal arguments give equal worlds.
 
     Writes the photos to `folder`/pictures and each review's true probability of a positive label to
-    `folder`/truth.parquet (user_id, item_id, probability f32; rows as the reviews).
+    `folder`/truth.parquet (TRUTH; rows as the reviews). `folder`/law.npz has what the probabilities are
+    made of (`world.Law`).
 
     Returns:
         reviews: schema.REVIEWS in the order of time; image paths are relative to `folder`.
@@ -37,7 +48,7 @@ def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.
     menu_rng, word_rng, photo_rng, item_rng = np.random.default_rng([seed, 1]).spawn(4)
     menus = text.make_menus(menu_rng, world.types)
     price = text.make_prices(item_rng, world.price_level)
-    texts = text.compose(
+    texts, likes, avoids = text.compose(
         word_rng,
         world.user,
         world.item,
@@ -49,7 +60,15 @@ def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.
         price_level=world.price_level,
         price=price,
     )
-    photos = pictures.take_photos(photo_rng, world.item, world.rating >= 4, menus, world.family)
+    photos = pictures.take_photos(
+        photo_rng,
+        world.user,
+        world.item,
+        world.rating >= 4,
+        favourites=text.favourites(world.taste),
+        menus=menus,
+        family=world.family,
+    )
     picture_count = pictures.write_pictures(photos, folder)
 
     user_names = np.asarray([f"u{n:05d}" for n in range(len(world.taste))], dtype=object)
@@ -83,8 +102,10 @@ def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.
         },
         schema=ITEMS,
     )
-    truth = pa.table(pairs | {"probability": world.probability.astype(np.float32)}, schema=TRUTH)
+    truth_columns = {"probability": world.probability.astype(np.float32), "likes": likes, "avoids": avoids}
+    truth = pa.table(pairs | truth_columns, schema=TRUTH)
     pq.write_table(truth, folder / "truth.parquet", compression="zstd")
+    world.law.write(folder / LAW, item_names.tolist())
     return reviews, items, _facts(world, texts, photos, picture_count)
 
 

@@ -1,0 +1,1 @@
+"""Experiments on prepared data and trained models. `command.add_audit` adds `dlrrec audit`."""
