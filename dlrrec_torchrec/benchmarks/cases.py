@@ -144,6 +144,22 @@ class TrainCase:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class FeaturesCase:
+    """Reviews whose affinity features are computed. Every field is a flag."""
+
+    rows: list = option([100_000, 1_000_000], "reviews; one measurement for each number", least=100)
+    rows_a_user: float = option(20.0, "reviews of a user, on average", above=0)
+    items: int = option(20_000, "items, but at most a tenth of the reviews", least=2)
+    folds: int = option(5, "folds of prepare's training rows, for the estimate of its time", least=2)
+    seed: int = option(0, "seed of the random reviews", least=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.rows:
+            raise DataError("--rows: give numbers, 100 or more")
+
+
 def check_fields(case: Any) -> None:
     """Raise DataError naming every flag whose value is out of range or not among its choices."""
     problems = []

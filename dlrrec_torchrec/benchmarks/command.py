@@ -9,7 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dlrrec_torchrec.benchmarks.cases import EmbeddingCase, LoaderCase, TrainCase, parse_sweeps, product
+from dlrrec_torchrec.benchmarks.cases import (
+    EmbeddingCase,
+    FeaturesCase,
+    LoaderCase,
+    TrainCase,
+    parse_sweeps,
+    product,
+)
 from dlrrec_torchrec.config.flags import add_command, add_flags, given_settings
 from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.store.errors import DataError
@@ -40,6 +47,15 @@ LOADER_LEGEND = (
 )
 
 
+FEATURES_NOTE = """Users and items are drawn by Zipf's law; each size is measured in a process of its own."""
+FEATURES_EXAMPLE = """dlrrec bench features
+dlrrec bench features --rows 100000 1000000 10000000 --items 100000"""
+FEATURES_LEGEND = (
+    "fit: once on all rows. columns: the features of as many pairs. prepare: as many fits as folds and one\n"
+    "more, and the columns once. 1 user: against all items, as serving does."
+)
+
+
 def add_bench(commands: Any) -> None:
     """Add `bench` and its sub-commands to the `dlrrec` parser's sub-commands."""
     bench = commands.add_parser("bench", help="measure parts of the system on this machine")
@@ -57,6 +73,8 @@ def add_bench(commands: Any) -> None:
     _add(parts, "train", TrainCase, line, TRAIN_EXAMPLE, _train, TRAIN_NOTE)
     line = "rows per second from shards to batches, against a plain read and copy of the same bytes"
     _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader, LOADER_NOTE)
+    line = "affinity features: rows per second, memory, and how both grow with the rows"
+    _add(parts, "features", FeaturesCase, line, FEATURES_EXAMPLE, _features, FEATURES_NOTE)
 
 
 def _add(
@@ -81,6 +99,22 @@ def _loader(arguments: argparse.Namespace) -> int:
     report = {"benchmark": "loader", "machine": describe_machine()}
     report |= run(case, say=_progress)
     _publish(report, out / "loader.json", arguments.json, [align(format_loader(report)), LOADER_LEGEND])
+    return 0
+
+
+def _features(arguments: argparse.Namespace) -> int:
+    case, out = FeaturesCase(**given_settings(arguments)), Path(arguments.out)
+    from dlrrec_torchrec.benchmarks.features import format_features, run
+    from dlrrec_torchrec.benchmarks.format import align
+    from dlrrec_torchrec.benchmarks.machine import describe_machine
+
+    _make_folder(out)
+    report = {"benchmark": "features", "machine": describe_machine()}
+    report |= run(case, say=_progress)
+    shown = [align(format_features(report))]
+    if report["slope"] is not None:
+        shown.append(f"slope of log seconds by log rows, smallest to largest: {report['slope']:.2f}")
+    _publish(report, out / "features.json", arguments.json, [*shown, FEATURES_LEGEND])
     return 0
 
 
