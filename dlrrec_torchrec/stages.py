@@ -110,9 +110,7 @@ def _train(work: Work) -> Manifest:
     from dlrrec_torchrec.training.stage import train
 
     config, shards, out = work.config, work.paths.shards, work.paths.train(work.variant)
-    return train(
-        config.model, config.contrastive, config.train, config.protocol, shards, out, lists=config.list
-    )
+    return train(config.model, config.contrastive, config.train, config.protocol, shards, out, config.list)
 
 
 def _check_train(config: RunConfig) -> None:

@@ -53,7 +53,7 @@ def config_problems(
         names: the sections to check (default: all).
         variants: whose settings are checked (default: all).
 
-    Model, contrastive and train sections are checked as each variant changes them, because nothing else
+    Model, contrastive, list and train sections are checked as each variant changes them, because nothing else
     is trained; what no variant changed is reported once.
     """
     names = list(sections() if names is None else names)
@@ -322,6 +322,18 @@ def _tables(tables: dict[str, TableConfig], dim: int) -> str | None:
             return (
                 f"model.tables.{name}.dim={table.dim}, while tables have model.embedding_dim ({dim}) columns"
             )
+    return None
+
+
+@_rule("list.dim")
+def _list_dim(dim: int) -> str | None:
+    return f"{dim} must be a multiple of 4, as FBGEMM reads four columns at once" if dim % 4 else None
+
+
+@_rule("train.select", "list.weight")
+def _mixture(select: str, weight: float) -> str | None:
+    if select == "mixture" and not weight:
+        return "mixture needs a list head; set list.weight above 0, or select by auc"
     return None
 
 

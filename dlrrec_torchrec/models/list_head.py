@@ -319,8 +319,9 @@ def stacked(rows: Tensor, corpus: Tensor, codes: Tensor) -> Tensor:
 @torch.fx.wrap
 def anchors_and_candidates(
     anchors: Tensor, candidates: Tensor, places: Tensor | None
-) -> tuple[Tensor, Tensor, bool]:
-    """One use (`reduce_uses`) of anchors and the list's candidates, by the statistics of the anchors alone.
+) -> tuple[Tensor, Tensor]:
+    """Places and shares of one use (`reduce_uses`) of anchors and the list's candidates: by the statistics of
+    the anchors alone.
 
     So an item is the same whether a row has it or a row is compared with it, and the prediction does not
     see the candidates.
@@ -332,7 +333,7 @@ def anchors_and_candidates(
     both = anchors if places is None else torch.cat([anchors, places])
     share = torch.ones(len(both), device=both.device)
     share[len(both) - len(candidates) :] = 0
-    return both, share, True
+    return both, share
 
 
 @torch.fx.wrap

@@ -27,7 +27,14 @@ Reduced = dict[str, Tensor]  # modality -> [B, R]
 
 # What depends on shapes or on the process group is one node for the FX tracer. TorchRec's pipelined trainer
 # traces the wrapper, and pipelines only if it can see that the ids reach the embedding tables unchanged.
-for _name in ("corpus_loss", "batch_loss"):
+for _name in (
+    "corpus_loss",
+    "batch_loss",
+    "anchors_and_candidates",
+    "parted",
+    "row_numbers",
+    "stacked",
+):
     torch.fx.wrap(_name)
 
 
@@ -239,7 +246,8 @@ class TrainWrapper(nn.Module):
         for name in self.compared:
             codes = batch.listed.candidates
             both = stacked(batch.vectors[name], getattr(self, f"corpus_{name}"), codes)
-            uses = [anchors_and_candidates(row_numbers(both), codes, None)]
+            places, share = anchors_and_candidates(row_numbers(both), codes, None)
+            uses = [(places, share, True)]
             reduced[name], candidates[name] = parted(arch.reduce_uses({name: both}, name, uses)[0], codes)
         for side, names in self.sides.items():
             corpus = {name: getattr(self, f"corpus_{name}") for name in names}
@@ -261,7 +269,10 @@ class TrainWrapper(nn.Module):
             roles, name = batch.lookup.places[modality.side], modality.name
             uses = [(roles["anchor"], None, True)]
             if name in self.compared:
-                uses = [anchors_and_candidates(roles["anchor"], roles["candidate"], roles["candidate"])]
+                places, share = anchors_and_candidates(
+                    roles["anchor"], roles["candidate"], roles["candidate"]
+                )
+                uses = [(places, share, True)]
             if modality.side in against:
                 places, _, share = against[modality.side]
                 uses.append((places, share, False))

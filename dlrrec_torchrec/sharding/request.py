@@ -10,6 +10,7 @@ import torch
 from dlrrec_torchrec.config import ENCODER_DIMS, RunConfig, TableConfig
 from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.data.batch_spec import BatchSpec
+from dlrrec_torchrec.data.listing import LIST_KEYS
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.models.build import build_model, build_wrapper
 from dlrrec_torchrec.models.spec import batch_spec, data_size
@@ -36,7 +37,8 @@ def run_request(
         config: model.tables may name tables that the model does not have: these are planned for as well.
         device, world_size, local_world_size: as Request.
         shards: a folder with the run's shards, which know the number of ids. Without, model.tables must say
-            how many rows the id tables have, and the vectors of the contrastive terms are left out.
+            how many rows the id tables have, and the vectors of the contrastive terms and the list head's
+            tables are left out.
         model: False plans only for tables that the model does not have.
 
     Raises:
@@ -50,7 +52,9 @@ def run_request(
         chosen, *_ = automatic(config.model, config.train, size)
         spec = batch_spec(chosen, facts)
         of_model = _tables_of(spec)
-        predictor = module = build_model(chosen, spec, device="meta")
+        lists = config.list if shards and config.list.weight else None
+        of_model += LIST_KEYS if lists else ()
+        predictor = module = build_model(chosen, spec, device="meta", lists=lists)
         if shards and not spec.in_tables:
             vectors = {
                 m.name: torch.empty(facts.entities[m.side], m.dim, dtype=torch.float16, device="meta")

@@ -149,7 +149,8 @@ def tables_in(module: nn.Module, settings: Mapping[str, TableConfig]) -> list[Ta
         if name not in names:
             raise DataError(
                 f"model.tables.{name}: the model has no such table (it has: {', '.join(names)}; "
-                "model.category, model.user_id, model.item_id and model.vectors=table switch them on)"
+                "model.category, model.user_id, model.item_id, list.weight and model.vectors=table "
+                "switch them on)"
             )
     return tables
 

@@ -93,7 +93,7 @@ def train(
         Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
     lists = lists if lists and lists.weight else None
-    check_settings(model, contrastive, train, *([lists] if lists else []), protocol=protocol)
+    check_settings(model, contrastive, train, lists or ListConfig(weight=0.0), protocol=protocol)
     shards = Manifest.read(shards_dir)
     facts = ShardFacts.of(shards, shards_dir)
     model, train, chosen = automatic(model, train, data_size(facts))

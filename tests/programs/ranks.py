@@ -7,7 +7,14 @@ import json
 import sys
 from pathlib import Path
 
-from dlrrec_torchrec.config import SHARDING_TYPES, ContrastiveConfig, ModelConfig, TableConfig, TrainConfig
+from dlrrec_torchrec.config import (
+    SHARDING_TYPES,
+    ContrastiveConfig,
+    ListConfig,
+    ModelConfig,
+    TableConfig,
+    TrainConfig,
+)
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.sharding import apply as parallel
 from dlrrec_torchrec.sharding.apply import plan_tables
@@ -83,6 +90,14 @@ def train_all(shards: Path, small: Path, out: Path) -> None:
         tables = {table: TableConfig(sharding=[kind]) for table, kind in kinds.items()}
         settings = dataclasses.replace(TRAIN, epochs=1, **changes)
         train(dataclasses.replace(MODEL, tables=tables), off, settings, "strict", shards, out / name)
+    lists = ListConfig(dim=8, id_dropout=0.3)
+    with_list = dataclasses.replace(TRAIN, table_optimizer="rowwise_adagrad", select="auto")
+    kinds = {"list_user": "row_wise", "list_item": "row_wise", "list_category": "table_wise"}
+    for name, candidates in (("list", "catalogue"), ("list sampled", "sampled"), ("list batch", "batch")):
+        tables = {table: TableConfig(sharding=[kind]) for table, kind in kinds.items()}
+        model = dataclasses.replace(MODEL, tables=tables)
+        chosen = dataclasses.replace(lists, candidates=candidates, num_candidates=20)
+        train(model, ContrastiveConfig(num_negatives=16), with_list, "strict", shards, out / name, chosen)
     tiny = TrainConfig(epochs=1, batch_size=8, select="loss", device="cpu", table_optimizer="rowwise_adagrad")
     train(MODEL, ContrastiveConfig(num_negatives=16), tiny, "strict", small, out / "small")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -18,6 +19,7 @@ from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import cross_entropy
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
+from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 from tests.helpers.shards import MODALITIES, write_shards
@@ -52,10 +54,12 @@ def trained(tmp_path_factory):
     return shards, {1: folder / "1", 2: folder / "2"}
 
 
-def step_losses(folder: Path) -> dict[str, list[float]]:
+def step_losses(
+    folder: Path, names: tuple[str, ...] = ("loss_rec", "loss_ii", "loss_uu")
+) -> dict[str, list[float]]:
     events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"scalars": 0})
     events.Reload()
-    return {n: [s.value for s in events.Scalars(f"step/{n}")] for n in ("loss_rec", "loss_ii", "loss_uu")}
+    return {n: [s.value for s in events.Scalars(f"step/{n}")] for n in names}
 
 
 def logits(folder: Path, shards: Path) -> tuple[torch.Tensor, torch.Tensor]:
@@ -157,3 +161,19 @@ def test_every_rank_has_the_plan_of_rank_0(trained):
     first, second = (json.loads((folders[2] / f"plan-{rank}.json").read_text()) for rank in (0, 1))
     assert first == second and first["plan"]["world_size"] == 2
     assert "row_wise: needs a fused adam" in first["problem"]
+
+
+@pytest.mark.parametrize("name", ["list", "list sampled", "list batch"])
+def test_two_ranks_train_a_list_head_as_one(trained, name):
+    """Its id tables sharded by rows, and the checkpoint of two ranks ranks items on one."""
+    shards, folders = trained
+    one_rank, two_ranks = (step_losses(folders[n] / name, ("loss_list",)) for n in (1, 2))
+    assert one_rank["loss_list"][-1] < one_rank["loss_list"][0]
+    assert one_rank["loss_list"] == pytest.approx(two_ranks["loss_list"], abs=1e-4)
+    plan = Manifest.read(folders[2] / name).facts["tables"]
+    assert plan["t_list_user"] == plan["t_list_item"] == "row_wise"
+    users = np.arange(50)
+    scores = [Scorer(folders[n] / name, shards).list_scores(users) for n in (1, 2)]
+    np.testing.assert_allclose(*scores, atol=2e-3)
+    best = [json.loads((folders[n] / name / "best.json").read_text())["metrics"] for n in (1, 2)]
+    assert best[0]["ndcg@20"] == pytest.approx(best[1]["ndcg@20"], abs=1e-3)

@@ -1,0 +1,226 @@
+"""The list head in a training: what is selected, resumed, pipelined, and ranked afterwards."""
+
+import dataclasses
+import json
+import logging
+import math
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
+
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
+from dlrrec_torchrec.data.entities import load_entities
+from dlrrec_torchrec.data.loader import make_loader
+from dlrrec_torchrec.data.pairs import split_pairs
+from dlrrec_torchrec.distributed.ranks import process_group
+from dlrrec_torchrec.models.build import build_model, build_wrapper
+from dlrrec_torchrec.models.list_sides import ListSides, Reranked
+from dlrrec_torchrec.models.spec import batch_spec, with_rows
+from dlrrec_torchrec.ranking.full_ranking import Relevant, rank_lists
+from dlrrec_torchrec.serving.recommend import recommend
+from dlrrec_torchrec.serving.score import Scorer
+from dlrrec_torchrec.sharding.apply import shard_tables
+from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+from dlrrec_torchrec.training.optimizers import make_optimizer, set_rates
+from dlrrec_torchrec.training.selection import Selection, selection_for
+from dlrrec_torchrec.training.stage import train
+from dlrrec_torchrec.training.trainer import Trainer
+from tests.helpers.shards import write_shards
+
+LISTS = ListConfig(dim=8, id_dropout=0.2)
+
+
+def run(shards, out, lists=LISTS, **changes):
+    settings = {"epochs": 3, "batch_size": 60, "device": "cpu", "patience": 0} | changes
+    model = ModelConfig(tower_norm="layer", dropout=0.0)
+    terms = ContrastiveConfig(num_negatives=8)
+    return train(model, terms, TrainConfig(**settings), "strict", shards, out, lists)
+
+
+def records(out):
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("list") / "shards"
+    return write_shards(folder, rows=(900, 150, 50), users=40, items=30, dims={"item_image": 64})
+
+
+@pytest.fixture(scope="module")
+def trained(shards, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained") / "out"
+    return out, run(shards, out)
+
+
+def test_the_best_epoch_is_that_of_the_mixture(trained):
+    out, manifest = trained
+    history = records(out)
+    mixture = [r["ndcg@20"] + r["recall@20"] / 2 + r["auc"] for r in history]
+    assert manifest.facts["best_epoch"] == 1 + int(np.argmax(mixture)) and len(history) == 3
+    assert history[-1]["train_loss_list"] < history[0]["train_loss_list"]
+    assert json.loads((out / "best.json").read_text())["rule"] == "mixture"
+    assert manifest.facts["list"]["mix"] >= 0
+
+
+def test_scores_are_list_logits_and_a_share_of_the_rating(shards, trained):
+    out, manifest = trained
+    scorer = Scorer(out, shards)
+    entities = load_entities(shards, scorer.spec.in_rows)
+    sides = ListSides(scorer._model, scorer.spec, entities, torch.device("cpu"))
+    users = np.array([3, 0, 39])
+    logits = sides.scores(users)
+    ratings = scorer.logits(scorer.pairs(entities, np.repeat(users, 30), np.tile(np.arange(30), 3)))
+    expected = logits + manifest.facts["list"]["mix"] * ratings.reshape(3, 30)
+    np.testing.assert_allclose(scorer.list_scores(users), expected, atol=1e-4)
+    shown = recommend(shards, out, "user-3", n=4)
+    assert len(shown.items) == 4
+    order = [scorer.list_scores(users)[0, entities.items.codes[item.item_id]] for item in shown.items]
+    assert order == sorted(order, reverse=True)
+    for item in shown.items:
+        logit = ratings.reshape(3, 30)[0, entities.items.codes[item.item_id]]
+        assert item.probability == pytest.approx(1 / (1 + math.exp(-logit)), abs=1e-5)
+
+
+def test_the_measured_lists_are_those_of_the_kept_model(shards, trained):
+    """best.json's recall again, from the checkpoint."""
+    out, _ = trained
+    scorer = Scorer(out, shards)
+    entities = load_entities(shards, scorer.spec.in_rows)
+    sides = ListSides(scorer._model, scorer.spec, entities, torch.device("cpu"))
+    seen = split_pairs(shards, "train")
+    task = Relevant.of(split_pairs(shards, "val", liked=True), seen)
+    means = rank_lists(sides.scores, task, np.asarray(seen.sum(0))[0], cutoffs=(20,)).means()
+    best = json.loads((out / "best.json").read_text())["metrics"]
+    assert best["recall@20"] == pytest.approx(means["recall@20"])
+    assert best["ndcg@20"] == pytest.approx(means["ndcg@20"], abs=1e-6)
+
+
+def test_an_item_without_training_rows_counts_by_its_content_alone(shards, trained):
+    out, _ = trained
+    scorer = Scorer(out, shards)
+    entities = load_entities(shards, scorer.spec.in_rows)
+    tables, users = scorer._model.list_head.tables.embedding_bags, np.arange(5)
+
+    def scores():
+        return ListSides(scorer._model, scorer.spec, entities, torch.device("cpu")).scores(users)
+
+    known = scores()
+    entities.items.count = entities.items.count.copy()
+    entities.items.count[7] = 0
+    cold = scores()
+    with torch.no_grad():
+        tables["t_list_item"].weight[7] += 1.0
+    assert not np.allclose(cold[:, 7], known[:, 7]) and np.array_equal(scores(), cold)
+    np.testing.assert_array_equal(np.delete(cold, 7, 1), np.delete(known, 7, 1))
+    entities.items.category[7] = scorer.spec.facts.category_types
+    for name in ("item_text", "item_image"):
+        entities.vectors[name][7] = 0
+    assert not scores()[:, 7].any()  # nothing is known of it at all
+
+
+@pytest.mark.parametrize("content", [True, False])
+def test_an_interrupted_training_goes_on_as_the_same(shards, trained, tmp_path, monkeypatch, content):
+    lists = dataclasses.replace(LISTS, content=content)
+    if content:
+        expected = records(trained[0])
+    else:
+        run(shards, tmp_path / "whole", lists)
+        expected = records(tmp_path / "whole")
+    plain, calls = Trainer.evaluate, []
+
+    def killed(self, rows):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return plain(self, rows)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Trainer, "evaluate", killed)
+        run(shards, tmp_path / "out", lists)
+    run(shards, tmp_path / "out", lists)
+    for name in ("train_loss_list", "train_loss_rec", "auc", "ndcg@20", "recall@20"):
+        assert [r[name] for r in records(tmp_path / "out")] == pytest.approx([r[name] for r in expected])
+
+
+def test_a_list_head_without_weight_is_none(shards, tmp_path):
+    manifest = run(shards, tmp_path / "out", dataclasses.replace(LISTS, weight=0.0), epochs=1)
+    assert manifest.facts["list"] is None and not any("list" in t for t in manifest.facts["tables"])
+    assert manifest.config["list"] is None and not Scorer(tmp_path / "out", shards).has_lists
+    with pytest.raises(ValueError, match="no list head"):
+        Scorer(tmp_path / "out", shards).list_scores(np.array([0]))
+
+
+def test_labels_that_are_all_positive_train_the_list_alone(tmp_path, capsys):
+    shards = write_shards(tmp_path / "shards", rows=(300, 60, 10), users=20, items=15)
+    facts = ShardFacts.read(shards)
+    for split in ("train", "val"):
+        table = read_table(shards / split, facts.row_schema())
+        ones = pa.array(np.ones(len(table), np.float32))
+        table = table.set_column(0, table.schema.field("label"), ones)
+        write_table(table, shards / split, 1000)
+        for part in sorted((shards / split).glob("part-*"))[1:]:
+            part.unlink()
+    manifest = Manifest.read(shards)
+    manifest.facts["label_counts"] = {"negative": 0, "positive": 300}
+    manifest.write(shards)
+    trained = run(shards, tmp_path / "out", epochs=2)
+    assert "the list head learns alone" in capsys.readouterr().err
+    history = records(tmp_path / "out")
+    assert history[-1]["train_loss_list"] < history[0]["train_loss_list"]
+    assert history[0]["auc"] is None and trained.facts["list"] == {"mix": 0.0}
+    assert trained.facts["best_epoch"] in (1, 2)
+
+
+def test_torchrec_pipelines_the_list_heads_tables(shards, caplog):
+    config, terms = ModelConfig(dropout=0.0), ContrastiveConfig(num_negatives=8)
+    entities = load_entities(shards)
+    spec = batch_spec(config, ShardFacts.read(shards), terms, 0, LISTS)
+    spec = with_rows(spec, LISTS, entities.items.category, split_pairs(shards, "train"))
+    corpus = {m: torch.from_numpy(v) for m, v in entities.vectors.items()}
+    with process_group("cpu") as ranks:
+        model = build_model(config, spec, device="meta", lists=LISTS)
+        wrapper = build_wrapper(model, terms, corpus=corpus, lists=LISTS, list_rows=spec.lists)
+        sharded = shard_tables(wrapper, ranks, batch_size=60, table_optimizer="rowwise_adagrad")
+        optimizer = make_optimizer(sharded, 0.01)
+        set_rates(optimizer, lr=0.1, table_lr=0.2, list_lr=0.3)
+        rates = {
+            name: group["lr"]
+            for _, part in optimizer.optimizers
+            for name, group in zip(part.params, part.param_groups, strict=False)
+        }
+        pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device)
+        with caplog.at_level(logging.INFO, "torchrec"):
+            assert float(pipeline.progress(iter(make_loader(shards, "train", 60, spec)))["loss_list"]) > 0
+    assert {rate for name, rate in rates.items() if "t_list" in name} == {0.3}
+    assert {rate for name, rate in rates.items() if "t_category" in name} == {0.2}
+    messages = [r.getMessage() for r in caplog.records]
+    assert not any("NOT be pipelined" in m for m in messages)
+    assert any("will be pipelined" in m and "list_head.tables" in m for m in messages), messages
+
+
+def test_items_that_are_not_rated_again_count_as_the_worst_of_those_that_are(monkeypatch):
+    monkeypatch.setattr("dlrrec_torchrec.models.list_sides.RERANKED", 2)
+    scores = np.array([[3.0, 2.0, 1.0, 9.0]], np.float32)
+    seen = np.array([[False, False, False, True]])
+    reranked = Reranked(scores, lambda rows, items: np.array([-1.0, 5.0])[items], seen)
+    np.testing.assert_allclose(reranked.at(0.5), [[2.5, 4.5, 0.5, 8.5]])
+    np.testing.assert_allclose(reranked.at(0.0), scores)
+
+
+def test_the_rule_of_selection():
+    assert selection_for("strict", "auto", 3, lists=True).rule == "mixture"
+    assert selection_for("strict", "auto", 3).rule == "auc"
+    selection = Selection("mixture", 0)
+    for epoch, (ndcg, recall, auc, best) in enumerate(
+        [(0.1, 0.2, 0.7, True), (0.2, 0.1, 0.7, True), (0.2, 0.2, 0.6, False), (0.2, 0.1, 0.71, True)], 1
+    ):
+        assert selection.update(epoch, {"ndcg@20": ndcg, "recall@20": recall, "auc": auc}) is best
+    unrated = Selection("mixture", 0)
+    assert unrated.update(1, {"ndcg@20": 0.1, "recall@20": 0.1, "auc": math.nan})
+    assert unrated.update(2, {"ndcg@20": 0.2, "recall@20": 0.1, "auc": math.nan})
