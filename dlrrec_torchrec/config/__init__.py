@@ -10,8 +10,6 @@ from dlrrec_torchrec.config.read import (
 )
 from dlrrec_torchrec.config.sections import (
     ENCODER_DIMS,
-    KERNELS,
-    SHARDING_TYPES,
     ContrastiveConfig,
     EvaluateConfig,
     ExtractConfig,
@@ -22,10 +20,9 @@ from dlrrec_torchrec.config.sections import (
     RunConfig,
     SplitConfig,
     SwingStageConfig,
-    TableConfig,
     TrainConfig,
-    option,
 )
+from dlrrec_torchrec.config.table_section import KERNELS, SHARDING_TYPES, TableConfig, option
 
 __all__ = [
     "for_seed",

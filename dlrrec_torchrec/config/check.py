@@ -17,7 +17,8 @@ from typing import Any
 
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
-from dlrrec_torchrec.config.sections import RunConfig, TableConfig
+from dlrrec_torchrec.config.sections import RunConfig
+from dlrrec_torchrec.config.table_section import TableConfig
 from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, side_named
 
 Values = dict[str, Any]  # setting -> value, of the settings that are right by themselves

@@ -15,7 +15,8 @@ from typing import Any
 import yaml
 
 from dlrrec_torchrec.config.names import described, sections
-from dlrrec_torchrec.config.sections import RunConfig, TableConfig
+from dlrrec_torchrec.config.sections import RunConfig
+from dlrrec_torchrec.config.table_section import TableConfig
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
 

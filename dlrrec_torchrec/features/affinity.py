@@ -19,8 +19,8 @@ import scipy.sparse as sparse
 from dlrrec_torchrec.features.affinity_terms import KINDS, ByVectors, ByVisits, Dot, Own, Term
 from dlrrec_torchrec.features.biases import fit_biases
 from dlrrec_torchrec.features.factors import factorise
-from dlrrec_torchrec.features.histories import Lists, Similar, make_lists, make_similar
 from dlrrec_torchrec.features.low_rank import basis, centred, leading_directions, normalised_rows, unit
+from dlrrec_torchrec.features.review_lists import Lists, Similar, make_lists, make_similar
 from dlrrec_torchrec.store.errors import DataError
 
 LIST = 256  # reviews of a user or an item that neighbourhoods walk through

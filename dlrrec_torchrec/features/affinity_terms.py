@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from dlrrec_torchrec.features.histories import Lists, Similar
 from dlrrec_torchrec.features.neighbour_kernels import by_graph, by_vectors, pair_dots
+from dlrrec_torchrec.features.review_lists import Lists, Similar
 
 VECTOR_COLUMNS = ("mean", "mass", "largest")
 GRAPH_COLUMNS = (*VECTOR_COLUMNS, "correlated", "correlated_sum", "support")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from dlrrec_torchrec.features.histories import Lists
+from dlrrec_torchrec.features.review_lists import Lists
 
 SEED = 0
 

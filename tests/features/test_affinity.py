@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.features import affinity as affinities
-from dlrrec_torchrec.features import histories
+from dlrrec_torchrec.features import review_lists
 from dlrrec_torchrec.features.affinity import Affinity, History, fit_affinity
 from dlrrec_torchrec.features.biases import fit_biases
 from dlrrec_torchrec.features.factors import factorise
-from dlrrec_torchrec.features.histories import make_lists
+from dlrrec_torchrec.features.review_lists import make_lists
 from dlrrec_torchrec.store.errors import DataError
 
 seeds = st.integers(0, 2**32 - 1)
@@ -218,6 +218,6 @@ def test_long_lists_are_sampled_and_nothing_depends_on_the_threads(monkeypatch):
     users, items = every_pair()
     columns = {}
     for threads in (1, 2):
-        monkeypatch.setattr(histories.numba, "get_num_threads", lambda threads=threads: threads)
+        monkeypatch.setattr(review_lists.numba, "get_num_threads", lambda threads=threads: threads)
         columns[threads] = fit_affinity(random_history(4)).columns(users, items)
     assert numba.get_num_threads() == 2 and columns[1].tobytes() == columns[2].tobytes()
