@@ -89,7 +89,7 @@ def _folds(reviews: pa.Table, folds: int, by_time: bool, seed: int, train_dir: P
     if missing := reviews["timestamp"].null_count:
         raise DataError(
             f"{train_dir}: column 'timestamp': {missing:,} of {reviews.num_rows:,} rows have no time, hence "
-            "no order; use --fold-by random --statistics folds"
+            "no order; use --fold-by random"
         )
     return time_folds(reviews["timestamp"].to_numpy(), folds)
 
