@@ -165,12 +165,12 @@ def _check_order(content_dir: Path, statistics: str, fold_by: str) -> None:
     if statistics == "ordered" and fold_by != "time":
         raise DataError(
             f"{content_dir}: prepare.statistics=ordered needs folds that are blocks of time, and these are "
-            "random; run `dlrrec extract --fold-by time` first, or use --statistics folds"
+            "random; use --statistics folds, or first run `dlrrec extract --fold-by time`"
         )
     if statistics == "folds" and fold_by == "time":
         raise DataError(
             f"{content_dir}: its folds are blocks of time (extract.fold_by), of which rows see the earlier "
-            "ones; use --statistics ordered, or run `dlrrec extract --fold-by random` first"
+            "ones; use --statistics ordered, or first run `dlrrec extract --fold-by random`"
         )
 
 
