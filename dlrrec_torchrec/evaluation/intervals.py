@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from dlrrec_torchrec.ranking.machine_code import machine_code
+from dlrrec_torchrec.features.machine_code import machine_code
 
 DRAWS = 1000
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from dlrrec_torchrec.features.machine_code import in_parallel, machine_code
 from dlrrec_torchrec.features.review_lists import Lists
 
 SEED = 0
@@ -27,28 +27,45 @@ def factorise(
     return user, item
 
 
-@numba.njit(parallel=True, cache=True)
 def _ridge(
     offsets: np.ndarray, entries: np.ndarray, values: np.ndarray, fixed: np.ndarray, penalty: float
 ) -> np.ndarray:
     """The factors of each row, f32 [R, D], by ridge regression on the `fixed` ones [C, D] of its entries."""
-    size, rank = len(offsets) - 1, fixed.shape[1]
-    solved = np.zeros((size, rank), np.float32)
-    for row in numba.prange(size):
+    solved = np.zeros((len(offsets) - 1, fixed.shape[1]), np.float32)
+    in_parallel(_solve, len(solved), offsets, entries, values, fixed, penalty, solved)
+    return solved
+
+
+@machine_code
+def _solve(start, stop, offsets, entries, values, fixed, penalty, solved):
+    rank = fixed.shape[1]
+    gram = np.zeros((rank, rank))
+    right = np.zeros(rank)
+    for row in range(start, stop):
         first, last = offsets[row], offsets[row + 1]
         if first == last:
             continue
-        gram = np.zeros((rank, rank))
-        right = np.zeros(rank)
+        gram[:] = 0.0
+        right[:] = 0.0
         for k in range(first, last):
             vector = fixed[entries[k]]
             for a in range(rank):
                 right[a] += values[k] * vector[a]
                 for b in range(a + 1):
                     gram[a, b] += vector[a] * vector[b]
-        for a in range(rank):
-            for b in range(a):
-                gram[b, a] = gram[a, b]
+        for a in range(rank):  # Cholesky in place, then forward and back substitution
             gram[a, a] += penalty
-        solved[row] = np.linalg.solve(gram, right).astype(np.float32)
-    return solved
+            for b in range(a + 1):
+                total = gram[a, b]
+                for c in range(b):
+                    total -= gram[a, c] * gram[b, c]
+                gram[a, b] = np.sqrt(total) if a == b else total / gram[b, b]
+        for a in range(rank):
+            for c in range(a):
+                right[a] -= gram[a, c] * right[c]
+            right[a] /= gram[a, a]
+        for a in range(rank - 1, -1, -1):
+            for c in range(a + 1, rank):
+                right[a] -= gram[c, a] * right[c]
+            right[a] /= gram[a, a]
+            solved[row, a] = right[a]

@@ -1,12 +1,17 @@
-"""The inner loops of neighbourhood features, compiled: one pass over the rows of bounded lists."""
+"""The inner loops of neighbourhood features, compiled: one pass over the rows of bounded lists.
+
+The functions without an underscore are what others call; each of the compiled loops works on a range of rows.
+"""
 
 from __future__ import annotations
 
-import numba
 import numpy as np
 
+from dlrrec_torchrec.features.machine_code import in_parallel, machine_code
 
-@numba.njit(parallel=True, cache=True, fastmath=False)
+CONFIDENCE = 5.0  # a correlation over n shared rows counts n / (n + this)
+
+
 def similar_lists(
     rows: np.ndarray,
     row_entries: np.ndarray,
@@ -16,7 +21,6 @@ def similar_lists(
     column_values: np.ndarray,
     degree: np.ndarray,
     most: int,
-    threads: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For each column (say item) the `most` columns with the highest cosine of who has them.
 
@@ -27,59 +31,108 @@ def similar_lists(
 
     Returns:
         number int32 [C], who int32 [C, most] ascending, cosine f32 and correlation f32 of the values over the
-        rows that have both, times n / (n + 5) for n of them.
+        n rows that have both, times n / (n + CONFIDENCE).
     """
     size = len(columns) - 1
     number = np.zeros(size, np.int32)
     who = np.zeros((size, most), np.int32)
-    cosine = np.zeros((size, most), np.float32)
-    correlation = np.zeros((size, most), np.float32)
-    for thread in numba.prange(threads):
-        count = np.zeros(size, np.int32)
-        product = np.zeros(size, np.float32)
-        own = np.zeros(size, np.float32)
-        other = np.zeros(size, np.float32)
-        touched = np.zeros(size, np.int32)
-        strength = np.zeros(size, np.float32)
-        for target in range(thread, size, threads):
-            seen = 0
-            for at in range(columns[target], columns[target + 1]):
-                row, value = column_entries[at], column_values[at]
-                for k in range(rows[row], rows[row + 1]):
-                    column = row_entries[k]
-                    if column == target:
-                        continue
-                    if count[column] == 0:
-                        touched[seen] = column
-                        seen += 1
-                    count[column] += 1
-                    product[column] += value * row_values[k]
-                    own[column] += value * value
-                    other[column] += row_values[k] * row_values[k]
-            for k in range(seen):
-                column = touched[k]
-                strength[k] = count[column] / np.sqrt(degree[column] * degree[target])
-            kept = touched[:seen].copy()
-            if seen > most:
-                kept = kept[np.argsort(-strength[:seen], kind="mergesort")[:most]]
-            kept.sort()
-            number[target] = len(kept)
-            for k in range(len(kept)):
-                column = kept[k]
-                shared = count[column]
-                who[target, k] = column
-                cosine[target, k] = shared / np.sqrt(degree[column] * degree[target])
-                scale = np.sqrt(own[column] * other[column])
-                if scale > 0:
-                    correlation[target, k] = product[column] / scale * (shared / (shared + 5.0))
-            for k in range(seen):
-                column = touched[k]
-                count[column] = 0
-                product[column] = own[column] = other[column] = 0.0
+    cosine, correlation = np.zeros((size, most), np.float32), np.zeros((size, most), np.float32)
+    matrix = rows, row_entries, row_values, columns, column_entries, column_values
+    in_parallel(_similar, size, *matrix, degree, number, who, cosine, correlation)
     return number, who, cosine, correlation
 
 
-@numba.njit(parallel=True, cache=True)
+@machine_code
+def _similar(
+    start,
+    stop,
+    rows,
+    row_entries,
+    row_values,
+    columns,
+    column_entries,
+    column_values,
+    degree,
+    number,
+    who,
+    cosine,
+    correlation,
+):
+    size, most = len(columns) - 1, who.shape[1]
+    count = np.zeros(size, np.int32)
+    product = np.zeros(size, np.float32)
+    own = np.zeros(size, np.float32)
+    other = np.zeros(size, np.float32)
+    touched = np.zeros(size, np.int32)
+    kept = np.zeros(most, np.int32)  # a heap, the weakest on top
+    for target in range(start, stop):
+        seen = 0
+        for at in range(columns[target], columns[target + 1]):
+            row, value = column_entries[at], column_values[at]
+            for k in range(rows[row], rows[row + 1]):
+                column = row_entries[k]
+                if column == target:
+                    continue
+                if count[column] == 0:
+                    touched[seen] = column
+                    seen += 1
+                count[column] += 1
+                product[column] += value * row_values[k]
+                own[column] += value * value
+                other[column] += row_values[k] * row_values[k]
+        size_kept = 0
+        for k in range(seen):
+            column = touched[k]
+            if size_kept < most:
+                place = size_kept
+                size_kept += 1
+                kept[place] = column
+                while place > 0 and _weaker(kept[place], kept[(place - 1) // 2], count, degree):
+                    parent = (place - 1) // 2
+                    kept[place], kept[parent] = kept[parent], kept[place]
+                    place = parent
+            elif _weaker(kept[0], column, count, degree):
+                kept[0] = column
+                place = 0
+                while True:
+                    child = 2 * place + 1
+                    if child >= most:
+                        break
+                    if child + 1 < most and _weaker(kept[child + 1], kept[child], count, degree):
+                        child += 1
+                    if not _weaker(kept[child], kept[place], count, degree):
+                        break
+                    kept[place], kept[child] = kept[child], kept[place]
+                    place = child
+        for k in range(1, size_kept):  # ascending by code: few, and nearly in order or not, it is short
+            column, place = kept[k], k
+            while place > 0 and kept[place - 1] > column:
+                kept[place] = kept[place - 1]
+                place -= 1
+            kept[place] = column
+        number[target] = size_kept
+        for k in range(size_kept):
+            column = kept[k]
+            shared = count[column]
+            who[target, k] = column
+            cosine[target, k] = shared / np.sqrt(degree[column] * degree[target])
+            scale = np.sqrt(own[column] * other[column])
+            if scale > 0:
+                correlation[target, k] = product[column] / scale * (shared / (shared + CONFIDENCE))
+        for k in range(seen):
+            column = touched[k]
+            count[column] = 0
+            product[column] = own[column] = other[column] = 0.0
+
+
+@machine_code
+def _weaker(a, b, count, degree):
+    """Whether column `a` is less similar than `b`; of equal ones that with the higher code."""
+    left = count[a] * np.sqrt(degree[b])
+    right = count[b] * np.sqrt(degree[a])
+    return left < right or (left == right and a > b)
+
+
 def by_vectors(
     walked: np.ndarray,
     target: np.ndarray,
@@ -97,8 +150,16 @@ def by_vectors(
     target itself, if it is in the list, does not count.
     """
     out = np.zeros((len(walked), 3), np.float32)
+    in_parallel(
+        _by_vectors, len(walked), walked, target, offsets, entries, values, vectors, power, shrinkage, out
+    )
+    return out
+
+
+@machine_code
+def _by_vectors(start, stop, walked, target, offsets, entries, values, vectors, power, shrinkage, out):
     width = vectors.shape[1]
-    for n in numba.prange(len(walked)):
+    for n in range(start, stop):
         t = target[n]
         total, weighted, largest, counted = 0.0, 0.0, 0.0, 0
         for k in range(offsets[walked[n]], offsets[walked[n] + 1]):
@@ -121,10 +182,8 @@ def by_vectors(
             out[n, 0] = weighted / (total + shrinkage)
             out[n, 1] = total / counted
             out[n, 2] = largest
-    return out
 
 
-@numba.njit(parallel=True, cache=True)
 def by_graph(
     walked: np.ndarray,
     target: np.ndarray,
@@ -143,7 +202,28 @@ def by_graph(
     shrinkage), sum r v, and the number of entries that are among the target's similar ones.
     """
     out = np.zeros((len(walked), 6), np.float32)
-    for n in numba.prange(len(walked)):
+    lists = walked, target, offsets, entries, values
+    in_parallel(_by_graph, len(walked), *lists, number, who, cosine, correlation, shrinkage, out)
+    return out
+
+
+@machine_code
+def _by_graph(
+    start,
+    stop,
+    walked,
+    target,
+    offsets,
+    entries,
+    values,
+    number,
+    who,
+    cosine,
+    correlation,
+    shrinkage,
+    out,
+):
+    for n in range(start, stop):
         t = target[n]
         first, last = offsets[walked[n]], offsets[walked[n] + 1]
         total, weighted, largest, signed, absolute, shared = 0.0, 0.0, 0.0, 0.0, 0.0, 0
@@ -168,16 +248,19 @@ def by_graph(
             out[n, 3] = signed / (absolute + shrinkage)
             out[n, 4] = signed
             out[n, 5] = shared
-    return out
 
 
-@numba.njit(parallel=True, cache=True)
 def pair_dots(left: np.ndarray, right: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """left[a_n] . right[b_n] of f32 [A, D] and [B, D]: f32 [N]."""
     out = np.empty(len(a), np.float32)
-    for n in numba.prange(len(a)):
+    in_parallel(_pair_dots, len(a), left, right, a, b, out)
+    return out
+
+
+@machine_code
+def _pair_dots(start, stop, left, right, a, b, out):
+    for n in range(start, stop):
         dot = np.float32(0.0)
         for d in range(left.shape[1]):
             dot += left[a[n], d] * right[b[n], d]
         out[n] = dot
-    return out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import numba
 import numpy as np
 
 from dlrrec_torchrec.features.neighbour_kernels import similar_lists
@@ -74,7 +73,6 @@ def make_similar(of_entity: Lists, of_others: Lists, degree: np.ndarray, most: i
         *of_entity.arrays,
         np.maximum(degree, 1).astype(np.float32),
         most,
-        numba.get_num_threads(),
     )
     width = max(int(found[0].max(initial=0)), 1)
     return Similar(found[0], *(np.ascontiguousarray(table[:, :width]) for table in found[1:]))

@@ -35,7 +35,7 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
-from dlrrec_torchrec.ranking.machine_code import machine_code
+from dlrrec_torchrec.features.machine_code import machine_code
 from dlrrec_torchrec.store.errors import DataError
 
 CUTOFFS = (10, 20, 50)

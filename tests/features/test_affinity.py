@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.features import affinity as affinities
-from dlrrec_torchrec.features import review_lists
+from dlrrec_torchrec.features import machine_code
 from dlrrec_torchrec.features.affinity import Affinity, History, fit_affinity
 from dlrrec_torchrec.features.biases import fit_biases
 from dlrrec_torchrec.features.factors import factorise
@@ -208,8 +208,6 @@ def test_no_reviews_at_all():
 
 
 def test_long_lists_are_sampled_and_nothing_depends_on_the_threads(monkeypatch):
-    import numba
-
     rng = np.random.default_rng(1)
     lists = make_lists(np.zeros(500, int), np.arange(500), rng.random(500), 1, 100)
     assert lists.offsets.tolist() == [0, 100] and (np.diff(lists.columns) > 0).all()
@@ -217,7 +215,7 @@ def test_long_lists_are_sampled_and_nothing_depends_on_the_threads(monkeypatch):
     monkeypatch.setattr(affinities, "SIMILAR", 3)
     users, items = every_pair()
     columns = {}
-    for threads in (1, 2):
-        monkeypatch.setattr(review_lists.numba, "get_num_threads", lambda threads=threads: threads)
-        columns[threads] = fit_affinity(random_history(4)).columns(users, items)
-    assert numba.get_num_threads() == 2 and columns[1].tobytes() == columns[2].tobytes()
+    for number in (1, 2, 5):
+        monkeypatch.setattr(machine_code, "threads", lambda number=number: number)
+        columns[number] = fit_affinity(random_history(4)).columns(users, items).tobytes()
+    assert columns[1] == columns[2] == columns[5]

@@ -13,8 +13,8 @@ FILES = sorted(p for top in ("dlrrec_torchrec", "swing", "launch") for p in (ROO
 # A module may import from lower levels and, inside its own folder, from its own level.
 LEVELS = [
     {"store", "metrics"},
-    {"config", "distributed", "features", "ranking", "report"},
-    {"data"},
+    {"config", "distributed", "features", "report"},
+    {"data", "ranking"},
     {"ingest", "split", "extract", "swing_stage", "prepare", "models"},
     {"sharding", "doctor"},
     {"training"},
