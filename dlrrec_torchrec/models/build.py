@@ -116,7 +116,7 @@ def _list_head(model: ModelConfig, lists: ListConfig, spec: BatchSpec, device: t
     sizes = tower_sizes(model, spec.modalities)
     reduced = {name: layers[-1] for name, layers in sizes.items()} if lists.content else {}
     tables = EmbeddingBagCollection(tables=configs, device=device)
-    return ListHead(tables, spec.modalities, reduced, lists.tau)
+    return ListHead(tables, spec.modalities, reduced, lists.tau, spec.facts.items)
 
 
 def tower_sizes(model: ModelConfig, modalities: Sequence[Modality]) -> dict[str, list[int]]:

@@ -2,7 +2,8 @@
 
 A softmax over the catalogue, as in YouTube's two towers (Yi et al. 2019): the cosine of the user's side and
 the item's, divided by a temperature, is the logit of the item. A side is an id embedding plus linear maps of
-the reduced content vectors and, of items, the sum of their categories' embeddings.
+the reduced content vectors and, of items, the sum of their categories' embeddings. The item's popularity adds
+to its logit, so that training begins at the list of the most reviewed items and has to improve on it.
 """
 
 from __future__ import annotations
@@ -28,15 +29,18 @@ LIST_INIT = 0.1  # standard deviation of the tables' first values: with it the r
 
 
 class ListHead(nn.Module):
-    """Users' and items' sides, unit vectors [n, E].
+    """Users' and items' sides: unit vectors and one more number, [n, E + 1].
 
-    The linear maps begin at zero: at first the ids alone decide.
+    The dot product of the two, divided by tau, is the list logit cosine / tau + s log(1 + n_i), where n_i is
+    the item's number of training rows and s is learned, 1 at first: a user's last number is tau, an item's
+    s log(1 + n_i). The linear maps begin at zero: at first the ids alone decide.
 
     Args:
         tables: t_list_user, t_list_item and, where there is one, t_list_category, each of the feature of
             its name and of one dimension E.
         reduced: modality -> size R of its reduced vectors; none: by ids alone.
         temperature: tau.
+        items: how many there are; `set_popularity` tells of each how often it was reviewed.
 
     Attributes:
         by_category: whether items have an embedding of their categories.
@@ -48,11 +52,14 @@ class ListHead(nn.Module):
         modalities: tuple[Modality, ...],
         reduced: Mapping[str, int],
         temperature: float,
+        items: int,
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
         if not temperature > 0:
             raise DataError(f"list.tau: {temperature} must be above 0")
+        self.popularity = nn.Parameter(torch.ones((), device=device))
+        self.register_buffer("log_count", torch.zeros(items, device=device))
         self.tables = tables
         self.temperature = temperature
         configs = tables.embedding_bag_configs()
@@ -67,48 +74,68 @@ class ListHead(nn.Module):
                 self.maps[name] = nn.Linear(reduced[name], dim, bias=False, device=device)
                 nn.init.zeros_(self.maps[name].weight)
 
+    @torch.no_grad()
+    def set_popularity(self, counts: Tensor) -> None:
+        """Take in the items' numbers of training rows, [items]."""
+        self.log_count.copy_(torch.log1p(counts.float()))
+
     def forward(
         self,
         listed: Listed,
+        item: Tensor,
         reduced: Mapping[str, Tensor],
         compared: Mapping[str, Tensor],
         kept: tuple[Tensor | None, Tensor | None, Tensor | None] = (None, None, None),
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """The sides of a batch's users [B, E], of its items [B, E] and of the candidates [N, E].
+        """The sides of a batch's users and items, [B, E + 1] each, and of the candidates [N, E + 1].
 
         Args:
+            item: codes of the rows' items, i64 [B].
             reduced: modality -> [B, R], as the prediction has them.
             compared: modality of items -> [N, R], of the candidates.
             kept: of the three, whose ids count, bool [n] each; None: all.
         """
         found = self.tables(listed.ids)
         number = listed.candidates
-        users = self.side("user", take_part(found, "list_user", number, "users"), reduced, None, kept[0])
+        users = self.user_side(take_part(found, "list_user", number, "users"), reduced, kept[0])
         items = []
-        for part, content, ids in (("own", reduced, kept[1]), ("candidates", compared, kept[2])):
+        for part, codes, content, ids in (
+            ("own", item, reduced, kept[1]),
+            ("candidates", number, compared, kept[2]),
+        ):
             category = take_part(found, "list_category", number, part) if self.by_category else None
-            items.append(
-                self.side("item", take_part(found, "list_item", number, part), content, category, ids)
-            )
+            own = take_part(found, "list_item", number, part)
+            items.append(self.item_side(codes, own, content, category, ids))
         return users, items[0], items[1]
 
-    def side(
+    def user_side(self, ids: Tensor, reduced: Mapping[str, Tensor], kept: Tensor | None = None) -> Tensor:
+        """f32 [n, E + 1] of users; arguments as in `item_side`."""
+        unit = unit_side(ids, self._content("user", reduced), kept)
+        return torch.cat([unit, torch.full_like(unit[:, :1], self.temperature)], dim=1)
+
+    def item_side(
         self,
-        side: str,
+        codes: Tensor,
         ids: Tensor,
         reduced: Mapping[str, Tensor],
         category: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> Tensor:
-        """The unit vectors f32 [n, E] of users or items.
+        """f32 [n, E + 1] of items.
 
         Args:
+            codes: i64 [n], -1 for padding.
             ids, category: [n, E], from the tables.
             reduced: modality -> [n, R].
             kept: bool [n]; where False and there is content, it stands in for the id. None: every id counts.
         """
-        parts = [self.maps[name](reduced[name]) for name in self.sides[side] if name in reduced]
-        return unit_side(ids, parts + ([] if category is None else [category]), kept)
+        parts = self._content("item", reduced)
+        unit = unit_side(ids, parts + ([] if category is None else [category]), kept)
+        counts = self.log_count.index_select(0, codes.clamp(min=0))
+        return torch.cat([unit, (self.popularity * counts).unsqueeze(1)], dim=1)
+
+    def _content(self, side: str, reduced: Mapping[str, Tensor]) -> list[Tensor]:
+        return [self.maps[name](reduced[name]) for name in self.sides[side] if name in reduced]
 
 
 @torch.fx.wrap
@@ -122,7 +149,7 @@ def take_part(found: KeyedTensor, key: str, candidates: Tensor, part: str) -> Te
 
 @torch.fx.wrap
 def unit_side(ids: Tensor, content: list[Tensor], kept: Tensor | None) -> Tensor:
-    """`ListHead.side`, from what its content adds, [n, E] each."""
+    """Unit vectors f32 [n, E] of ids [n, E] and what content adds to them, [n, E] each."""
     with torch.autocast(ids.device.type, enabled=False):
         vectors = ids.float()
         if content:
@@ -139,7 +166,7 @@ class ListTerm(nn.Module):
     For a row of user u with item i, where C are the candidates and pi_k the probability that item k is among
     them:
 
-        w · -log(exp(s_ui) / (exp(s_ui) + sum over k in C, k != i, of exp(s_uk) / pi_k)),  s = cosine / tau
+        w · -log(exp(s_ui) / (exp(s_ui) + sum over k in C, k != i, of exp(s_uk) / pi_k)),  s = the list logit
 
     w is 1 for label 1 and `low_weight` for label 0: an item that was chosen and disliked is still nearer
     than one never chosen. Over the whole catalogue pi = 1; a uniform sample of N out of I items has
@@ -201,7 +228,7 @@ class ListTerm(nn.Module):
         """The sum of the rows' losses on this rank, f32 scalar; padding (label -1) counts nothing.
 
         Args:
-            sides: unit vectors of the rows' users and items [B, E], and of the candidates [N, E].
+            sides: of the rows' users and items [B, E + 1], and of the candidates [N, E + 1].
             listed: of the batch.
             item, label: of the rows, [B].
         """
@@ -290,7 +317,7 @@ def softmax_sum(
     """The sum of the rows' losses (`ListTerm`), f32 scalar.
 
     Args:
-        users, own: unit vectors [B, E]; candidates: [N, E].
+        users, own: [B, E + 1]; candidates: [N, E + 1].
         allowed: bool [B, N]; log_pi: f32 [N].
         label: [B], -1 for padding.
     """

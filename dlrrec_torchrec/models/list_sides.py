@@ -41,7 +41,7 @@ class ListSides:
         self.items = torch.cat(blocks)
 
     def scores(self, users: np.ndarray) -> np.ndarray:
-        """List logits f32 [n, items] of users int64 [n]: cosine / tau."""
+        """List logits f32 [n, items] of users int64 [n]."""
         blocks = [
             self._side("user", users[start : start + BLOCK])
             @ self.items.T
@@ -62,7 +62,7 @@ class ListSides:
 
     @torch.no_grad()
     def _side(self, side: str, codes: np.ndarray) -> Tensor:
-        """Unit vectors f32 [n, E] of the users or items with these codes."""
+        """The sides f32 [n, E + 1] of the users or items with these codes."""
         head, device, wanted = self._model.list_head, self._device, torch.from_numpy(codes)
         none = wanted[:0]
         ids = self._rows.lookup(*((wanted, none) if side == "user" else (none, wanted)))
@@ -75,8 +75,11 @@ class ListSides:
         }
         counts = self._entities.users.count if side == "user" else self._entities.items.count
         known = torch.from_numpy(counts[codes] > 0).to(device)
-        category = found["list_category"] if side == "item" and head.by_category else None
-        return head.side(side, found[f"list_{side}"] * known.unsqueeze(1), reduced, category)
+        ids = found[f"list_{side}"] * known.unsqueeze(1)
+        if side == "user":
+            return head.user_side(ids, reduced)
+        category = found["list_category"] if head.by_category else None
+        return head.item_side(wanted.to(device), ids, reduced, category)
 
     def _vectors(self, side: str, codes: np.ndarray) -> dict[str, Tensor]:
         """modality -> the content vectors [n, V] of the side."""

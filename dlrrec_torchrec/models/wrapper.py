@@ -225,7 +225,7 @@ class TrainWrapper(nn.Module):
         """The sum of the list's losses on this rank."""
         head, codes = self.model.list_head, batch.listed.candidates
         kept = self.lists.kept(batch.user, batch.item, codes, step)
-        sides = head(batch.listed, reduced, compared, kept)
+        sides = head(batch.listed, batch.item, reduced, compared, kept)
         return self.lists(sides, batch.listed, batch.item, batch.label, head.temperature)
 
     def _from_rows(

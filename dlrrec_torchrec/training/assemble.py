@@ -79,6 +79,8 @@ def assemble(
     model, train, _ = automatic(model, train)
     torch.manual_seed(train.seed)
     plain = build_model(model, spec, device="meta", lists=lists)
+    if plain.list_head is not None and item_counts is not None:
+        plain.list_head.set_popularity(item_counts)
     labels = spec.facts.label_counts
     wrapper = build_wrapper(
         plain,

@@ -54,6 +54,8 @@ def list_wrapper(**changes):
     with torch.no_grad():
         for part in built.list_head.maps.values():  # they begin at zero
             part.weight.normal_()
+        built.list_head.set_popularity(COUNTS)
+        built.list_head.popularity.fill_(0.6)
     return wrapper, spec
 
 
@@ -102,7 +104,8 @@ def by_hand(wrapper, spec, batch, step):
         vectors = {name: matrix[row] for name, matrix in batch.vectors.items()}
         mine = side("user", user, vectors)
         own = side("item", item, vectors)
-        scores = [(mine * own).sum() / head.temperature]
+        popular = head.popularity * torch.log1p(COUNTS.float())
+        scores = [(mine * own).sum() / head.temperature + popular[item]]
         for code, log in zip(codes, log_pi, strict=True):
             if code == item or (spec.lists.seen is not None and seen[user, code]):
                 continue
@@ -111,7 +114,8 @@ def by_hand(wrapper, spec, batch, step):
                 vectors_of = {name: matrix[first] for name, matrix in batch.vectors.items()}
             else:
                 vectors_of = {name: corpus[name][code] for name in corpus if name.startswith("item")}
-            scores.append((mine * side("item", code, vectors_of)).sum() / head.temperature - log)
+            near = (mine * side("item", code, vectors_of)).sum() / head.temperature
+            scores.append(near + popular[code] - log)
         loss = torch.logsumexp(torch.stack(scores), 0) - scores[0]
         total = total + loss * (1.0 if batch.label[row] else term.low_weight)
     return total / len(batch)
@@ -216,6 +220,7 @@ def test_padding_counts_nothing():
     listed = spec.lists.of_batch(padded["user"], padded["item"], 0)
     sides = wrapper.model.list_head(
         listed,
+        padded["item"],
         {m: torch.cat([v, torch.zeros(1, 8)]) for m, v in wrapper.model.reduce(plain.vectors).items()},
         {m: wrapper.model.dense_arch.towers[m](random_corpus()[m]) for m in wrapper.compared},
     )
