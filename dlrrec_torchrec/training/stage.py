@@ -264,8 +264,7 @@ class _Run:
         """Epoch 0: the logistic regression that the wide path starts as is a candidate like every epoch."""
         held_out = self.selection.split if self.protocol == "strict" else None
         weights = self.assembly.wrapper.class_weights.tolist()
-        seed, select = self.settings.seed, self.selection.rule
-        self.start = warm_start(wide, self.shards_dir, weights, select, held_out, seed, self.ranks)
+        self.start = warm_start(wide, self.shards_dir, weights, held_out, self.settings.seed, self.ranks)
         initialize(self.assembly.optimizer)
         self._end_epoch({"epoch": 0, "step": 0}, {})
 

@@ -8,9 +8,10 @@ regression, a strong one, and training has to improve on it.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,16 @@ import pyarrow.parquet as pq
 import torch
 
 from dlrrec_torchrec.distributed.ranks import Ranks
-from dlrrec_torchrec.metrics import cross_entropy, roc_auc, sigmoid
 from dlrrec_torchrec.models.wide import WidePath
 from dlrrec_torchrec.store import packed
 from dlrrec_torchrec.store.files import part_files
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 MOST_ROWS = 1_000_000  # of a split that the regression sees
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C: weight of the sum of losses beside |w|^2 / 2
-DEFAULT_PENALTY = 0.1  # where no rows are held out that could choose
+# scikit-learn's C: weight of the sum of losses beside |w|^2 / 2
+PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
+TOLERANCE = 0.5  # standard errors
+DEFAULT_PENALTY = 0.01  # where no rows are held out that could choose
 LEAST_ROWS = 50  # held-out rows that may choose
 
 
@@ -57,7 +59,6 @@ def warm_start(
     wide: WidePath,
     shards_dir: str | os.PathLike,
     class_weights: Sequence[float],
-    select: str,
     held_out: str | None,
     seed: int,
     ranks: Ranks,
@@ -66,9 +67,7 @@ def warm_start(
 
     Args:
         class_weights: of the labels 0 and 1, as in the training's loss.
-        select: the rule that selects epochs (`Selection.rule`): the penalty is that of the lowest loss under
-            "loss" and "accuracy", else of the highest AUC.
-        held_out: the split that chooses the penalty; None: DEFAULT_PENALTY.
+        held_out: the split that chooses the penalty (`strongest`); None: DEFAULT_PENALTY.
         seed: of the parts that are read where a split has more than MOST_ROWS.
 
     Returns:
@@ -79,7 +78,7 @@ def warm_start(
         facts = ShardFacts.read(shards_dir)
         rows = dense_rows(shards_dir, "train", facts, seed)
         others = dense_rows(shards_dir, held_out, facts, seed) if held_out else None
-        start = fit(*rows, others, class_weights, select)
+        start = fit(*rows, others, class_weights)
     start = ranks.share(start)
     start.write(wide)
     return start.facts
@@ -90,7 +89,6 @@ def fit(
     label: np.ndarray,
     held_out: tuple[np.ndarray, np.ndarray] | None,
     class_weights: Sequence[float],
-    select: str = "auc",
 ) -> Start:
     """Standardisation and regression of training rows: dense f32 [N, D], label [N] of 0 and 1.
 
@@ -111,7 +109,6 @@ def fit(
     def z(rows: np.ndarray) -> np.ndarray:
         return wide.standardize(torch.from_numpy(rows)).numpy().astype(np.float64)
 
-    by_auc = select not in ("loss", "accuracy")
     chooses = held_out is not None and min(np.bincount(held_out[1].astype(int), minlength=2)) > 0
     chooses = chooses and len(held_out[1]) >= LEAST_ROWS
     x, y = z(dense), label.astype(int)
@@ -121,22 +118,39 @@ def fit(
         warm_start=True,  # from the stronger penalty's weights
         class_weight=dict(enumerate(map(float, class_weights))),
     )
-    best: tuple[float, float, np.ndarray, float] | None = None
-    values: dict[str, float] = {}
+    fitted: dict[float, tuple[np.ndarray, float]] = {}
+    losses: dict[float, np.ndarray] = {}
     for penalty in PENALTIES if chooses else (DEFAULT_PENALTY,):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.set_params(C=penalty).fit(x, y)
-        value = 0.0
+        fitted[penalty] = model.coef_[0].astype(np.float32), float(model.intercept_[0])
         if chooses:
-            logit, held_label = model.decision_function(z(held_out[0])), held_out[1]
-            value = roc_auc(held_label, logit) if by_auc else -cross_entropy(held_label, sigmoid(logit))
-            values[f"{penalty:g}"] = abs(value)
-        if best is None or value > best[0]:
-            best = (value, penalty, model.coef_[0].astype(np.float32), float(model.intercept_[0]))
-    _, penalty, weight, bias = best
-    facts |= {"C": penalty, "chosen_by": ("auc" if by_auc else "loss") if chooses else "default"}
-    return Start(mean, scale, weight, bias, facts | ({"grid": values} if values else {}))
+            logit = model.decision_function(z(held_out[0]))
+            losses[penalty] = np.logaddexp(0, np.where(held_out[1] > 0, -logit, logit))
+    penalty = strongest(losses) if chooses else DEFAULT_PENALTY
+    facts |= {"C": penalty, "chosen_by": "loss" if chooses else "default"}
+    if chooses:
+        facts["grid"] = {f"{c:g}": float(loss.mean()) for c, loss in losses.items()}
+    return Start(mean, scale, *fitted[penalty], facts)
+
+
+def strongest(losses: Mapping[float, np.ndarray]) -> float:
+    """The strongest penalty whose loss on the held-out rows is hardly above the lowest: the smallest C.
+
+    "Hardly" is TOLERANCE standard errors of the mean of the rows' differences, as in the one-standard-error
+    rule (Breiman et al. 1984, section 3.4.3): few rows cannot tell weak penalties apart, and of those that
+    fit about as well the strongest carries over best.
+
+    Args:
+        losses: C -> loss of each held-out row [N].
+    """
+    best = min(losses, key=lambda c: losses[c].mean())
+    for c in sorted(losses):
+        difference = losses[c] - losses[best]
+        if difference.mean() <= TOLERANCE * difference.std() / math.sqrt(len(difference)):
+            return c
+    return best
 
 
 def scaling(dense: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

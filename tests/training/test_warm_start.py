@@ -21,7 +21,14 @@ from dlrrec_torchrec.store.shard_facts import ShardFacts
 from dlrrec_torchrec.training import stage
 from dlrrec_torchrec.training.steps import PlainPipeline
 from dlrrec_torchrec.training.trainer import Trainer
-from dlrrec_torchrec.training.warm_start import DEFAULT_PENALTY, PENALTIES, dense_rows, fit, scaling
+from dlrrec_torchrec.training.warm_start import (
+    DEFAULT_PENALTY,
+    PENALTIES,
+    dense_rows,
+    fit,
+    scaling,
+    strongest,
+)
 from tests.helpers.shards import plain_spec, write_shards
 
 MODEL = ModelConfig(dropout=0.1)
@@ -87,8 +94,10 @@ def test_the_first_prediction_is_sklearns_decision_function(shards, tmp_path, mo
     weights = [len(y) / (2 * (y == label).sum()) for label in (0, 1)]
     logits = {c: oracle(x, y, c, weights)(x_val) for c in PENALTIES}
     start = manifest.facts["start"]
-    assert start["C"] == max(PENALTIES, key=lambda c: roc_auc(y_val, logits[c]))
-    assert start["rows"] == 600 and start["features"] == 7 and start["chosen_by"] == "auc"
+    losses = {c: np.logaddexp(0, np.where(y_val > 0, -of, of)) for c, of in logits.items()}
+    assert start["C"] == strongest(losses)
+    assert start["grid"] == pytest.approx({f"{c:g}": loss.mean() for c, loss in losses.items()}, abs=1e-5)
+    assert start["rows"] == 600 and start["features"] == 7 and start["chosen_by"] == "loss"
     assert scored[0][1] == pytest.approx(logits[start["C"]], abs=1e-5)
     ours = fit(x, y, (x_val, y_val), weights)
     z = np.clip((x_val - ours.mean) / ours.scale, -5, 5)
@@ -155,11 +164,21 @@ def test_rows_that_cannot_choose_or_be_fitted(shards):
     for held_out in (None, (x[:20], y[:20]), (x[y == 1][:100], y[y == 1][:100])):
         start = fit(x, y, held_out, (1.0, 1.0))
         assert start.facts["C"] == DEFAULT_PENALTY and start.facts["chosen_by"] == "default"
-    by_loss = fit(x, y, (x[:300], y[:300]), (1.0, 1.0), select="loss").facts
+    by_loss = fit(x, y, (x[:300], y[:300]), (1.0, 1.0)).facts
     assert by_loss["chosen_by"] == "loss"
-    assert f"{by_loss['C']:g}" == min(by_loss["grid"], key=by_loss["grid"].get)
+    assert by_loss["C"] <= float(min(by_loss["grid"], key=by_loss["grid"].get))
     alone = fit(x, np.ones(len(x)), None, (1.0, 1.0))
     assert not alone.weight.any() and alone.bias == 0 and "one label" in alone.facts["note"]
+
+
+def test_the_strongest_penalty_that_few_rows_cannot_tell_from_the_best():
+    rng = np.random.default_rng(0)
+    noise, base = rng.normal(size=400), rng.random(400)
+    best = base - 0.2 * noise.std()
+    # differences of mean 0.2 and 1 standard errors of the mean
+    level, worse = (best + noise - noise.mean() + share * noise.std() / 20 for share in (0.2, 1.0))
+    assert strongest({0.001: worse, 0.01: level, 0.1: best, 1.0: best + 1}) == 0.01
+    assert strongest({0.001: best, 0.01: best}) == 0.001 and strongest({1.0: base}) == 1.0
 
 
 def test_a_large_split_is_read_in_part(shards):
