@@ -77,7 +77,9 @@ def origin_html(origin: Origin, stages: Stages) -> str:
     rows = {"Data set": escape(data_line(stages)), "Report made": escape(origin.made)}
     rows["Command"] = f"<code>{escape(origin.command)}</code>" if origin.command else ""
     if origin.settings is not None:
-        listed = [f"<li><code>{escape(k)}: {escape(_value(v))}</code></li>" for k, v in origin.settings.items()]
+        listed = [
+            f"<li><code>{escape(k)}: {escape(_value(v))}</code></li>" for k, v in origin.settings.items()
+        ]
         rows["Settings other than the defaults"] = f"<ul>{''.join(listed)}</ul>" if listed else "none"
     filled = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows.items() if text)
     return f'<dl class="about">{filled}</dl>' if filled else ""
@@ -101,7 +103,9 @@ def rejected_html(origin: Origin, stages: Stages) -> str:
                for kind, rows in origin.rejected.items() for row in rows]  # fmt: skip
     if samples:
         head = ["table", "file", "line", "reason", "row"]
-        table += f"<details><summary>The first rejected rows</summary>{_table(head, samples, texts=5)}</details>"
+        table += (
+            f"<details><summary>The first rejected rows</summary>{_table(head, samples, texts=5)}</details>"
+        )
     return table
 
 

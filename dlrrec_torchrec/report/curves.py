@@ -37,9 +37,7 @@ def panels(histories: Histories) -> dict[str, Panel]:
         "loss.png": Panel(
             "Loss", "nats", {"loss": held_out, training: "training"}, f"Loss over the epochs; {dot}"
         ),
-        "auc.png": Panel(
-            f"AUC on the {held_out} rows", "AUC", {"auc": ""}, f"AUC over the epochs; {dot}"
-        ),
+        "auc.png": Panel(f"AUC on the {held_out} rows", "AUC", {"auc": ""}, f"AUC over the epochs; {dot}"),
         "lists.png": Panel(
             f"Lists of the {held_out} users", "NDCG@20", {"ndcg@20": ""}, f"Lists over the epochs; {dot}"
         ),

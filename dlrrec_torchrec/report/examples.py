@@ -15,8 +15,8 @@ def examples_html(examples: Mapping[str, Any]) -> str:
         return f'<p class="soft">No examples: {escape(examples["note"])}.</p>'
     return (
         f'<p class="soft">The users with the most training reviews. Left: their best rated training items. '
-        f"Right: the first of what {escape(examples['variant'])} recommends out of the items that they have no "
-        "training or validation row of, with the probability that they like it.</p>"
+        f"Right: the first of what {escape(examples['variant'])} recommends out of the items that they have "
+        "no training or validation row of, with the probability that they like it.</p>"
         + "".join(map(_user, examples["users"]))
     )
 

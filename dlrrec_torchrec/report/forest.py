@@ -36,7 +36,9 @@ def forest(differences: Differences, path: Path) -> bool:
     known = {title: models for title, models in known.items() if models}
     if not known:
         return False
-    heights = [0.75 + sum(max(0.38, 0.14 * len(seeds)) for seeds in models.values()) for models in known.values()]
+    heights = [
+        0.75 + sum(max(0.38, 0.14 * len(seeds)) for seeds in models.values()) for models in known.values()
+    ]
     with plt.rc_context(STYLE | {"axes.grid": False, "axes.spines.left": False}):
         figure, panels = plt.subplots(
             len(known), 1, figsize=(WIDTH, sum(heights)), height_ratios=heights, layout="constrained",

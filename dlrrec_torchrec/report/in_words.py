@@ -21,18 +21,18 @@ def sentences(summary: Mapping[str, Any]) -> list[str]:
     """
     name = next(iter(summary["models"]))
     said, judged = [_rating(summary, name)], []
-    found = {"rates": summary["differences"].get(name, [])}
+    found = {"rating items": summary["differences"].get(name, [])}
     if name in summary["lists"]["models"]:
         said.append(_lists(summary, name))
-        found["lists"] = summary["lists"]["differences"].get(LIST_METRIC, {}).get(name, [])
+        found["listing them"] = summary["lists"]["differences"].get(LIST_METRIC, {}).get(name, [])
     for task, seeds in found.items():
         if known := _known(seeds):
             rivals = " or ".join(dict.fromkeys(seed["against"] for seed in known))
-            judged.append(f"{task} items {_judged(known)} {rivals}")
+            judged.append(f"{_judged(known)} {rivals} at {task}")
     if judged:
         cause = "by drawing the test users again"
         caution = f"{cause}; another split or seed may say otherwise" if summary["seeds"] == 1 else cause
-        said.append(f"So on these data {name} {', and '.join(judged)} (judged {caution}).")
+        said.append(f"So on these data {name} {' and '.join(judged)} (judged {caution}).")
     return said
 
 
@@ -94,5 +94,5 @@ def _interval(seeds: Sequence[Mapping[str, Any]]) -> str:
 def _judged(seeds: Sequence[Mapping[str, Any]]) -> str:
     verdicts = {seed["verdict"] for seed in seeds}
     if verdicts in ({"better"}, {"worse"}):
-        return f"{verdicts.pop()} than"
-    return "as well as can be told like" if verdicts == {"level"} else "not reliably better or worse than"
+        return f"is {verdicts.pop()} than"
+    return "cannot be told apart from" if verdicts == {"level"} else "is not reliably better or worse than"

@@ -36,7 +36,9 @@ def item_map(vectors: Path, path: Path) -> int:
         groups = [(OTHERS, rest, "#c4c4c4")] if rest.any() else []
         groups += [(name, categories == name, c) for name, c in zip(common, OKABE_ITO, strict=False)]
         for name, chosen, colour in groups:
-            axes.scatter(*place[chosen].T, s=12, color=colour, lw=0, alpha=0.8, label=f"{name} ({chosen.sum()})")
+            axes.scatter(
+                *place[chosen].T, s=12, color=colour, lw=0, alpha=0.8, label=f"{name} ({chosen.sum()})"
+            )
         axes.set(xticks=[], yticks=[], title="Items by their reduced vectors (t-SNE)")
         figure.legend(loc="outside lower center", ncols=2, markerscale=2)
         save(figure, path)

@@ -55,9 +55,7 @@ def label_ends(axes, ends: Mapping[str, tuple[float, float]], colour: Mapping[st
     low, high = axes.get_ylim()
     order = sorted(ends, key=lambda name: ends[name][1])
     wanted = [(ends[name][1] - low) / (high - low) for name in order]
-    gaps = [
-        unit * (len(texts[a]) + len(texts[b])) / 2 for a, b in zip(order[:-1], order[1:], strict=True)
-    ]
+    gaps = [unit * (len(texts[a]) + len(texts[b])) / 2 for a, b in zip(order[:-1], order[1:], strict=True)]
     for name, place in zip(order, spread(wanted, gaps), strict=True):
         axes.annotate(
             "\n".join(texts[name]),
