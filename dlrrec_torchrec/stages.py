@@ -344,8 +344,7 @@ def describe(stage: str, manifest: Manifest) -> str:
     """One line on a finished stage."""
     if manifest.reused:
         return f"{stage:<14} up to date"
-    rows = ", ".join(f"{count:,} {name}" for name, count in manifest.rows.items())
-    return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
+    return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {manifest.rows_text}"
 
 
 def manifest_folders(all_paths: Sequence[RunPaths], variants: Iterable[str]) -> dict[str, list[Path]]:

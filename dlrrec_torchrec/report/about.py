@@ -99,8 +99,11 @@ def rejected_html(origin: Origin, stages: Stages) -> str:
         known = [kind for kind, manifest in found.items() if manifest]
         return f"<p>No row of {' or '.join(known)} was rejected.</p>" if known else ""
     table = _table(["table", "reason", "rows", "of those read"], lines, texts=2)
-    samples = [[kind, str(row.get("file", "")), str(row.get("line", "")), row.get("reason", ""), _cut(row.get("row"))]
-               for kind, rows in origin.rejected.items() for row in rows]  # fmt: skip
+    samples = [
+        [kind, row.get("file", ""), row.get("line", ""), row.get("reason", ""), _cut(row.get("row"))]
+        for kind, rows in origin.rejected.items()
+        for row in rows
+    ]
     if samples:
         head = ["table", "file", "line", "reason", "row"]
         table += (
@@ -156,7 +159,7 @@ def _content(manifest: Manifest) -> str:
     agreement = facts.get("agreement")
     if isinstance(agreement, Mapping) and agreement.get("price_tag") is not None:
         rows.append(["items whose price tag agrees with the source's", f"{agreement['price_tag']:.0%}"])
-    return f"<h3>Content</h3>{_table(['', ''], rows, texts=1)}" if rows else ""
+    return f"<h3>Content</h3>{_table(['', ''], rows, texts=2)}" if rows else ""
 
 
 def _coverage(manifest: Manifest) -> str:

@@ -64,7 +64,7 @@ def roc_curves(
         axes.set(xlabel="false-positive rate", ylabel="true-positive rate", title="ROC on the test rows")
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
         if curve_count:
-            figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+            figure.legend(loc="outside lower center", ncols=2)
         else:
             say(axes, "the test rows have one label only")
         save(figure, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,8 @@ def forest(differences: Differences, path: Path) -> bool:
                 axes.annotate(
                     numbers(seeds), (1.03, row), xycoords=("axes fraction", "data"), va="center", fontsize=9,
                 )  # fmt: skip
-            axes.set_yticks(range(len(models)), models, fontsize=9)
+            names = [textwrap.fill(name, 16) for name in models]
+            axes.set_yticks(range(len(models)), names, fontsize=9)
             axes.tick_params(axis="y", length=0)
             axes.tick_params(axis="x", labelsize=8)
             axes.locator_params(axis="x", nbins=4)

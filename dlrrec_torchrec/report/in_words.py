@@ -84,7 +84,7 @@ def _interval(seeds: Sequence[Mapping[str, Any]]) -> str:
     if not known:
         return ""
     low, high = (float(np.mean([seed[key] for seed in known])) for key in ("low", "high"))
-    text = f"; 95 % interval of the difference {low:+.3f} to {high:+.3f}"
+    text = f"; 95 % interval of the difference {low:+.3f} to {high:+.3f}".replace("-", "−")
     if len(known) > 1:
         counts = sum(seed["verdict"] != "level" for seed in known)
         text += f" on average, without zero in {counts} of {len(known)} seeds"

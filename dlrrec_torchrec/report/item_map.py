@@ -39,6 +39,7 @@ def item_map(vectors: Path, path: Path) -> int:
             axes.scatter(
                 *place[chosen].T, s=12, color=colour, lw=0, alpha=0.8, label=f"{name} ({chosen.sum()})"
             )
+        axes.spines[:].set_visible(False)
         axes.set(xticks=[], yticks=[], title="Items by their reduced vectors (t-SNE)")
         figure.legend(loc="outside lower center", ncols=2, markerscale=2)
         save(figure, path)

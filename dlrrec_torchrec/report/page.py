@@ -156,10 +156,9 @@ def _costs(stages: Mapping[str, Sequence[Manifest]]) -> str:
     for name, manifests in stages.items():
         seconds = sum(m.seconds for m in manifests) / len(manifests)
         memory = max(m.peak_memory_mib for m in manifests)
-        rows = ", ".join(f"{v:,} {k}" for k, v in manifests[0].rows.items())
         lines.append(
             f"<tr><td>{escape(name)}</td><td>{seconds:,.1f}</td><td>{memory:,.0f}</td>"
-            f'<td class="text">{escape(rows)}</td></tr>'
+            f'<td class="text">{escape(manifests[0].rows_text)}</td></tr>'
         )
     head = '<th>stage</th><th>seconds</th><th>peak memory (MiB)</th><th class="text">rows</th>'
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"

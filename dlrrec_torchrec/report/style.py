@@ -36,7 +36,7 @@ STYLE = {
 def colours(names: Sequence[str]) -> dict[str, str]:
     """A colour of its own for each name: those for colour-blind readers first, then hues between them."""
     more = max(len(names) - len(OKABE_ITO), 0)
-    hues = [colorsys.hls_to_rgb((k + 0.5) / more, (0.3, 0.55)[k % 2], 0.75) for k in range(more)]
+    hues = [colorsys.hls_to_rgb((k + 0.5) / more, (0.28, 0.45)[k % 2], 0.75) for k in range(more)]
     chosen = [*OKABE_ITO, *map(matplotlib.colors.to_hex, hues)]
     return dict(zip(names, chosen, strict=False))
 
