@@ -168,11 +168,19 @@ def _coverage(manifest: Manifest) -> str:
         return ""
     names = list(dict.fromkeys(key for values in covered.values() for key in values))
     rows = [
-        [name.replace("_", " "), *(f"{v[name]:.0%}" if name in v else "–" for v in covered.values())]
+        [
+            _of_rows(name),
+            *(f"{v[name]:.0%}" if name in v else "–" for v in covered.values()),
+        ]
         for name in names
     ]
     head = ["rows that have", *(PARTS.get(part, part) for part in covered)]
     return f"<h3>What the rows have</h3>{_table(head, rows)}"
+
+
+def _of_rows(name: str) -> str:
+    """What a column of the rows holds, in words: `item_text`, `user_positives`."""
+    return name.replace("_positives", "'s SWING neighbours").replace("_", " ")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:

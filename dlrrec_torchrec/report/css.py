@@ -20,7 +20,8 @@ tr:last-child td { border-bottom:0 } th { font-weight:600; color:var(--soft); fo
 tr.group td { color:var(--soft); font-size:.8rem; text-transform:uppercase; letter-spacing:.06em; border:0;
   padding-top:.9rem }
 td.best { background:var(--best); font-weight:600; border-radius:4px } td small { display:block }
-.figures { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,460px),1fr)); gap:1rem }
+.figures { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,380px),1fr)); gap:1rem;
+  align-items:start }
 figure { margin:0; background:var(--card); border:1px solid var(--line); border-radius:10px; padding:.8rem }
 img { width:100%; height:auto; background:#fff; border-radius:6px; display:block }
 figcaption { font-size:.87rem; padding-top:.5rem } ul { padding-left:1.2rem; margin:.4rem 0 }
@@ -36,6 +37,7 @@ dl.about dd { color:var(--ink); overflow-wrap:anywhere } dl.about ul { margin:0;
 .example ol { padding-left:1.6rem; margin:.3rem 0 }
 .example li>span:first-child { display:inline-block; width:calc(100% - 3rem); vertical-align:top }
 .example li>.soft { float:right } .mark { white-space:nowrap }
+@media (prefers-color-scheme: dark) { img { filter:invert(.88) hue-rotate(180deg) } }
 @media (max-width:600px) { dl { grid-template-columns:1fr } dd { margin-bottom:.5rem }
   main { padding:1.4rem .8rem 3rem } th,td { padding:.4rem .45rem } figure { padding:.4rem }
   td:first-child,th:first-child { position:sticky; left:0; background:var(--card) } }

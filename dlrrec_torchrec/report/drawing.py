@@ -44,6 +44,7 @@ def draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> dic
         captions["swing_scores.png"] = "Scores of the SWING neighbours"
     else:
         summary["notes"].append("no SWING neighbours: their scores are not drawn")
+    captions["confusion.png"] = captions.pop("confusion.png")  # the tallest one: last
     return captions
 
 

@@ -42,7 +42,7 @@ def _rating(summary: Mapping[str, Any], name: str) -> str:
         return f"The AUC of {name} cannot be compared with a baseline on these test rows."
     other = (summary["baselines"] | summary["peers"])[rival]
     shares = {kind: metrics[f"{kind}_share"]["mean"] for kind in ("reachable", "attainable")}
-    told = [f"{share:.0%} to the {kind} AUC" for kind, share in shares.items() if share is not None]
+    told = [f"{share:.0%} to the {kind} AUC" for kind, share in shares.items() if (share or -1) > 0]
     reached = f" (of the way from chance, {' and '.join(told)})" if told else ""
     return (
         f"Rating: {name} has AUC {cell(metrics['auc'])}{reached}, "
