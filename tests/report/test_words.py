@@ -1,5 +1,6 @@
 """What the page says in words: the summary, the examples, the data."""
 
+import html
 import re
 
 import pytest
@@ -78,7 +79,7 @@ def test_a_share_below_chance_is_no_way_from_chance():
 
 
 def words(page):
-    return re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page))
+    return html.unescape(re.sub(r"\s+", " ", re.sub("<[^>]*>", " ", page)))
 
 
 def test_examples_have_the_history_before_the_list_and_mark_test_rows():
