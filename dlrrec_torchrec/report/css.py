@@ -16,7 +16,8 @@ summary { cursor:pointer; margin:.8rem 0 .4rem }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums }
 th,td { padding:.42rem .6rem; text-align:right; border-bottom:1px solid var(--line); white-space:nowrap }
 th:first-child,td:first-child,td.text,th.text { text-align:left } td.text { white-space:normal }
-td.text:not(:first-child) { min-width:11rem } tr:last-child td { border-bottom:0 } th { font-weight:600; color:var(--soft); font-size:.87rem }
+td.text:not(:first-child) { min-width:11rem }
+tr:last-child td { border-bottom:0 } th { font-weight:600; color:var(--soft); font-size:.87rem }
 tr.group td { color:var(--soft); font-size:.8rem; text-transform:uppercase; letter-spacing:.06em; border:0;
   padding-top:.9rem }
 td.best { background:var(--best); font-weight:600; border-radius:4px } td small { display:block }
