@@ -15,7 +15,7 @@ from pathlib import Path
 from dlrrec_torchrec.config import RunConfig, for_seed, variant
 from dlrrec_torchrec.config.check import config_problems
 from dlrrec_torchrec.config.read import raise_problems
-from dlrrec_torchrec.config.saved import kept_settings
+from dlrrec_torchrec.config.saved import described_run, kept_settings
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_output, remove_own
 from dlrrec_torchrec.store.manifest import Manifest
@@ -137,7 +137,8 @@ def _report(work: Work) -> Manifest:
     from dlrrec_torchrec.report.stage import report
 
     names = list(work.config.variants)
-    return report(work.all_paths, names, manifest_folders(work.all_paths, names), work.paths.report)
+    told = described_run(work.paths.shared, work.config)
+    return report(work.all_paths, names, manifest_folders(work.all_paths, names), work.paths.report, *told)
 
 
 def _show_report(work: Work) -> str:
@@ -343,8 +344,7 @@ def describe(stage: str, manifest: Manifest) -> str:
     """One line on a finished stage."""
     if manifest.reused:
         return f"{stage:<14} up to date"
-    rows = ", ".join(f"{count:,} {name}" for name, count in manifest.rows.items())
-    return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {rows}"
+    return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {manifest.rows_text}"
 
 
 def manifest_folders(all_paths: Sequence[RunPaths], variants: Iterable[str]) -> dict[str, list[Path]]:

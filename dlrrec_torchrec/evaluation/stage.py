@@ -2,7 +2,8 @@
 
 Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and,
 where the true probabilities are known, `truth.parquet` and `attainable.parquet`: each has the test rows in
-the shards' order. And `lists/NAME.parquet`: each user's metrics of the list of all items.
+the shards' order. And `lists/NAME.parquet`: each user's metrics of the list of all items; and of the first
+variant `examples.json` and `vectors.parquet` (`evaluation.samples`).
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
 from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
+from dlrrec_torchrec.evaluation.samples import write_samples
 from dlrrec_torchrec.evaluation.truth import attainable, true_probabilities
 from dlrrec_torchrec.metrics import binary_metrics, expected_auc, user_auc
 from dlrrec_torchrec.models.calibration import Calibration
@@ -128,7 +130,11 @@ def evaluate(
             calibration = Calibration.of(trained[name].facts)
             prediction = Prediction(calibration.probability(logit), logit, calibration.note)
             keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
-            lists.rank_model(name, scorer, load_entities(shards_dir, scorer.spec.in_rows))
+            entities = load_entities(shards_dir, scorer.spec.in_rows)
+            lists.rank_model(name, scorer, entities)
+            if name == next(iter(train_dirs)):
+                names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
+                write_samples(folder, name, scorer, entities, (train_rows, rows), lists.task, names)
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, prediction in predictions.items():
             keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")

@@ -133,24 +133,6 @@ def rival_of(summary: Mapping[str, Any]) -> str | None:
     return max(means, key=means.get) if means else None
 
 
-def verdict(summary: Mapping[str, Any]) -> str:
-    """One sentence: the first model's AUC against the best baseline's or peer's."""
-    name, metrics = next(iter(summary["models"].items()))
-    rival = rival_of(summary)
-    if metrics["auc"]["mean"] is None or rival is None:
-        return f"The AUC of {name} cannot be compared with a baseline on these test rows."
-    others = summary["baselines"] | summary["peers"]
-    gain = metrics["auc"]["mean"] - others[rival]["auc"]["mean"]
-    side = "above" if gain > 0 else "below"
-    shares = {name: metrics[f"{name}_share"]["mean"] for name in ("reachable", "attainable")}
-    told = [f"{share:.0%} to the {name} AUC" for name, share in shares.items() if share is not None]
-    reached = f" (of the way from chance, {' and '.join(told)})" if told else ""
-    return (
-        f"{name} has AUC {cell(metrics['auc'])}{reached}; that is {abs(gain):.3f} {side} the best other "
-        f"method, {rival} ({cell(others[rival]['auc'])})."
-    )
-
-
 def gather_differences(found: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
     """Name of a model -> its difference from the best other method in each seed that has one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import math
 import os
@@ -10,27 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
-from dlrrec_torchrec.report import figures, page
-from dlrrec_torchrec.report.comparison import cell
+from dlrrec_torchrec.report import page
+from dlrrec_torchrec.report.about import Origin, first_rejected
+from dlrrec_torchrec.report.drawing import draw
 from dlrrec_torchrec.report.results import gather_differences
 from dlrrec_torchrec.report.stage_notes import stage_notes
-from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.paths import RunPaths
-from dlrrec_torchrec.store.shard_facts import ShardFacts
 
-FIGURES = {
-    "roc.png": "ROC curves",
-    "calibration.png": "Calibration",
-    "learning_curves.png": "Learning curves; a dot marks the selected epoch",
-    "confusion.png": "Confusion matrices at a threshold of 0.5, counts of all seeds",
-    "swing_scores.png": "Scores of the SWING neighbours",
-}
 ABOVE = (
     "a share above 100 % is chance: reachable and attainable AUC are expectations over the labels that the "
     "true probabilities can draw, the AUC of a row is that of the labels drawn; and the attainable one is an "
@@ -43,12 +34,16 @@ def report(
     variants: Sequence[str],
     stages: Mapping[str, Sequence[Path]],
     out_dir: str | os.PathLike,
+    settings: Mapping[str, Any] | None = None,
+    command: str = "",
 ) -> Manifest:
     """Write `metrics.json`, `table.md`, the figures and `index.html` for the seeds `runs` into `out_dir`.
 
     Args:
         stages: stage (and variant) -> the folders, one for each seed or one for all, that hold its manifests
             where it has run.
+        settings: "train.epochs" -> value, those that differ from the defaults; None where unknown.
+        command: what makes this run again, where known.
 
     `metrics.json` has for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
     the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
@@ -66,7 +61,9 @@ def report(
         for name, manifests in known.items()
         for number, manifest in enumerate(manifests)
     }
-    manifest = Manifest("report", {"variants": list(variants), "seeds": len(runs)}, inputs)
+    manifest = Manifest(
+        "report", {"variants": list(variants), "seeds": len(runs), "settings": jsonable(settings)}, inputs
+    )
     if previous := manifest.current(out_dir):
         return previous
     check_output(out_dir, manifest.stage)
@@ -75,10 +72,12 @@ def report(
     with stage_output(manifest, out_dir) as folder:
         summary = summarize(evaluations, variants)
         summary["notes"] += noted
-        _draw(runs, summary, folder)
+        captions = draw(runs, summary, folder)
         (folder / "metrics.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         (folder / "table.md").write_text(page.markdown_table(summary), encoding="utf-8")
-        html = page.html_page(summary, known, {folder / name: caption for name, caption in FIGURES.items()})
+        images = {folder / name: caption for name, caption in captions.items()}
+        origin = _origin(runs[0], settings, command)
+        html = page.html_page(summary, known, images, origin, _examples(runs[0]))
         (folder / "index.html").write_text(html, encoding="utf-8")
         manifest.rows = {"seeds": len(runs), "test": summary["rows"][0]}
         manifest.facts = {
@@ -213,75 +212,17 @@ def _evaluation(run: RunPaths, variants: Sequence[str]) -> dict[str, Any]:
     return metrics
 
 
-def _draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> None:
-    """Draw every figure, and note in the summary what could not be drawn."""
-    models, baselines = list(summary["models"]), list(summary["baselines"])
-    histories = {name: [_history(run.train(name)) for run in runs] for name in models}
-    best = {name: [_best_epoch(run.train(name)) for run in runs] for name in models}
-    absent = [name for name, seeds in histories.items() if not any(seeds)]
-    summary["notes"] += [f"no metrics.jsonl of '{name}': no learning curve" for name in absent]
-    figures.learning_curves(histories, best, folder / "learning_curves.png")
-
-    tables = {name: [_prediction(run.evaluation / "predictions" / f"{name}.parquet") for run in runs]
-              for name in models}  # fmt: skip
-    plain = {
-        name: [
-            _prediction(run.evaluation / "baselines" / f"{name.replace(' ', '-')}.parquet") for run in runs
-        ]
-        for name in baselines
-    }
-    metrics = summary["models"] | summary["baselines"]
-    legends = {name: f"{name}, AUC {cell(m['auc'])}" for name, m in metrics.items()}
-    figures.roc_curves(
-        {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in tables.items()},
-        {name: [(t["label"], t["score"]) for t in seeds] for name, seeds in plain.items()},
-        legends,
-        folder / "roc.png",
+def _origin(run: RunPaths, settings: Mapping[str, Any] | None, command: str) -> Origin:
+    return Origin(
+        made=datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        command=command,
+        settings=settings,
+        items=Manifest.read(run.items) if (run.items / "manifest.json").exists() else None,
+        rejected={"reviews": first_rejected(run.reviews), "items": first_rejected(run.items)},
     )
-    probabilities = {
-        name: [(t["label"], t["probability"]) for t in seeds] for name, seeds in (tables | plain).items()
-    }
-    figures.calibration_curves(probabilities, models, folder / "calibration.png")
-    counts = {name: {k: sum(m[k]["seeds"]) for k in ("tp", "fp", "tn", "fn")} for name, m in metrics.items()}
-    figures.confusion_matrices(counts, folder / "confusion.png")
-
-    scores, coverage = _swing(runs)
-    if not any(scores.values()):
-        summary["notes"].append("no SWING neighbours: their scores are not drawn")
-    figures.swing_scores(scores, coverage, folder / "swing_scores.png")
 
 
-def _swing(runs: Sequence[RunPaths]) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
-    """For users and items: each seed's neighbour scores, and as text how many entities have neighbours."""
-    scores: dict[str, list[np.ndarray]] = {"users": [], "items": []}
-    coverage = {}
-    for kind, seed_scores in scores.items():
-        with_any = entities = 0
-        for run in runs:
-            if not (run.swing / kind).exists():
-                continue
-            lists = read_table(run.swing / kind, schema.NEIGHBORS, ["scores"])["scores"].combine_chunks()
-            seed_scores.append(lists.flatten().to_numpy())
-            with_any += int((lists.value_lengths().to_numpy(zero_copy_only=False) > 0).sum())
-            entities += int(getattr(ShardFacts.read(run.shards), kind))
-        coverage[kind] = (
-            f"{with_any / max(entities, 1):.0%} have neighbours" if seed_scores else "not computed"
-        )
-    return scores, coverage
-
-
-def _history(train_dir: Path) -> list[dict[str, Any]]:
-    path = train_dir / "metrics.jsonl"
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _best_epoch(train_dir: Path) -> int | None:
-    path = train_dir / "best.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("epoch") if path.exists() else None
-
-
-def _prediction(path: Path) -> dict[str, np.ndarray]:
-    table = pq.read_table(path, columns=["label", "probability", "score"])
-    return {name: table[name].to_numpy() for name in table.column_names}
+def _examples(run: RunPaths) -> dict[str, Any] | None:
+    """`examples.json` of the evaluation; None where an earlier version made it."""
+    path = run.evaluation / "examples.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from dlrrec_torchrec.report.about import PARTS
 from dlrrec_torchrec.store.manifest import Manifest
 
 
@@ -32,8 +33,8 @@ def stage_notes(stages: Mapping[str, Sequence[Manifest]]) -> list[str]:
 def _of_split(manifest: Manifest) -> dict[str, str]:
     copied = manifest.facts.get("copied_texts", {})
     return {
-        part: f"{count:,} {part} rows have the very text of a training row (copied reviews): what is "
-        "read from text may be better than it would be on new reviews"
+        part: f"{count:,} {PARTS.get(part, part)} rows have the very text of a training row (copied "
+        "reviews): what is read from text may be better than it would be on new reviews"
         for part, count in copied.items()
         if count
     }

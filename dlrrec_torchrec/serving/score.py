@@ -109,6 +109,18 @@ class Scorer:
         return sides, mix, split_pairs(self._shards_dir, "train")
 
     @torch.no_grad()
+    def reduced_items(self, codes: np.ndarray) -> np.ndarray:
+        """The towers' vectors of items with these codes, all modalities side by side, f32 [n, R]; R is 0 for
+        a model without item content."""
+        modalities = [m for m in getattr(self._model, "modalities", ()) if m.side == "item"]
+        if not modalities:
+            return np.zeros((len(codes), 0), np.float32)
+        content = load_entities(self._shards_dir, modalities).vectors
+        towers = self._model.dense_arch.towers
+        reduced = [towers[name](torch.from_numpy(v[codes]).to(self._device)) for name, v in content.items()]
+        return torch.cat(reduced, dim=1).float().cpu().numpy()
+
+    @torch.no_grad()
     def logits(self, batches: Iterable[Batch]) -> np.ndarray:
         """Logits f64 [N] of all rows of the batches, in order."""
         parts = [np.zeros(0)]

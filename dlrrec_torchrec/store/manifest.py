@@ -39,6 +39,12 @@ class Manifest:
     def fingerprint(self) -> str:
         return digest([self.stage, self.schema_version, self.config, self.inputs])
 
+    @property
+    def rows_text(self) -> str:
+        """The rows in words: "1 seed, 1,955 test"."""
+        counts = self.rows.items()
+        return ", ".join(f"{n:,} {name.removesuffix('s') if n == 1 else name}" for name, n in counts)
+
     def write(self, folder: str | os.PathLike) -> None:
         body = jsonable(self) | {"fingerprint": self.fingerprint}
         del body["reused"]

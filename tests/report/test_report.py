@@ -6,123 +6,24 @@ import re
 import shutil
 import statistics
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import sklearn.metrics as sk
 
-from dlrrec_torchrec.evaluation.stage import PREDICTIONS
-from dlrrec_torchrec.metrics import binary_metrics, expected_auc
+from dlrrec_torchrec.report import stage
+from dlrrec_torchrec.report.about import Origin
 from dlrrec_torchrec.report.comparison import cell
-from dlrrec_torchrec.report.figures import reliability, roc_points
-from dlrrec_torchrec.report.page import facts_html, html_page
-from dlrrec_torchrec.report.results import ratings, verdict
+from dlrrec_torchrec.report.in_words import sentences
+from dlrrec_torchrec.report.page import html_page
+from dlrrec_torchrec.report.results import ratings
 from dlrrec_torchrec.report.stage import ABOVE, format_table, report, summarize
 from dlrrec_torchrec.stages import manifest_folders
-from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import write_table
-from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.paths import run_paths
 from tests.helpers.shards import make_facts
+from tests.report.written import BASELINES, EXAMPLES, MODELS, write_evaluation, write_rest
 
-MODELS = {"dlrrec": 1.0, "bce": 0.4}
-BASELINES = {"majority class": 0.0, "item mean": 0.7}
-PEERS = {"SVD++": 0.5}
-LIST_MODELS = {"dlrrec": 0.2}  # recall
-LIST_PEERS = {"popularity": 0.1, "EASE": 0.25}
-FIGURES = ("roc", "calibration", "learning_curves", "confusion", "swing_scores")
-
-
-def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
-    """An evaluation as its stage leaves it, of random rows; returns its metrics."""
-    rng = np.random.default_rng(seed)
-    n = 200
-    p, q = rng.beta(3, 1, (2, n))
-    q = (3 * p + q) / 4
-    label = (rng.random(n) < p).astype(np.float32) if label is None else np.full(n, label, np.float32)
-    user = rng.integers(0, 30, n).astype(np.int32)
-    body = {
-        "protocol": protocol,
-        "rows": n,
-        "positives": int(label.sum()),
-        "reachable_auc": expected_auc(p) if truth else None,
-        "attainable_auc": expected_auc(p, q) if truth else None,
-        "truth": binary_metrics(label, p, user) if truth else None,
-        "attainable": binary_metrics(label, q, user) if truth else None,
-        "models": {},
-        "baselines": {},
-        "peers": {},
-        "notes": [f"a note of seed {seed}", "a note of all"],
-    }
-    for kind, folder, names in (
-        ("models", "predictions", MODELS),
-        ("baselines", "baselines", BASELINES),
-        ("peers", "peers", PEERS),
-    ):
-        (run.evaluation / folder).mkdir(parents=True, exist_ok=True)
-        for name, share in names.items():
-            probability = share * p + (1 - share) * (0.8 if share == 0 else rng.random(n))
-            table = pa.table([user, user, label, label, probability, probability], schema=PREDICTIONS)
-            pq.write_table(table, run.evaluation / folder / f"{name.replace(' ', '-')}.parquet")
-            body[kind][name] = binary_metrics(label, probability, user)
-    shift = seed / 100
-    verdict = "better" if seed == 0 else "level"
-    interval = {"difference": 0.04 + shift, "low": 0.01 - shift, "high": 0.07, "verdict": verdict}
-    body["difference"] = {"against": "item mean", "models": {"dlrrec": interval}}
-    body["lists"] = write_lists(shift)
-    body = jsonable(body)
-    (run.evaluation / "metrics.json").write_text(json.dumps(body))
-    Manifest("evaluate", {"seed": seed}, {}, rows={"test": n}, seconds=1.5, peak_memory_mib=200).write(
-        run.evaluation
-    )
-    return body
-
-
-def write_lists(shift):
-    def metrics(recall):
-        names = [f"{name}@{k}" for name in ("recall", "ndcg", "mrr", "map", "hit") for k in (10, 20, 50)]
-        of_catalogue = {"coverage@20": 0.3, "popularity@20": 0.8, "popularity of relevant": 0.7}
-        return dict.fromkeys(names, recall + shift) | of_catalogue
-
-    interval = {"difference": -0.05, "low": -0.08, "high": -0.02, "verdict": "worse"}
-    return {
-        "protocol": "all unseen items",
-        "users": 50,
-        "all_users": 60,
-        "items": 30,
-        "relevant": 2.5,
-        "models": {name: metrics(recall) for name, recall in LIST_MODELS.items()},
-        "peers": {name: metrics(recall) for name, recall in LIST_PEERS.items()},
-        "chosen": {"EASE": "λ = 100"},
-        "differences": {"recall@20": {"against": "EASE", "models": {"dlrrec": interval}}},
-        "notes": ["lists of 'bce' left out: no reason"],
-    }
-
-
-def write_rest(run, seed):
-    """What the report reads of the other stages."""
-    rng = np.random.default_rng(seed)
-    for kind in ("users", "items"):
-        scores = [rng.random(k).astype(np.float32) for k in rng.integers(0, 4, 30)]
-        rows = {
-            "id": [f"{k}" for k in range(30)],
-            "neighbors": [["x"] * len(s) for s in scores],
-            "scores": scores,
-        }
-        write_table(pa.table(rows, schema=schema.NEIGHBORS), run.swing / kind)
-    Manifest("swing", {}, {}, seconds=2, peak_memory_mib=300 + seed).write(run.swing)
-    Manifest(
-        "prepare", {}, {}, facts=make_facts(users=40, items=30).as_facts(), seconds=3, peak_memory_mib=10
-    ).write(run.shards)
-    Manifest("extract", {}, {}, facts={"agreement": {"price_tag": 0.6125, "items": 91}}).write(run.content)
-    for name in MODELS:
-        run.train(name).mkdir(parents=True)
-        Manifest("train", {"model": {}, "protocol": "strict"}, {}, seconds=10.0 + seed).write(run.train(name))
-        lines = [{"epoch": e, "train_loss": 1 / (e + 1), "loss": 0.5, "auc": 0.6 + e / 100} for e in range(5)]
-        (run.train(name) / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-        (run.train(name) / "best.json").write_text(json.dumps({"epoch": 3}))
+ALWAYS = ("roc", "calibration", "confusion", "loss", "auc")
+FIGURES = (*ALWAYS, "differences", "effective_rank", "item_map", "swing_scores")
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +32,24 @@ def reported(tmp_path_factory):
     runs = run_paths(tmp_path_factory.mktemp("report"), 2)
     for seed, run in enumerate(runs):
         write_rest(run, seed)
-    Manifest("ingest", {}, {}, rows={"reviews": 1234}, facts={"rejected": {"rating is no number": 5}}).write(
-        _made(runs[0].reviews)
-    )
+    facts = {
+        "rejected": {"rating is no number": 5},
+        "read": 1239,
+        "users": 30,
+        "items": 30,
+        "share_positive": 0.7,
+    }
+    source = {"source": "table", "reviews": "mine.csv"}
+    Manifest("ingest", source, {}, rows={"reviews": 1234}, facts=facts).write(_made(runs[0].reviews))
+    rejected = {"file": "mine.csv", "line": 17, "reason": "rating is no number", "row": "u1,<b>,five"}
+    (runs[0].reviews / "rejected.jsonl").write_text(json.dumps(rejected) + "\n")
     evaluations = [write_evaluation(run, seed) for seed, run in enumerate(runs)]
     return runs, evaluations, report_of(runs, list(MODELS), runs[0].report)
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    monkeypatch.setattr(stage, "draw", lambda *_: {})
 
 
 @pytest.fixture
@@ -147,7 +61,9 @@ def runs(reported, tmp_path):
 
 
 def report_of(runs, variants, out):
-    return report(runs, variants, manifest_folders(runs, variants), out)
+    settings = {"train.epochs": 3, "prepare.dense": ["a", "b"]}
+    folders = manifest_folders(runs, variants)
+    return report(runs, variants, folders, out, settings, "dlrrec run --set train.epochs=3")
 
 
 def _made(folder):
@@ -241,13 +157,17 @@ def test_page_stands_alone_and_tells_of_data_and_cost(reported):
         assert base64.b64encode(image).decode() in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in plain(page)
     words = re.sub(r"\s+", " ", plain(page))
-    assert "rows reviews 1,234" in words and "rejected rating is no number 5" in words
-    assert "agreement price tag 0.6125 items 91" in words
+    assert "table, mine.csv · 1,234 reviews · 30 users · 30 items · 70% liked" in words
+    assert "reviews rating is no number 5 0.40%" in words
+    assert "reviews mine.csv 17 rating is no number u1,<b>,five" in words and "<b>,five" not in page
+    assert "dlrrec run --set train.epochs=3" in words and "train.epochs: 3" in words
+    assert "prepare.dense: a, b" in words and re.search(r"Report made 20\d\d-\d\d-\d\d", words)
+    assert "whose price tag agrees with the source's 61%" in words
     assert "train: dlrrec 10.5" in words  # seconds: the mean of the seeds
     assert "swing 2.0 301" in words  # memory: the largest
 
 
-def test_report_is_reused_until_an_evaluation_changes(runs):
+def test_report_is_reused_until_an_evaluation_changes(runs, no_figures):
     paths, _ = runs
     assert report_of(paths, list(MODELS), paths[0].report).reused
     write_evaluation(paths[1], 7)
@@ -259,6 +179,8 @@ def test_report_is_reused_until_an_evaluation_changes(runs):
 def test_one_seed_without_truth_and_without_the_other_stages(tmp_path):
     (run,) = run_paths(tmp_path, 1)
     body = write_evaluation(run, 3, truth=False)
+    for name in ("examples.json", "vectors.parquet"):  # as an earlier version left it
+        (run.evaluation / name).unlink()
     Manifest("prepare", {}, {}, facts=make_facts(users=40, items=30).as_facts()).write(_made(run.shards))
     report_of([run], list(MODELS), run.report)
     summary = json.loads((run.report / "metrics.json").read_text())
@@ -272,7 +194,7 @@ def test_one_seed_without_truth_and_without_the_other_stages(tmp_path):
         assert words in notes
     text = format_table(run.report)
     assert "of reachable" not in text and "±" not in text and "true probabilities are unknown" in text
-    for name in FIGURES:
+    for name in ALWAYS:
         png(run.report / f"{name}.png")
 
 
@@ -314,7 +236,7 @@ def test_what_is_missing_is_named(runs, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_best_of_a_column_and_the_verdict(runs):
+def test_best_of_a_column_and_the_first_sentence(runs):
     summary = summarize(runs[1], list(MODELS))
     rows = {(g, n): m for g in ("models", "baselines", "peers") for n, m in summary[g].items()}
     aucs, losses = ({row: m[key]["mean"] for row, m in rows.items()} for key in ("auc", "loss"))
@@ -324,11 +246,10 @@ def test_best_of_a_column_and_the_verdict(runs):
     assert table.best("fpr") == set()  # never alone
     means = {name: auc for (_, name), auc in aucs.items()}
     gain = means["dlrrec"] - means["item mean"]
-    assert f"{abs(gain):.3f} {'above' if gain > 0 else 'below'} the best other method, item mean" in verdict(
-        summary
-    )
+    side = "above" if gain > 0 else "below"
+    assert f"{abs(gain):.3f} {side} the best other method, item mean" in sentences(summary)[0]
     swapped = summary | {"models": {"bce": summary["models"]["bce"]}}
-    assert "below the best other method" in verdict(swapped)
+    assert "below the best other method" in sentences(swapped)[0]
 
 
 def test_lists_peers_and_differences_are_shown(reported):
@@ -361,50 +282,15 @@ def test_the_interval_of_one_seed_is_shown(tmp_path):
 def test_names_cannot_break_the_page(runs):
     summary = summarize(runs[1], list(MODELS))
     summary["models"] = {"<script>x</script>": summary["models"]["dlrrec"]}
-    page = html_page(summary, {"split": [Manifest("split", {}, {}, facts={"<b>": "<i>"})]}, {})
-    assert "<script" not in page and "&lt;script&gt;" in page and "&lt;i&gt;" in page
+    split = Manifest("split", {}, {}, facts={"dropped": {"<i>": 3}})
+    origin = Origin(command="<u>", settings={"a": "<s>"})
+    page = html_page(summary, {"split": [split]}, {}, origin, EXAMPLES)
+    assert not re.search("<(script|i|u|s|1979|7)>", page)
+    for name in ("script", "i", "u", "s", "1979", "7"):
+        assert f"&lt;{name}&gt;" in page
 
 
-def test_facts_become_lists_and_tables():
-    facts = {"a_b": {"c": 1234567, "d": [1, 2]}, "e": 0.123456, "f": True, "g": None, "h": list(range(20))}
-    facts["parts"] = {"train": {"rows": 9, "users": 8}, "test": {"rows": 7, "users": 6}}
-    facts["deep"] = {"x": {"y": {"z": "<"}}, "k": 3}
-    page = facts_html(facts)
-    words = re.sub(r"\s+", " ", plain(page))
-    assert "e 0.1235 f yes g – h 20 values" in words
-    assert "a b c 1,234,567 d 1, 2" in words
-    assert "parts rows users train 9 8 test 7 6" in words
-    assert "deep k 3" in words and "deep · x z y <" in words
-    assert "<tr><td>train</td><td>9</td><td>8</td></tr>" in page
-
-
-def test_roc_points_against_sklearn():
-    rng = np.random.default_rng(0)
-    label, score = rng.integers(0, 2, 300), np.round(rng.random(300), 1)
-    x, y = roc_points(label, score)
-    expected = sk.roc_curve(label, score, drop_intermediate=False)
-    np.testing.assert_allclose(x, expected[0])
-    np.testing.assert_allclose(y, expected[1])
-
-
-def test_reliability_bins():
-    rng = np.random.default_rng(0)
-    p = rng.random(5000)
-    label = rng.random(5000) < p
-    mean, share, low, high = reliability(label, p)
-    order = np.argsort(p, kind="stable")
-    np.testing.assert_allclose(mean, p[order].reshape(10, 500).mean(1), atol=1e-3)
-    np.testing.assert_allclose(share, label[order].reshape(10, 500).mean(1), atol=5e-3)
-    assert ((low <= mean) & (mean <= high)).sum() >= 8 and ((low <= share) & (share <= high)).all()
-    single_bin = reliability(np.array([1, 0, 1, 1]), np.full(4, 0.75))
-    assert single_bin[0] == [0.75] and single_bin[1] == [0.75]
-    # Wilson interval of 3 out of 4
-    assert single_bin[2][0] == pytest.approx(0.3006, abs=1e-3) and single_bin[3][0] == pytest.approx(
-        0.9544, abs=1e-3
-    )
-
-
-def test_what_went_wrong_before_is_in_the_notes(runs):
+def test_what_went_wrong_before_is_in_the_notes(runs, no_figures):
     paths, _ = runs
     alarm = {"name": "saturated", "step": 20, "text": "all probabilities are 1", "over": False}
     settings, inputs = {"model": {}, "protocol": "strict"}, {}

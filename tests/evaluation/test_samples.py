@@ -1,0 +1,92 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dlrrec_torchrec.data.entities import load_entities
+from dlrrec_torchrec.evaluation import lists
+from dlrrec_torchrec.evaluation.baselines import read_rows
+from dlrrec_torchrec.evaluation.samples import SHOWN, write_samples
+from dlrrec_torchrec.ranking.full_ranking import Relevant
+from dlrrec_torchrec.serving import score
+from dlrrec_torchrec.store import schema
+from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.shard_facts import ShardFacts
+from tests.helpers.shards import build, papers_model, write_shards
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    return write_shards(tmp_path_factory.mktemp("samples") / "shards", rows=(600, 50, 300))
+
+
+@pytest.fixture
+def sampled(shards, tmp_path, monkeypatch):
+    """The samples of an untrained model, what they are made of, and a function that writes them anew."""
+    settings = papers_model(modalities=["user_text", "item_image"], item_id=True)
+    model = build(settings).eval()
+    torch.nn.init.normal_(model.over_arch.model[-1].weight)
+    monkeypatch.setattr(score, "load_trained", lambda *_: model)
+    Manifest("train", {"model": jsonable(settings)}, {}).write(tmp_path)
+    scorer = score.Scorer(tmp_path, shards)
+    entities = load_entities(shards, scorer.spec.in_rows)
+    train, validation, test = (read_rows(shards, name) for name in schema.SPLITS)
+    facts = ShardFacts.read(shards)
+    matrices = [
+        lists.pair_matrix(rows.user, rows.item, facts.users, facts.items) for rows in (train, validation)
+    ]
+    task = Relevant.of(lists.liked_matrix(test, facts.users, facts.items), sum(matrices))
+    names = schema.category_types()
+
+    def write():
+        write_samples(tmp_path, "a", scorer, entities, (train, test), task, names)
+        return json.loads((tmp_path / "examples.json").read_text()), pq.read_table(
+            tmp_path / "vectors.parquet"
+        )
+
+    return write, scorer, model, entities, (train, validation, test), names
+
+
+def test_examples_are_the_best_unseen_items_of_the_users_with_most_rows(sampled):
+    write, scorer, _, entities, (train, validation, test), _ = sampled
+    examples, _ = write()
+    assert examples["variant"] == "a" and examples["note"] == "" and len(examples["users"]) == 3
+    rows = [user["training_rows"] for user in examples["users"]]
+    assert rows == sorted(rows, reverse=True)
+    for user in examples["users"]:
+        code = entities.users.codes[user["user"]]
+        assert user["training_rows"] == (train.user == code).sum()
+        names = [title or key for title, key in zip(entities.items.titles, entities.items.ids, strict=True)]
+        seen = {names[i] for rows in (train, validation) for i in rows.item[rows.user == code]}
+        unseen = [i for i, name in enumerate(names) if name not in seen]
+        logits = scorer.logits(scorer.pairs(entities, np.full(len(unseen), code), np.array(unseen)))
+        best = [unseen[k] for k in np.argsort(-logits, kind="stable")[:SHOWN]]
+        assert [item["title"] for item in user["recommended"]] == [names[i] for i in best]
+        labels = dict(zip(test.item[test.user == code], test.label[test.user == code], strict=True))
+        told = {None: None, 1.0: "liked", 0.0: "not liked"}
+        assert [item["test_row"] for item in user["recommended"]] == [told[labels.get(i)] for i in best]
+        probabilities = np.sort(1 / (1 + np.exp(-logits)))[::-1][: len(best)]
+        np.testing.assert_allclose([i["probability"] for i in user["recommended"]], probabilities, rtol=1e-5)
+        ratings = [item["rating"] for item in user["best_rated"]]
+        assert ratings == sorted(train.rating[train.user == code].tolist(), reverse=True)[:SHOWN]
+
+
+def test_vectors_are_those_of_the_tower_with_the_first_category(sampled):
+    write, _, model, entities, _, names = sampled
+    _, table = write()
+    codes = table["item"].to_numpy()
+    assert len(codes) and (entities.items.count[codes] > 0).all()
+    content = torch.from_numpy(entities.vectors["item_image"][codes])
+    with torch.no_grad():
+        expected = model.dense_arch.towers["item_image"](content).numpy()
+    np.testing.assert_allclose(np.array(table["vector"].to_pylist()), expected, rtol=1e-5, atol=1e-6)
+    first = entities.items.category[codes, 0]
+    assert table["category"].to_pylist() == [names[c] if c < len(names) else "" for c in first]
+
+
+def test_a_model_that_cannot_list_says_so(sampled, monkeypatch):
+    monkeypatch.setattr(lists, "MOST_PAIRS", 1)
+    examples, table = sampled[0]()
+    assert examples["users"] == [] and "no list head" in examples["note"] and table.num_rows
