@@ -41,11 +41,12 @@ class SplitConfig:
 
     method: str = option(
         "random",
-        "random: 3:1 as in the papers; last: each user's last; folds: one of K; published: the source's",
-        ("random", "last", "folds", "published"),
+        "random: 3:1 as in the papers; last: each user's last; time: all from one point in time on, and "
+        "validation from an earlier one; folds: one of K; published: the source's",
+        ("random", "last", "time", "folds", "published"),
     )
     min_reviews: int = option(2, "drop users and items with fewer reviews, until stable", least=1)
-    test_share: float = option(0.25, "share of the rows that is tested (random)", above=0, below=1)
+    test_share: float = option(0.25, "share of the rows that is tested (random, time)", above=0, below=1)
     val_share: float = option(
         0.1, "share of the remaining rows that selects the model (none under 'paper')", least=0, below=1
     )
