@@ -72,7 +72,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
 
 
 def keep_all(positive_rating: float, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
-    """Write `out_dir`/{train,val,test} as `split` does, with every review in `train` and no row in the others.
+    """Write `out_dir`/{train,val,test} as `split` does: every review in `train`, no row in the others.
 
     For the model that is put to use: it is evaluated nowhere, and no user or item with a review is unknown
     to it. Raises DataError for a repeated user-item pair and where there is no review.

@@ -319,6 +319,9 @@ class RunConfig:
         ("strict", "paper"),
     )
     seeds: int = option(1, "repeat the run with N seeds; report mean and deviation", least=1)
+    refit: bool = option(
+        True, "after the evaluation, train the variant that validation prefers on all reviews: what is served"
+    )
     ingest: IngestConfig = field(default_factory=IngestConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
