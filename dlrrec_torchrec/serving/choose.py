@@ -90,12 +90,13 @@ def preferred(trained: Mapping[str, Manifest]) -> tuple[str, str]:
     Args:
         trained: variant -> the manifest of its training.
     """
+    if len(trained) == 1:
+        (only,) = trained
+        return only, f"'{only}'"
     rules = {manifest.facts.get("rule") for manifest in trained.values()}
     rule = next(iter(rules)) if len(rules) == 1 and None not in rules else "auc"
     keys = {name: selection_key(rule, manifest.facts["best"]) for name, manifest in trained.items()}
     best = max(keys, key=lambda name: keys[name])
-    if len(trained) == 1:
-        return best, f"'{best}'"
     split = trained[best].facts["split"]
     by = f"{_SPLITS.get(split, split)} {_RULES.get(rule, rule)}"
     return best, f"'{best}', of {len(trained)} variants the best by {by}"

@@ -57,23 +57,33 @@ def refit(config: RunConfig, paths: RunPaths) -> Manifest:
     (paths.final / MANIFEST).unlink(missing_ok=True)
     final = paths.refitted
     with timed(manifest):
-        parts = [
-            keep_all(config.split.positive_rating, paths.reviews, final.split),
-            extract(config.extract, final.split, paths.items, final.content, paths.cache),
-            neighbors(config.swing, final.split, final.swing),
-            prepare(config.prepare, final.split, final.content, final.swing, paths.items, final.shards),
-        ]
-        parts.append(_train(evaluated, variant(config, name).train, final, name))
+        try:
+            made = _make(config, paths, name, evaluated)
+        except DataError as error:
+            raise DataError(f"refit: {error}; flags are those of `dlrrec run`") from None
         for other in final.trainings.iterdir():
             if other != final.train(name):
                 remove_own(other, "train")
-    manifest.peak_memory_mib = max(part.peak_memory_mib for part in parts)  # each has reset the peak
-    counts = parts[-2].rows
-    manifest.rows = {key: counts[key] for key in ("train", "users", "items")}
-    manifest.facts = {"variant": name, "chosen": why, "epochs": parts[-1].facts["epochs"]}
+    manifest.peak_memory_mib = max(stage.peak_memory_mib for stage in made.values())  # each reset the peak
+    manifest.rows = {key: made["prepare"].rows[key] for key in ("train", "users", "items")}
+    manifest.facts = {"variant": name, "chosen": why, "epochs": made["train"].facts["epochs"]}
     manifest.write(paths.final)
     (paths.final / UNFINISHED).unlink(missing_ok=True)
     return manifest
+
+
+def _make(config: RunConfig, paths: RunPaths, name: str, evaluated: Manifest) -> dict[str, Manifest]:
+    """All stages from the split on, in `paths.final`; their manifests by name."""
+    final = paths.refitted
+    return {
+        "split": keep_all(config.split.positive_rating, paths.reviews, final.split),
+        "extract": extract(config.extract, final.split, paths.items, final.content, paths.cache),
+        "swing": neighbors(config.swing, final.split, final.swing),
+        "prepare": prepare(
+            config.prepare, final.split, final.content, final.swing, paths.items, final.shards
+        ),
+        "train": _train(evaluated, variant(config, name).train, final, name),
+    }
 
 
 def _train(evaluated: Manifest, running: TrainConfig, final: RunPaths, name: str) -> Manifest:

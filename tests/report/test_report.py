@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import sklearn.metrics as sk
 
+from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.evaluation.stage import PREDICTIONS
 from dlrrec_torchrec.metrics import binary_metrics, expected_auc
 from dlrrec_torchrec.report.comparison import cell
@@ -147,7 +148,8 @@ def runs(reported, tmp_path):
 
 
 def report_of(runs, variants, out):
-    return report(runs, variants, manifest_folders(runs, variants), out)
+    config = RunConfig(variants=dict.fromkeys(variants, {}))
+    return report(runs, variants, manifest_folders(config, runs), out)
 
 
 def _made(folder):

@@ -144,7 +144,7 @@ def test_the_command_says_which(tiny_run, paths, model, capsys):
     assert main([*call, "--variant", "none"]) == 2
 
 
-def test_a_run_without_refit_makes_none_and_one_with_it_goes_on(tiny_run, tmp_path):
+def test_a_run_without_refit_makes_none_and_one_with_it_goes_on(tiny_run, tmp_path, monkeypatch):
     root, config, _ = tiny_run
     copied = tmp_path / "run"
     shutil.copytree(root, copied)
@@ -162,10 +162,17 @@ def test_a_run_without_refit_makes_none_and_one_with_it_goes_on(tiny_run, tmp_pa
         run(config, copied, until="refit", say=said.append)
     (paths.final / "mine.txt").unlink()
 
+    def fails(*_):
+        raise DataError("lower --fold-by")
+
+    with monkeypatch.context() as patched, pytest.raises(DataError, match="lower --fold-by; .*`dlrrec run`"):
+        patched.setattr("dlrrec_torchrec.stages.refit.extract", fails)
+        run(config, copied, until="refit", say=said.append)
+
     # what a killed one has finished is kept
-    for part in ("split", "content", "swing", "shards"):
+    assert (paths.final / "unfinished.json").exists() and (paths.final / "split").exists()
+    for part in ("content", "swing", "shards"):
         shutil.copytree(root / "final" / part, paths.final / part)
-    (paths.final / "unfinished.json").write_text('{"stage": "refit"}')
     kept = (paths.final / "shards" / "manifest.json").stat().st_mtime_ns
     run(config, copied, until="refit", say=said.append)
     assert (paths.final / "shards" / "manifest.json").stat().st_mtime_ns == kept
