@@ -54,11 +54,11 @@ def served(
     else:
         trained, text = trained_variants(paths, [name]), f"'{name}'"
     if not evaluated and stage_of(paths.final) == REFIT and (paths.final / MANIFEST).exists():
-        final = Manifest.read(paths.final)
-        if final.config["variant"] == name and _is_of(final, paths, trained[name]):
-            final_paths = paths.refitted
+        final, final_paths = Manifest.read(paths.final), paths.refitted
+        there = final.config["variant"] == name and (final_paths.train(name) / MANIFEST).exists()
+        if there and _is_of(final, paths, trained[name]):
             return Served(final_paths.shards, final_paths.train(name), f"{text}, refitted on all reviews")
-        if final.config["variant"] == name:
+        if there:
             text += ", as evaluated (the refitted one is of an earlier training: `dlrrec refit`)"
     return Served(paths.shards, paths.train(name), text)
 

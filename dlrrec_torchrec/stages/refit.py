@@ -50,7 +50,8 @@ def refit(config: RunConfig, paths: RunPaths) -> Manifest:
     settings = {key: jsonable(getattr(config, key)) for key in ("extract", "swing", "prepare")}
     settings |= {"variant": name, "positive_rating": config.split.positive_rating}
     manifest = Manifest(REFIT, settings, refit_inputs(paths, evaluated))
-    if previous := manifest.current(paths.final):
+    previous = manifest.current(paths.final)
+    if previous and (paths.refitted.train(name) / MANIFEST).exists():  # not if a damaged one was deleted
         return previous
     check_output(paths.final, REFIT)
     write_text_atomic(paths.final / UNFINISHED, json.dumps({"stage": REFIT}) + "\n")

@@ -116,6 +116,9 @@ def test_the_refitted_model_is_served_while_it_is_of_that_training(tiny_run, pat
         shutil.copytree(paths.root / folder, tmp_path / folder)
     (copied,) = run_paths(tmp_path)
     assert served(copied, config.variants).train_dir == copied.final / "train" / name
+    (copied.final / "train" / name).rename(tmp_path / "deleted")
+    assert served(copied, config.variants).train_dir == copied.train(name)
+    (tmp_path / "deleted").rename(copied.final / "train" / name)
     again = Manifest.read(copied.train(name))
     again.config["train"]["seed"] = 99
     again.write(copied.train(name))
