@@ -81,7 +81,7 @@ def _add_run(commands: argparse._SubParsersAction) -> None:
         "-n", type=at_least(1), default=10, help="recommendations shown at the end (default: 10)"
     )
     _add_no_progress(command)
-    add_flags(command, RunConfig, only=("protocol", "seeds"))
+    add_flags(command, RunConfig, only=("protocol", "seeds", "refit"))
     for name, kind in sections().items():
         line = (kind.__doc__ or "").splitlines()[0].rstrip(".")
         group = command.add_argument_group(f"{name}: {line}")
@@ -112,7 +112,13 @@ def _add_recommend(commands: argparse._SubParsersAction) -> None:
     )
     command.add_argument("--user", required=True, help="user id as in the reviews")
     command.add_argument("-n", type=at_least(1), default=10, help="how many (default: 10)")
-    command.add_argument("--variant", help="trained variant (default: the first)")
+    command.add_argument("--variant", help="trained variant (default: the one that validation prefers)")
+    command.add_argument(
+        "--evaluated",
+        action="store_true",
+        help="the model that was evaluated, trained on the training rows alone (default: the one that "
+        "`dlrrec refit` trained on all reviews, where there is one)",
+    )
     command.add_argument("--include-seen", action="store_true", help="rank items the user has reviewed too")
     command.add_argument("--json", action="store_true", help="machine-readable output")
     _add_seed_number(command)
@@ -145,14 +151,23 @@ def _run(arguments: argparse.Namespace) -> int:
     all_paths = run(config, folder, until=arguments.until, force=arguments.force)
     if arguments.until != LAST:
         return 0
+    from dlrrec_torchrec.serving.choose import served
     from dlrrec_torchrec.serving.recommend import example_user, recommend
 
     first = all_paths[0]
     if shown := STAGES[LAST].shown:
         print("\n" + shown(Work(config, first, all_paths)))
-    user = example_user(first.shards)
-    trained = first.train(next(iter(config.variants)))
-    print(recommend(first.shards, trained, user, arguments.n, reviews_dir=first.reviews).to_text())
+    model = served(first, config.variants, evaluated=not config.refit)
+    user = example_user(model.shards_dir)
+    ranked = recommend(
+        model.shards_dir,
+        model.train_dir,
+        user,
+        arguments.n,
+        reviews_dir=first.reviews,
+        model=model.text,
+    )
+    print(ranked.to_text())
     print(f"more:   dlrrec recommend --run-dir {folder} --user ID -n {arguments.n}")
     print(f"report: {first.report / 'index.html'}")
     return 0
@@ -173,21 +188,24 @@ def _stage(arguments: argparse.Namespace) -> int:
 
 
 def _recommend(arguments: argparse.Namespace) -> int:
+    from dlrrec_torchrec.serving.choose import served
     from dlrrec_torchrec.serving.recommend import recommend
 
     config, folder = run_settings(arguments)
     if not folder.is_dir():
         raise DataError(f"--run-dir {folder}: there is no such folder")
     paths = run_paths(folder, config.seeds)[_seed_numbers(arguments, config)[0]]
-    name = arguments.variant or next(iter(config.variants))
-    variant(config, name)  # refuses one that this run does not have
+    if arguments.variant:
+        variant(config, arguments.variant)  # refuses one that this run does not have
+    model = served(paths, config.variants, arguments.variant, arguments.evaluated)
     ranked = recommend(
-        paths.shards,
-        paths.train(name),
+        model.shards_dir,
+        model.train_dir,
         arguments.user,
         arguments.n,
         include_seen=arguments.include_seen,
         reviews_dir=paths.reviews,
+        model=model.text,
     )
     print(ranked.to_json() if arguments.json else ranked.to_text())
     return 0

@@ -7,6 +7,7 @@ turns NaN into null where a result is written to a file.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from scipy.stats import rankdata
@@ -220,6 +221,31 @@ def effective_rank(vectors: np.ndarray) -> float:
         return math.nan
     share = values[values > 0] / values.sum()
     return float(np.exp(-(share * np.log(share)).sum()))
+
+
+def selection_key(rule: str, metrics: Mapping[str, float | None]) -> tuple[float, ...]:
+    """What is to be compared of two models' metrics on held-out rows: the larger one is the better.
+
+    Args:
+        rule: "auc" or "accuracy" (higher is better), "loss" (lower), "mixture" (NDCG@20 + Recall@20 / 2 +
+            AUC, where it is defined; higher), or "paper": lower false-positive rate, and of equal ones the
+            higher AUC.
+        metrics: by name; NaN and None, undefined, are the worst.
+    """
+    if rule == "paper":
+        values = (-_number(metrics["fpr"]), _number(metrics["auc"]))
+    elif rule == "mixture":
+        auc = _number(metrics["auc"])
+        lists = _number(metrics["ndcg@20"]) + _number(metrics["recall@20"]) / 2
+        values = (lists + (0.0 if math.isnan(auc) else auc),)
+    else:
+        value = _number(metrics[rule])
+        values = (-value if rule == "loss" else value,)
+    return tuple(-math.inf if math.isnan(v) else v for v in values)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Reviews -> training, validation and test rows: filters, four split methods, two protocols.
+"""Reviews -> training, validation and test rows: filters, five split methods, two protocols.
 
 Protocol `strict`: rows are assigned first, then the activity filter looks at training rows only, and
 validation or test rows of ids that training does not know are dropped. Protocol `paper`: the filter looks at
@@ -44,16 +44,14 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
     if previous := manifest.current(out_dir):
         return previous
     with stage_output(manifest, out_dir) as folder:
-        rows = _canonical(reviews_dir)
-        label = (rows["rating"] >= config.positive_rating).cast(pl.Float32).alias("label")
-        rows = rows.with_columns(label)
+        rows = _labelled(reviews_dir, config.positive_rating)
         user, item = _codes(rows["user_id"]), _codes(rows["item_id"])
         part, manifest.facts = assign_parts(
             user,
             item,
             method=config.method,
             strict=protocol == "strict",
-            timestamp=_timestamps(rows, reviews_dir) if config.method == "last" else None,
+            timestamp=_timestamps(rows, reviews_dir, config.method),
             published_test=_published(rows, reviews_dir) if config.method == "published" else None,
             min_reviews=config.min_reviews,
             test_share=config.test_share,
@@ -63,17 +61,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
             seed=config.seed,
         )
         manifest.facts["copied_texts"] = copied_texts(rows["text"], rows["item_id"], part)
-        manifest.facts["parts"] = {}
-        manifest.rows["reviews"] = rows.height
-        for code, name in enumerate(SPLITS):
-            part_rows = rows.filter(pl.Series(part == code))
-            manifest.rows[name] = write_table(part_rows.to_arrow().cast(SPLIT), folder / name)
-            manifest.facts["parts"][name] = {
-                "rows": part_rows.height,
-                "users": part_rows["user_id"].n_unique(),
-                "items": part_rows["item_id"].n_unique(),
-                "positives": int(part_rows["label"].sum()),
-            }
+        _write_parts(rows, part, manifest, folder)
     for name, count in manifest.facts["copied_texts"].items():
         if count:
             print(
@@ -81,6 +69,37 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
                 file=sys.stderr,
             )
     return manifest
+
+
+def keep_all(positive_rating: float, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
+    """Write `out_dir`/{train,val,test} as `split` does: every review in `train`, no row in the others.
+
+    For the model that is put to use: it is evaluated nowhere, and no user or item with a review is unknown
+    to it. Raises DataError for a repeated user-item pair and where there is no review.
+    """
+    inputs = {"reviews": Manifest.read(reviews_dir).fingerprint}
+    manifest = Manifest("split", {"method": "all", "positive_rating": positive_rating}, inputs)
+    if previous := manifest.current(out_dir):
+        return previous
+    with stage_output(manifest, out_dir) as folder:
+        rows = _labelled(reviews_dir, positive_rating)
+        _write_parts(rows, np.full(rows.height, TRAIN, np.int8), manifest, folder)
+    return manifest
+
+
+def _write_parts(rows: pl.DataFrame, part: np.ndarray, manifest: Manifest, folder: Path) -> None:
+    """Write the rows of every part, and count them in the manifest."""
+    manifest.facts["parts"] = {}
+    manifest.rows["reviews"] = rows.height
+    for code, name in enumerate(SPLITS):
+        part_rows = rows.filter(pl.Series(part == code))
+        manifest.rows[name] = write_table(part_rows.to_arrow().cast(SPLIT), folder / name)
+        manifest.facts["parts"][name] = {
+            "rows": part_rows.height,
+            "users": part_rows["user_id"].n_unique(),
+            "items": part_rows["item_id"].n_unique(),
+            "positives": int(part_rows["label"].sum()),
+        }
 
 
 def assign_parts(
@@ -102,7 +121,7 @@ def assign_parts(
 
     Args:
         user, item: [N] integer codes in canonical row order.
-        timestamp: [N] seconds, for method `last`.
+        timestamp: [N] seconds, for the methods `last` and `time`.
         published_test: [N] bool, for method `published`.
 
     Raises DataError where training, test or a requested validation part is empty.
@@ -124,6 +143,8 @@ def assign_parts(
     else:
         if method == "last":
             tested = _last_rows(user[rows], timestamp[rows])
+        elif method == "time":
+            tested = latest_rows(timestamp[rows], test_share)
         elif method == "folds":
             tested = rng.permutation(len(rows)) % folds == fold
         else:
@@ -139,7 +160,10 @@ def assign_parts(
 
     if strict:
         remaining = rng.permutation(np.flatnonzero(part == TRAIN))
-        part[remaining[: round(val_share * len(remaining))]] = VAL
+        if method == "time":
+            part[remaining[latest_rows(timestamp[remaining], val_share)]] = VAL
+        else:
+            part[remaining[: round(val_share * len(remaining))]] = VAL
     if strict or method == "published":
         train = np.flatnonzero(part == TRAIN)
         active = active_rows(user[train], item[train], min_reviews)
@@ -208,6 +232,21 @@ def _edge_cover(user: np.ndarray, item: np.ndarray) -> np.ndarray:
     return covering
 
 
+def latest_rows(timestamp: np.ndarray, share: float) -> np.ndarray:
+    """The rows from one point in time on, bool [N]: of all such points the one by which the number of rows
+    comes nearest to `share` of them, the earlier of two. Rows of one time are on one side, and the first
+    rows never among the latest.
+
+    Args:
+        timestamp: [N].
+    """
+    times, count = np.unique(timestamp, return_counts=True)
+    later = len(timestamp) - np.cumsum(count)  # rows after each of the times
+    if not len(times):
+        return np.zeros(0, bool)
+    return timestamp > times[np.argmin(np.abs(later - round(share * len(timestamp))))]
+
+
 def _last_rows(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
     """The last row of every user with two rows or more, bool [N]; of equal times the last in order."""
     order = np.lexsort((timestamp, user))
@@ -233,7 +272,8 @@ def _drop_unknown(
     return {reason: int(rows.sum()) for reason, rows in reasons.items()}
 
 
-def _canonical(reviews_dir: str | Path) -> pl.DataFrame:
+def _labelled(reviews_dir: str | Path, positive_rating: float) -> pl.DataFrame:
+    """All reviews in canonical order, with column `label`."""
     rows = pl.from_arrow(read_table(reviews_dir, REVIEWS)).sort("user_id", "item_id")
     twice = rows.filter(pl.struct("user_id", "item_id").is_duplicated())
     if twice.height:
@@ -243,7 +283,7 @@ def _canonical(reviews_dir: str | Path) -> pl.DataFrame:
         )
     if not rows.height:
         raise DataError(f"{reviews_dir}: no reviews; check the source that was ingested")
-    return rows
+    return rows.with_columns((rows["rating"] >= positive_rating).cast(pl.Float32).alias("label"))
 
 
 def copied_texts(text: pl.Series, item: pl.Series, part: np.ndarray) -> dict[str, int]:
@@ -272,12 +312,15 @@ def _codes(ids: pl.Series) -> np.ndarray:
     return ids.rank("dense").cast(pl.Int64).to_numpy() - 1
 
 
-def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
+def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path, method: str) -> np.ndarray | None:
+    """The times of all reviews, [N]; None where the method needs none."""
+    if method not in ("last", "time"):
+        return None
     missing = rows["timestamp"].null_count()
     if missing:
         raise DataError(
             f"{reviews_dir}: column 'timestamp' is missing in {missing} of {rows.height} reviews, and "
-            "--method last needs it; name the source's time column at ingest, or use --method random"
+            f"--method {method} needs it; name the source's time column at ingest, or use --method random"
         )
     return rows["timestamp"].to_numpy()
 

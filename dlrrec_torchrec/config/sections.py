@@ -41,11 +41,12 @@ class SplitConfig:
 
     method: str = option(
         "random",
-        "random: 3:1 as in the papers; last: each user's last; folds: one of K; published: the source's",
-        ("random", "last", "folds", "published"),
+        "random: 3:1 as in the papers; last: each user's last; time: all from one point in time on, and "
+        "validation from an earlier one; folds: one of K; published: the source's",
+        ("random", "last", "time", "folds", "published"),
     )
     min_reviews: int = option(2, "drop users and items with fewer reviews, until stable", least=1)
-    test_share: float = option(0.25, "share of the rows that is tested (random)", above=0, below=1)
+    test_share: float = option(0.25, "share of the rows that is tested (random, time)", above=0, below=1)
     val_share: float = option(
         0.1, "share of the remaining rows that selects the model (none under 'paper')", least=0, below=1
     )
@@ -318,6 +319,9 @@ class RunConfig:
         ("strict", "paper"),
     )
     seeds: int = option(1, "repeat the run with N seeds; report mean and deviation", least=1)
+    refit: bool = option(
+        True, "after the evaluation, train the variant that validation prefers on all reviews: what is served"
+    )
     ingest: IngestConfig = field(default_factory=IngestConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)

@@ -83,6 +83,7 @@ def recommend(
     reviews_dir: str | os.PathLike | None = None,
     batch_size: int = 4096,
     device: str = "cpu",
+    model: str = "",
 ) -> Recommendations:
     """The `n` best items for `user_id`: by the list head's scores (`Scorer.list_scores`), and without a list
     head by the predicted probability of a positive review.
@@ -90,8 +91,8 @@ def recommend(
     Every item is scored, except those that the user has reviewed unless `include_seen`; ties are in the
     order of the item codes. Reviewed is what a row of any split says, and any row of `reviews_dir`, where it
     exists: it also knows the rows that the split dropped. An unknown user gets the items with the most
-    training reviews, a message that says so, and the known ids that look alike. Raises DataError if `n` < 1,
-    or the model is not trained.
+    training reviews, a message that says so, and the known ids that look alike. `model`, in words which model
+    this is, becomes part of the message. Raises DataError if `n` < 1, or the model is not trained.
     """
     if n < 1:
         raise DataError(f"-n {n}: must be at least 1")
@@ -124,7 +125,8 @@ def recommend(
         best = np.argsort(-logit, kind="stable")[:n]
         logit = logit[best]
     probability = scorer.calibration.probability(logit)
-    message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(reviewed):,}:"
+    message = f"Best {len(best)} of {len(candidates):,} {which}; user '{user_id}' reviewed {len(reviewed):,}"
+    message += f". Model: {model}:" if model else ":"
     if not len(candidates):
         message = f"User '{user_id}' has reviewed every item; `dlrrec recommend --include-seen` ranks those."
     return Recommendations(

@@ -65,6 +65,16 @@ class RunPaths:
         return self.root / "evaluation"
 
     @property
+    def final(self) -> Path:
+        """What is made of all reviews: split, content, swing, shards and train (`refitted`)."""
+        return self.root / "final"
+
+    @property
+    def refitted(self) -> RunPaths:
+        """The folders in `final`; reviews, items and cache are those of this run."""
+        return RunPaths(self.final, self.shared)
+
+    @property
     def report(self) -> Path:
         return self.shared / "report"
 

@@ -63,21 +63,22 @@ class Alarms:
         steps: Mapping[str, np.ndarray],
         terms: Iterable[str],
         effects: Mapping[str, float],
-        scored: tuple[np.ndarray, np.ndarray],
-        split: str,
+        scored: tuple[np.ndarray, np.ndarray] | None,
+        split: str | None,
     ) -> None:
         """Take in an epoch.
 
         Args:
             record, steps: of `Trainer.run_epoch`; of epoch 0 the record has `epoch` and `step` alone.
             terms: loss_ii, loss_uu, those that are on.
-            effects, scored: of `Trainer.evaluate`, on rows of `split`.
+            effects, scored: of `Trainer.evaluate`, on rows of `split`; empty and None without held-out rows.
         """
         step = record["step"]
-        positives = int((scored[0] > 0).sum())
-        few = held_out_alarms(positives, len(scored[0]) - positives, split)
-        self.measured(step, ["held_out"], few, after=1)
-        self.measured(step, PREDICTIONS, prediction_alarms(scored[1], split), after=1)
+        if scored is not None:
+            positives = int((scored[0] > 0).sum())
+            few = held_out_alarms(positives, len(scored[0]) - positives, split)
+            self.measured(step, ["held_out"], few, after=1)
+            self.measured(step, PREDICTIONS, prediction_alarms(scored[1], split), after=1)
         if not record["epoch"]:
             return
         if record["epoch"] == 1:

@@ -21,10 +21,10 @@ def open_rows(
     spec: BatchSpec,
     settings: TrainConfig,
     share: int,
-    split: str,
+    split: str | None,
     ranks: Ranks,
-) -> tuple[ShardLoader, ShardLoader, dict[str, Tensor]]:
-    """Rows to train on, rows of `split`, and the entities' vectors that contrastive terms
+) -> tuple[ShardLoader, ShardLoader | None, dict[str, Tensor]]:
+    """Rows to train on, rows of `split` (None: none), and the entities' vectors that contrastive terms
     and the list head draw from.
 
     The vectors by modality, f16 [entities, V]; none where they are in tables.
@@ -40,9 +40,11 @@ def open_rows(
     error = None
     try:
         rows = make_loader(shards_dir, "train", share, spec, seed=settings.seed, shuffle=True, **loading)
-        held_out = make_loader(shards_dir, split, share, spec.to_predict(), **loading)
         rows.check()
-        held_out.check()
+        held_out = None
+        if split is not None:
+            held_out = make_loader(shards_dir, split, share, spec.to_predict(), **loading)
+            held_out.check()
         contrasted = {draws.side for draws in spec.draws}
         if spec.lists is not None and spec.lists.content and spec.lists.candidates != "batch":
             contrasted.add("item")
@@ -57,7 +59,7 @@ def open_rows(
         raise DataError(
             f"{Path(shards_dir) / 'train'}: {rows.rows} rows, too few for {ranks.world_size} ranks"
         )
-    if not held_out.rows:
+    if held_out is not None and not held_out.rows:
         raise DataError(
             f"{Path(shards_dir) / split}: no rows to select the best epoch by; make this split larger"
         )

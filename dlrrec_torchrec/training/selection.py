@@ -7,10 +7,41 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dlrrec_torchrec.metrics import selection_key
+from dlrrec_torchrec.models.calibration import Calibration
+from dlrrec_torchrec.store.manifest import Manifest
+
 # DLRREC section 4.2: the best model is that of the lowest false-positive rate on the test set; early stopping
 # starts after 300 epochs and waits for 50.
 PAPER_STOP_AFTER = 300
 PAPER_PATIENCE = 50
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """What a training on all rows takes over from the one that was evaluated, as no row is held out.
+
+    Attributes:
+        fingerprint: of the evaluated training.
+        epochs: its best epoch; 0: the wide path's start.
+        penalty: of the wide path's start (`warm_start`); None where there is none.
+        calibration: of its probabilities.
+        mix: its fact `list`, the share of the rating logit in lists; None without a list head.
+    """
+
+    fingerprint: str
+    epochs: int
+    penalty: float | None
+    calibration: Calibration
+    mix: dict[str, float] | None
+
+    @staticmethod
+    def of(trained: Manifest) -> Evaluated:
+        """From the manifest of a finished training."""
+        facts = trained.facts
+        penalty = (facts["start"] or {}).get("C")
+        calibration = Calibration.of(facts)
+        return Evaluated(trained.fingerprint, facts["best_epoch"], penalty, calibration, facts["list"])
 
 
 @dataclasses.dataclass
@@ -18,12 +49,10 @@ class Selection:
     """The best epoch so far by one rule. Epochs count from 1.
 
     Attributes:
-        rule: "auc" or "accuracy" (higher is better), "loss" (lower), "mixture" (NDCG@20 + Recall@20 / 2 +
-            AUC, where it is defined; higher), or "paper": lower false-positive rate, and of equal ones the
-            higher AUC.
+        rule: of `metrics.selection_key`.
         patience: epochs without a better one after which to stop; 0: never.
         stop_after: epochs that do not count towards the patience.
-        split: the rows that the metrics are of.
+        split: the rows that the metrics are of; None: there are none, and every epoch counts as better.
         epoch: the last epoch seen.
         best_epoch, best: the best epoch and its metrics; 0 and empty at the start.
     """
@@ -31,7 +60,7 @@ class Selection:
     rule: str
     patience: int
     stop_after: int = 0
-    split: str = "val"
+    split: str | None = "val"
     epoch: int = 0
     best_epoch: int = 0
     best: dict[str, float] = dataclasses.field(default_factory=dict)
@@ -39,7 +68,8 @@ class Selection:
     def update(self, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Take in an epoch's metrics. Returns whether it is the best; a tie keeps the earlier one."""
         self.epoch = epoch
-        better = not self.best or self._key(metrics) > self._key(self.best)
+        # Without held-out rows, hence metrics, every epoch is better than the one before.
+        better = not self.best or selection_key(self.rule, metrics) > selection_key(self.rule, self.best)
         if better:
             self.best_epoch, self.best = epoch, dict(metrics)
         return better
@@ -59,16 +89,6 @@ class Selection:
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
         self.best = {name: math.nan if value is None else value for name, value in state["best"].items()}
 
-    def _key(self, metrics: Mapping[str, float]) -> tuple[float, ...]:
-        if self.rule == "paper":
-            values = (-metrics["fpr"], metrics["auc"])
-        elif self.rule == "mixture":
-            auc = 0.0 if math.isnan(metrics["auc"]) else metrics["auc"]
-            values = (metrics["ndcg@20"] + metrics["recall@20"] / 2 + auc,)
-        else:
-            values = (-metrics["loss"] if self.rule == "loss" else metrics[self.rule],)
-        return tuple(-math.inf if math.isnan(v) else v for v in values)
-
 
 def selection_for(protocol: str, select: str, patience: int, lists: bool = False) -> Selection:
     """The rule of a protocol: "strict" selects by `select` on validation; "paper" by its own on test rows.
@@ -80,3 +100,8 @@ def selection_for(protocol: str, select: str, patience: int, lists: bool = False
     if select == "auto":
         select = "mixture" if lists else "auc"
     return Selection(select, patience)
+
+
+def no_selection() -> Selection:
+    """That of a training without held-out rows: the last epoch is the best."""
+    return Selection("last", patience=0, split=None)

@@ -62,13 +62,15 @@ def warm_start(
     held_out: str | None,
     seed: int,
     ranks: Ranks,
+    penalty: float | None = None,
 ) -> dict[str, Any]:
     """Fit the regression on rank 0 and write it into the wide path of every rank; call it on all ranks.
 
     Args:
         class_weights: of the labels 0 and 1, as in the training's loss.
-        held_out: the split that chooses the penalty (`strongest`); None: DEFAULT_PENALTY.
+        held_out: the split that chooses the penalty (`strongest`); None: none does.
         seed: of the parts that are read where a split has more than MOST_ROWS.
+        penalty: where no split chooses (default: DEFAULT_PENALTY).
 
     Returns:
         `Start.facts`.
@@ -78,7 +80,7 @@ def warm_start(
         facts = ShardFacts.read(shards_dir)
         rows = dense_rows(shards_dir, "train", facts, seed)
         others = dense_rows(shards_dir, held_out, facts, seed) if held_out else None
-        start = fit(*rows, others, class_weights)
+        start = fit(*rows, others, class_weights, penalty)
     start = ranks.share(start)
     start.write(wide)
     return start.facts
@@ -89,11 +91,13 @@ def fit(
     label: np.ndarray,
     held_out: tuple[np.ndarray, np.ndarray] | None,
     class_weights: Sequence[float],
+    given: float | None = None,
 ) -> Start:
     """Standardisation and regression of training rows: dense f32 [N, D], label [N] of 0 and 1.
 
-    `held_out`, dense and label of other rows, chooses the penalty if there are LEAST_ROWS of both labels. Of
-    training rows with one label only the regression is left out: weights and bias are 0.
+    `held_out`, dense and label of other rows, chooses the penalty if there are LEAST_ROWS of both labels;
+    else it is the `given` one (default: DEFAULT_PENALTY). Of training rows with one label only the regression
+    is left out: weights and bias are 0.
     """
     wide = WidePath(dense.shape[1])
     mean, scale = scaling(dense)
@@ -118,9 +122,10 @@ def fit(
         warm_start=True,  # from the stronger penalty's weights
         class_weight=dict(enumerate(map(float, class_weights))),
     )
+    without, why = (DEFAULT_PENALTY, "default") if given is None else (given, "the evaluated training")
     fitted: dict[float, tuple[np.ndarray, float]] = {}
     losses: dict[float, np.ndarray] = {}
-    for penalty in PENALTIES if chooses else (DEFAULT_PENALTY,):
+    for penalty in PENALTIES if chooses else (without,):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.set_params(C=penalty).fit(x, y)
@@ -128,8 +133,8 @@ def fit(
         if chooses:
             logit = model.decision_function(z(held_out[0]))
             losses[penalty] = np.logaddexp(0, np.where(held_out[1] > 0, -logit, logit))
-    penalty = strongest(losses) if chooses else DEFAULT_PENALTY
-    facts |= {"C": penalty, "chosen_by": "loss" if chooses else "default"}
+    penalty = strongest(losses) if chooses else without
+    facts |= {"C": penalty, "chosen_by": "loss" if chooses else why}
     if chooses:
         facts["grid"] = {f"{c:g}": float(loss.mean()) for c, loss in losses.items()}
     return Start(mean, scale, *fitted[penalty], facts)

@@ -162,6 +162,7 @@ def test_every_flag_in_a_message_is_accepted_by_the_commands_that_print_it():
             continue
         commands = printers()[f"dlrrec_torchrec.{module}"]
         assert commands, f"{module}: no command reaches it"
+        commands = commands - {"refit"}  # it adds to what a stage says that `dlrrec run` takes the flags
         if other := re.findall(r"dlrrec(?:_torchrec)? ([a-z]+)", before):
             commands = {other[-1]}
         elif (module, flag) in PRINTED_BY:

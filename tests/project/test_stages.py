@@ -40,7 +40,7 @@ def test_every_stage_leaves_its_output(tiny_run):
             assert Manifest.read(name).seconds > 0, name
     assert (root / "report" / "index.html").exists()
     assert [line.split()[0] for line in printed] == [
-        *("ingest", "split", "extract", "swing", "prepare", "train", "train", "evaluate", "report")
+        *("ingest", "split", "extract", "swing", "prepare", "train", "train", "evaluate", "refit", "report")
     ]
     results = metrics(root)
     assert set(config.variants) <= set(results["models"]) and results["baselines"]
@@ -143,7 +143,7 @@ def test_several_seeds_share_reviews_and_cache(tiny_run, tmp_path):
         shutil.copytree(finished / name, root / name)
     config = load_config(
         None,
-        {"ingest.size": "tiny", "seeds": 2, "train.epochs": 1, "train.batch_size": 128}
+        {"ingest.size": "tiny", "seeds": 2, "refit": False, "train.epochs": 1, "train.batch_size": 128}
         | {"variants": {"dlrrec": {}}},
     )
     printed = []

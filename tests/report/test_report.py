@@ -8,6 +8,7 @@ import statistics
 
 import pytest
 
+from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.report import stage
 from dlrrec_torchrec.report.about import Origin
 from dlrrec_torchrec.report.comparison import cell
@@ -62,7 +63,7 @@ def runs(reported, tmp_path):
 
 def report_of(runs, variants, out):
     settings = {"train.epochs": 3, "prepare.dense": ["a", "b"]}
-    folders = manifest_folders(runs, variants)
+    folders = manifest_folders(RunConfig(variants=dict.fromkeys(variants, {})), runs)
     return report(runs, variants, folders, out, settings, "dlrrec run --set train.epochs=3")
 
 

@@ -43,8 +43,9 @@ def model():
 
 
 @pytest.fixture
-def trained(tmp_path, model, monkeypatch):
-    Manifest("train", {"model": jsonable(SETTINGS), "protocol": "strict"}, {}).write(tmp_path)
+def trained(tmp_path, shards, model, monkeypatch):
+    inputs = {"shards": Manifest.read(shards).fingerprint}
+    Manifest("train", {"model": jsonable(SETTINGS), "protocol": "strict"}, inputs).write(tmp_path)
     monkeypatch.setattr(score, "load_trained", lambda train_dir, shards_dir, device: model)
     return tmp_path
 
@@ -152,7 +153,7 @@ def test_dropped_rows_are_seen_through_the_review_table(shards, trained, capsys)
     assert codes(recommended) == set(range(45)) - reviewed(shards, 3) - set(dropped)
     assert recommended["seen"] == len(reviewed(shards, 3)) + 2
     assert f"of {len(codes(recommended))} items" in recommended["message"]
-    assert f"reviewed {recommended['seen']}:" in recommended["message"]
+    assert f"reviewed {recommended['seen']}. Model: 'dlrrec':" in recommended["message"]
     guest = served("guest")
     assert codes(guest) == set(range(45)) - {1} and guest["seen"] == 1 and not guest["known_user"]
     assert "The most reviewed items that are new to this user:" in guest["message"]

@@ -21,7 +21,9 @@ from dlrrec_torchrec.split import (
     active_rows,
     assign_parts,
     copied_texts,
+    keep_all,
     known_test_rows,
+    latest_rows,
     split,
 )
 from dlrrec_torchrec.store.errors import DataError
@@ -30,7 +32,7 @@ from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
 
 quick = settings(max_examples=150)
-METHODS = ("random", "last", "folds", "published")
+METHODS = ("random", "last", "time", "folds", "published")
 
 
 @st.composite
@@ -45,6 +47,7 @@ def _assign(user, item, method, strict, **options):
     rng = np.random.default_rng(9)
     extra = {
         "last": {"timestamp": rng.integers(0, 5, len(user))},
+        "time": {"timestamp": rng.integers(0, 20, len(user))},
         "published": {"published_test": rng.random(len(user)) < 0.3},
     }.get(method, {})
     return assign_parts(user, item, method=method, strict=strict, **extra, **options)
@@ -261,6 +264,52 @@ def test_last_row_of_an_item_stays_in_training_under_paper_and_is_dropped_under_
     assert facts["dropped"]["test_unknown_item"] == 1 and facts["parts"]["test"]["rows"] == 2
 
 
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=40), st.floats(0, 0.95))
+@quick
+def test_the_latest_rows_are_cut_off_at_the_time_nearest_to_the_share(times, share):
+    times = np.asarray(times)
+    late = latest_rows(times, share)
+    wanted = round(share * len(times))
+    possible = [times > t for t in np.unique(times)]
+    assert any((late == cut).all() for cut in possible)
+    assert abs(late.sum() - wanted) == min(abs(cut.sum() - wanted) for cut in possible)
+
+
+@pytest.mark.parametrize("protocol", ["strict", "paper"])
+def test_one_cut_in_time_separates_the_parts(tmp_path, protocol):
+    rows = _random_rows()
+    times = np.random.default_rng(2).permutation(len(rows))  # each its own: the shares are exact
+    reviews = _reviews(rows, tmp_path / "r", timestamp=times.tolist())
+    config = SplitConfig(method="time", min_reviews=1)
+    facts = split(config, protocol, reviews, tmp_path / "s").facts
+    parts = _parts(tmp_path / "s")
+    train, val, test = (parts[name]["timestamp"].to_numpy() for name in SPLITS)
+    cut = len(rows) - round(0.25 * len(rows))
+    assert facts["test_wanted"] == len(rows) - cut and test.min() >= cut
+    if protocol == "strict":
+        assert train.max() < val.min() and val.max() < cut
+        assert len(train) == cut - round(0.1 * cut)
+    else:  # what is later and trained on is the last row of its user or item
+        assert not len(val) and (train >= cut).sum() == facts["kept_for_training"]
+
+
+def test_all_reviews_can_be_training_rows(tmp_path):
+    """Also of users and items with one review, which every method but this one drops."""
+    rows = [*_random_rows(), ("once", "i0", 4.0), ("u0", "rare", 1.0)]
+    reviews = _reviews(rows, tmp_path / "r")
+    manifest = keep_all(4.0, reviews, tmp_path / "s")
+    parts = _parts(tmp_path / "s")
+    train = parts["train"]
+    assert sorted(zip(*(train[c].to_pylist() for c in ("user_id", "item_id", "rating")), strict=True)) == (
+        sorted(rows)
+    )
+    assert train["label"].to_pylist() == [float(r >= 4) for r in train["rating"].to_pylist()]
+    assert not parts["val"].num_rows and not parts["test"].num_rows
+    assert manifest.rows == {"reviews": len(rows), "train": len(rows), "val": 0, "test": 0}
+    assert keep_all(4.0, reviews, tmp_path / "s").reused
+    assert not keep_all(3.0, reviews, tmp_path / "s").reused
+
+
 @pytest.mark.parametrize("protocol", ["strict", "paper"])
 def test_published_split_is_kept_and_filtered_in_training_only(tmp_path, protocol):
     rows = [
@@ -307,7 +356,8 @@ def test_published_split_is_kept_and_filtered_in_training_only(tmp_path, protoco
         ({"fold": 5}, "--fold.*below split.folds"),
         ({"method": "first"}, "--method.*published"),
         ({"min_reviews": 50}, "--min-reviews 50.*nothing is left.*lower"),
-        ({"method": "last"}, "column 'timestamp' is missing in .* of .*--method"),
+        ({"method": "last"}, "column 'timestamp' is missing in .* of .*--method last"),
+        ({"method": "time"}, "column 'timestamp' is missing in .* of .*--method time"),
         ({"method": "published"}, "column 'split' is null everywhere"),
     ],
 )

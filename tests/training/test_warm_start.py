@@ -18,7 +18,7 @@ from dlrrec_torchrec.models.calibration import fit_calibration
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.shard_facts import ShardFacts
-from dlrrec_torchrec.training import stage
+from dlrrec_torchrec.training import epochs, stage
 from dlrrec_torchrec.training.steps import PlainPipeline
 from dlrrec_torchrec.training.trainer import Trainer
 from dlrrec_torchrec.training.warm_start import (
@@ -142,7 +142,7 @@ def test_going_on_does_not_fit_again(shards, tmp_path, monkeypatch):
                 train(shards, tmp_path / name)
         with monkeypatch.context() as patched:
             if name == "step":  # epoch 0 is saved
-                patched.setattr(stage, "warm_start", kill)
+                patched.setattr(epochs, "warm_start", kill)
             manifest = train(shards, tmp_path / name)
         assert manifest.facts == whole.facts
         timeless = ("seconds", "rows_per_second")

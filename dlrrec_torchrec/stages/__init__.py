@@ -16,20 +16,12 @@ from dlrrec_torchrec.config import RunConfig, for_seed, variant
 from dlrrec_torchrec.config.check import config_problems
 from dlrrec_torchrec.config.read import raise_problems
 from dlrrec_torchrec.config.saved import described_run, kept_settings
+from dlrrec_torchrec.stages import actions
+from dlrrec_torchrec.stages.actions import Work
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_output, remove_own
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
-
-
-@dataclasses.dataclass(frozen=True)
-class Work:
-    """What a stage works on at a time."""
-
-    config: RunConfig  # as the seed and the variant change it
-    paths: RunPaths  # of the seed; of the first one for a stage that works once for all
-    all_paths: Sequence[RunPaths]  # of all seeds
-    variant: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +37,7 @@ class Stage:
     also_reads: tuple[str, ...] = ()  # where they exist
     sections: tuple[str, ...] = ()  # of the settings: its flags, and what is checked before it begins
     settings: tuple[str, ...] = ()  # of the run itself that are its flags too
+    switch: str = ""  # the setting of the run itself without which `dlrrec run` leaves it out
     each: str = (
         "seed"  # it works once for each "seed", for each "variant" of each seed, or once for the "run"
     )
@@ -53,98 +46,13 @@ class Stage:
     progress: bool = False  # it shows a progress bar
 
 
-def _ingest(work: Work) -> Manifest:
-    from dlrrec_torchrec.ingest.stage import ingest
-
-    return ingest(work.config.ingest, work.paths.reviews, work.paths.items)
-
-
-def _split(work: Work) -> Manifest:
-    from dlrrec_torchrec.split import split
-
-    return split(work.config.split, work.config.protocol, work.paths.reviews, work.paths.split)
-
-
-def _extract(work: Work) -> Manifest:
-    from dlrrec_torchrec.extract.stage import extract
-
-    paths = work.paths
-    return extract(work.config.extract, paths.split, paths.items, paths.content, paths.cache)
-
-
-def _check_extract(config: RunConfig) -> None:
-    from dlrrec_torchrec.extract.providers.registry import make_provider
-
-    settings = config.extract
-    make_provider(settings.provider, settings.summary_sentences, settings.provider_options)
-
-
-def _swing(work: Work) -> Manifest:
-    from dlrrec_torchrec.swing_stage import neighbors
-
-    return neighbors(work.config.swing, work.paths.split, work.paths.swing)
-
-
-def _check_swing(config: RunConfig) -> None:
-    from dlrrec_torchrec.swing_stage import parameters
-
-    parameters(config.swing)
-
-
-def _prepare(work: Work) -> Manifest:
-    from dlrrec_torchrec.prepare.stage import prepare
-
-    paths = work.paths
-    return prepare(work.config.prepare, paths.split, paths.content, paths.swing, paths.items, paths.shards)
-
-
-def _check_prepare(config: RunConfig) -> None:
-    from dlrrec_torchrec.features.dense import dense_width
-    from dlrrec_torchrec.prepare.own_vectors import vector_files
-
-    dense_width(config.prepare.dense)
-    vector_files(config.prepare.vectors)
-
-
-def _train(work: Work) -> Manifest:
-    from dlrrec_torchrec.training.stage import train
-
-    config, shards, out = work.config, work.paths.shards, work.paths.train(work.variant)
-    return train(config.model, config.contrastive, config.train, config.protocol, shards, out, config.list)
-
-
-def _check_train(config: RunConfig) -> None:
-    trained = [variant(config, name).train for name in config.variants]
-    if any(t.device == "cuda" or t.comms == "bf16" or t.compile for t in trained):
-        from dlrrec_torchrec.training.requirements import check_machine
-
-        for settings in trained:
-            check_machine(settings.device, settings.comms, settings.compile)
-
-
-def _evaluate(work: Work) -> Manifest:
-    from dlrrec_torchrec.evaluation.stage import evaluate
-
-    paths = work.paths
-    known = {name: paths.reviews / file for name, file in (("truth", "truth.parquet"), ("law", "law.npz"))}
-    known = {name: file for name, file in known.items() if file.exists()}
-    trained = {name: paths.train(name) for name in work.config.variants}
-    settings = known | dataclasses.asdict(work.config.evaluate)
-    return evaluate(trained, paths.shards, paths.evaluation, **settings)
-
-
 def _report(work: Work) -> Manifest:
     from dlrrec_torchrec.report.stage import report
 
     names = list(work.config.variants)
+    folders = manifest_folders(work.config, work.all_paths)
     told = described_run(work.paths.shared, work.config)
-    return report(work.all_paths, names, manifest_folders(work.all_paths, names), work.paths.report, *told)
-
-
-def _show_report(work: Work) -> str:
-    from dlrrec_torchrec.report.stage import format_table
-
-    return format_table(work.paths.report)
+    return report(work.all_paths, names, folders, work.paths.report, *told)
 
 
 STAGES: dict[str, Stage] = {
@@ -155,7 +63,7 @@ STAGES: dict[str, Stage] = {
             "read a source of reviews into the review table",
             "dlrrec ingest --source table --reviews reviews.csv --columns user=Reviewer item=Restaurant "
             "rating=Rating text=Review --run-dir runs/mine",
-            _ingest,
+            actions.ingest,
             inputs=(),
             outputs=("reviews", "items"),
             sections=("ingest",),
@@ -166,7 +74,7 @@ STAGES: dict[str, Stage] = {
             "split",
             "filter the reviews and split them into training, validation and test rows",
             "dlrrec split --method last --min-reviews 3 --run-dir runs/mine",
-            _split,
+            actions.split,
             inputs=("reviews",),
             outputs=("split",),
             sections=("split",),
@@ -176,35 +84,35 @@ STAGES: dict[str, Stage] = {
             "extract",
             "write summaries, vectors, price tags and categories from the training reviews",
             "dlrrec extract --folds 5 --run-dir runs/mine",
-            _extract,
+            actions.extract,
             inputs=("split",),
             also_reads=("items", "cache"),
             outputs=("content",),
             sections=("extract",),
-            check=_check_extract,
+            check=actions.check_extract,
             progress=True,
         ),
         Stage(
             "swing",
             "find each user's and each item's SWING neighbours in the training rows",
             "dlrrec swing --top-k 20 --run-dir runs/mine",
-            _swing,
+            actions.swing,
             inputs=("split",),
             outputs=("swing",),
             sections=("swing",),
-            check=_check_swing,
+            check=actions.check_swing,
         ),
         Stage(
             "prepare",
             "join features, vectors and positives into training shards and entity tables",
             "dlrrec prepare --smoothing 3 --run-dir runs/mine\n"
             "dlrrec prepare --vectors item_audio=audio.parquet:track,embedding --run-dir runs/mine",
-            _prepare,
+            actions.prepare,
             inputs=("split", "content", "swing"),
             also_reads=("items",),
             outputs=("shards",),
             sections=("prepare",),
-            check=_check_prepare,
+            check=actions.check_prepare,
             progress=True,
         ),
         Stage(
@@ -212,25 +120,36 @@ STAGES: dict[str, Stage] = {
             "train the run's variants, or one of them; also under torchrun",
             "dlrrec train --variant dlrrec --epochs 20 --run-dir runs/mine\n"
             "torchrun --nproc_per_node 2 -m dlrrec_torchrec train --run-dir runs/mine",
-            _train,
+            actions.train,
             inputs=("shards",),
             outputs=("trainings",),
             sections=("model", "contrastive", "list", "train"),
             settings=("protocol",),
             each="variant",
-            check=_check_train,
+            check=actions.check_train,
             progress=True,
         ),
         Stage(
             "evaluate",
             "score the test rows, and rank all items, by the variants, baselines and peers",
             "dlrrec evaluate --run-dir runs/mine\ndlrrec evaluate --no-peers --run-dir runs/mine",
-            _evaluate,
+            actions.evaluate,
             inputs=("shards", "trainings"),
             also_reads=("reviews",),
             outputs=("evaluation",),
             sections=("evaluate",),
             settings=("protocol",),
+            progress=True,
+        ),
+        Stage(
+            "refit",
+            "train the variant that validation prefers again, on all reviews, for `dlrrec recommend`",
+            "dlrrec refit --run-dir runs/mine",
+            actions.refit,
+            inputs=("reviews", "shards", "trainings"),
+            also_reads=("items", "cache"),
+            outputs=("final",),
+            switch="refit",
             progress=True,
         ),
         Stage(
@@ -242,7 +161,7 @@ STAGES: dict[str, Stage] = {
             also_reads=("reviews", "split", "content", "swing", "shards", "trainings"),
             outputs=("report",),
             each="run",
-            shown=_show_report,
+            shown=actions.show_report,
         ),
     )
 }
@@ -324,7 +243,7 @@ def run(
     """
     raise_problems(settings_problems(config))
     all_paths = run_paths(root, config.seeds)
-    chosen = list(STAGES.values())[: list(STAGES).index(until) + 1]
+    chosen = _wanted(config, list(STAGES.values())[: list(STAGES).index(until) + 1])
     for stage in chosen:
         _check_outputs(stage, all_paths, config.variants)
     if force:
@@ -347,15 +266,20 @@ def describe(stage: str, manifest: Manifest) -> str:
     return f"{stage:<14} {manifest.seconds:7.1f} s {manifest.peak_memory_mib:7,.0f} MiB  {manifest.rows_text}"
 
 
-def manifest_folders(all_paths: Sequence[RunPaths], variants: Iterable[str]) -> dict[str, list[Path]]:
+def manifest_folders(config: RunConfig, all_paths: Sequence[RunPaths]) -> dict[str, list[Path]]:
     """Where the stages before the report leave their manifests: stage, or stage and variant -> folders."""
     folders = {}
-    for stage in itertools.takewhile(lambda stage: stage.name != "report", STAGES.values()):
-        for name in variants if stage.each == "variant" else [""]:
+    before = itertools.takewhile(lambda stage: stage.name != "report", STAGES.values())
+    for stage in _wanted(config, before):
+        for name in config.variants if stage.each == "variant" else [""]:
             runs = all_paths[:1] if stage.each == "run" else all_paths
             label = f"{stage.name}: {name}" if name else stage.name
             folders[label] = [paths.folders(stage.outputs[0], [name])[0] for paths in runs]
     return folders
+
+
+def _wanted(config: RunConfig, stages: Iterable[Stage]) -> list[Stage]:
+    return [stage for stage in stages if not stage.switch or getattr(config, stage.switch)]
 
 
 def _check_inputs(stage: Stage, work: Work) -> None:
