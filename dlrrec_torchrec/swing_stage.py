@@ -1,6 +1,7 @@
 """The SWING stage: neighbours of users and of items from the training rows.
 
-Every training row is an interaction regardless of its rating, so no row's rating changes its positives.
+Every training row is an interaction regardless of its rating, so no row's rating changes its positives. With
+`swing.pairs: liked` only rows with label 1 are: then whether a row takes part in its own positives is its label.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 from scipy import sparse
@@ -25,7 +27,7 @@ from dlrrec_torchrec.store.schema import SPLIT
 def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Path) -> Manifest:
     """Write out_dir/{users,items}/part-*.parquet (NEIGHBORS) from split_dir/train.
 
-    Every training id has a row; one without neighbours has empty lists. `min_user_items` bounds the side that
+    Every id of a training row that counts (`pairs`) has a row; one without neighbours has empty lists. `min_user_items` bounds the side that
     links, `max_item_users` both sides: no id has more than so many links. Facts for each side: ids,
     coverage (share of ids with a neighbour), neighbours, edges that the limits left, what each limit dropped,
     seconds. Raises DataError for training rows that SWING cannot use and for an unknown preset.
@@ -42,7 +44,7 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
         check_schema(pq.read_schema(part), SPLIT, part)
     try:
         with stage_output(manifest, out_dir) as output:
-            interactions = swing.read(folder)
+            interactions = swing.read(_liked(folder) if config.pairs == "liked" else folder)
             for side in ("users", "items"):
                 report = swing.run(interactions, output / side, chosen, side, threads=config.threads)
                 manifest.rows[side] = report["ids"]
@@ -57,6 +59,14 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     except swing.SwingError as error:
         raise DataError(f"swing: {error}") from None
     return manifest
+
+
+def _liked(folder: Path) -> pl.LazyFrame:
+    """The training rows with label 1. Raises DataError where there are none."""
+    liked = pl.scan_parquet(part_files(folder)).filter(pl.col("label") > 0.5)
+    if not liked.select(pl.len()).collect().item():
+        raise DataError(f"{folder}: column 'label': no row is liked; use --pairs all")
+    return liked
 
 
 def parameters(config: SwingStageConfig) -> swing.SwingConfig:

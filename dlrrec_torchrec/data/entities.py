@@ -206,6 +206,14 @@ def first_entities(
     return vectors, positives
 
 
+def entity_positives(shards_dir: str | os.PathLike, side: str) -> np.ndarray:
+    """The positives of all entities of a side as in `Users`, i64 [N, P]; raises DataError as
+    `load_entities`."""
+    facts = ShardFacts.read(shards_dir)
+    folder = Path(shards_dir) / "entities" / f"{side}s"
+    return _positives(read_table(folder, facts.entity_schema(side), ["positives"]))
+
+
 def _common(table: pa.Table) -> dict[str, object]:
     return {
         "ids": table["id"].to_pylist(),

@@ -30,7 +30,7 @@ from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import Ranks, process_group
 from dlrrec_torchrec.models.calibration import Calibration, fit_calibration
-from dlrrec_torchrec.models.spec import batch_spec, data_size, with_rows
+from dlrrec_torchrec.models.spec import batch_spec, data_size, with_permuted, with_rows
 from dlrrec_torchrec.models.wide import WidePath
 from dlrrec_torchrec.models.wrapper import TERMS
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
@@ -116,6 +116,8 @@ def train(
         if lists is not None:
             entities = load_entities(shards_dir, spec.in_rows)
             spec = with_rows(spec, lists, entities.items.category, split_pairs(shards_dir, "train"))
+        if contrastive.permuted:
+            spec = with_permuted(spec, shards_dir, train.seed)
         share = rows_per_rank(train, ranks)
         rows, held_out, corpus = open_rows(shards_dir, spec, train, share, selection.split, ranks)
         assembly = assemble(
