@@ -3,9 +3,9 @@
 Protocol `strict`: rows are assigned first, then the activity filter looks at training rows only, and
 validation or test rows of ids that training does not know are dropped. Protocol `paper`: the filter looks at
 all rows before the split, every tested id keeps a training row, and there is no validation part.
-With `cold_items`, all rows of some items are set apart first: `shown` are up to MOST_SHOWN of each, whose content
-may be known of it (never an id, nor a rating), `cold` are the others, by users that training knows: a second
-test, of what content alone can do.
+With `cold_items`, all rows of some items are set apart first: `shown` are up to MOST_SHOWN of each, whose
+words and pictures may be known of it, `cold` are the others, by users that training knows: a second test, of
+what content alone can do.
 
 Every random choice is drawn over rows sorted by (user, item), so the order of the input does not matter.
 """

@@ -130,7 +130,8 @@ def _evaluate(work: Work) -> Manifest:
     known = {name: file for name, file in known.items() if file.exists()}
     trained = {name: paths.train(name) for name in work.config.variants}
     settings = known | dataclasses.asdict(work.config.evaluate)
-    return evaluate(trained, paths.shards, paths.evaluation, **settings)
+    folders = {"split_dir": paths.split, "content_dir": paths.content}
+    return evaluate(trained, paths.shards, paths.evaluation, **settings, **folders)
 
 
 def _report(work: Work) -> Manifest:
@@ -226,7 +227,7 @@ STAGES: dict[str, Stage] = {
             "dlrrec evaluate --run-dir runs/mine\ndlrrec evaluate --no-peers --run-dir runs/mine",
             _evaluate,
             inputs=("shards", "trainings"),
-            also_reads=("reviews",),
+            also_reads=("reviews", "split", "content"),
             outputs=("evaluation",),
             sections=("evaluate",),
             settings=("protocol",),

@@ -1,7 +1,7 @@
 """The SWING stage: neighbours of users and of items from the training rows.
 
 Every training row is an interaction regardless of its rating, so no row's rating changes its positives. With
-`swing.pairs: liked` only rows with label 1 are: then whether a row takes part in its own positives is its label.
+`swing.pairs: liked` only rows with label 1 are: then a row's label decides whether it shapes its positives.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from dlrrec_torchrec.store.schema import SPLIT
 def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Path) -> Manifest:
     """Write out_dir/{users,items}/part-*.parquet (NEIGHBORS) from split_dir/train.
 
-    Every id of a training row that counts (`pairs`) has a row; one without neighbours has empty lists. `min_user_items` bounds the side that
-    links, `max_item_users` both sides: no id has more than so many links. Facts for each side: ids,
-    coverage (share of ids with a neighbour), neighbours, edges that the limits left, what each limit dropped,
-    seconds. Raises DataError for training rows that SWING cannot use and for an unknown preset.
+    Every id of a row that counts (`pairs`) has a row; one without neighbours has empty lists.
+    `min_user_items` bounds the side that links, `max_item_users` both sides: no id has more than so many
+    links. Facts for each side: ids, coverage (share of ids with a neighbour), neighbours, edges that the
+    limits left, what each limit dropped, seconds. Raises DataError for training rows that SWING cannot use
+    and for an unknown preset.
     """
     split = Manifest.read(split_dir)
     body = jsonable(config)

@@ -52,7 +52,7 @@ class SplitConfig:
     positive_rating: float = option(4.0, "a rating of at least this is a positive label")
     cold_items: float = option(
         0.0,
-        "share of the items without any training or validation row: their rows test what content alone can do",
+        "share of the items that lose all training and validation rows: a test of what content alone can do",
         least=0,
         below=1,
     )

@@ -13,10 +13,10 @@ from dlrrec_torchrec.config import ExtractConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
-from dlrrec_torchrec.extract.cold import write_cold
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
 from dlrrec_torchrec.extract.crossfit import random_folds, row_hashes, time_folds, versions
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
+from dlrrec_torchrec.extract.new_items import write_cold
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
@@ -36,12 +36,13 @@ def extract(
     cache_dir: str | os.PathLike,
     encoder: Encoder | None = None,
 ) -> Manifest:
-    """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir; where
-    split.cold_items set items apart, also out_dir/cold.
+    """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir;
+    out_dir/cold too, where split.cold_items set items apart.
 
-    Of other rows only those are read that the split shows of these. Users and items get content of fold -1 and of each of their folds; `reviews`
-    has one row a training review, in the split's order; `metadata` one row for each training item whose
-    metadata has words or captions. The vectors of all sentences and captions are cached in cache_dir/vectors.
+    Besides training rows, only those of such items are read that the split shows. Users and items get content
+    of fold -1 and of each of their folds; `reviews` has one row a training review, in the split's order;
+    `metadata` one row for each training item whose metadata has words or captions. The vectors of all
+    sentences and captions are cached in cache_dir/vectors.
 
     Args:
         encoder: another source of vectors than `config.encoder`.

@@ -16,6 +16,8 @@ from dlrrec_torchrec.report.results import (
     LISTS,
     RATINGS,
     all_difference_lines,
+    content_alone,
+    content_lines,
     lists,
     lists_headline,
     ratings,
@@ -26,6 +28,10 @@ from dlrrec_torchrec.store.manifest import Manifest
 _BRACKETS = (
     "In brackets: 95 % interval of the difference, by drawing the test users again; better or worse only "
     "where it excludes zero."
+)
+_CONTENT = (
+    "By content alone: no id of an item counts. List head: its logits; likes: cosines of the reduced vectors "
+    "with those of the items that the user liked."
 )
 _CSS = """
 :root { color-scheme: light dark; --ink:#1c2330; --soft:#5b6575; --line:#dde2ea; --page:#f6f7f9; --card:#fff;
@@ -77,7 +83,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 def text_table(summary: Mapping[str, Any]) -> str:
     """The results for a terminal: headline, test rows, lists, differences, notes."""
-    tables = ratings(summary), lists(summary)
+    tables = ratings(summary), lists(summary), content_alone(summary)
     columns = max(len(table.shown()) for table in tables)
     console = Console(file=io.StringIO(), width=40 + 14 * columns, color_system=None, markup=False)
     of_ratings, of_lists = all_difference_lines(summary)
@@ -90,6 +96,11 @@ def text_table(summary: Mapping[str, Any]) -> str:
         console.print(f"\nlists: {lists_headline(summary)}", soft_wrap=True)
         console.print(tables[1].text())
         for line in of_lists:
+            console.print(line, soft_wrap=True)
+    if tables[2].shown():
+        console.print(f"\n{_CONTENT}", soft_wrap=True)
+        console.print(tables[2].text())
+        for line in content_lines(summary):
             console.print(line, soft_wrap=True)
     if of_ratings or of_lists:
         console.print(_BRACKETS, soft_wrap=True)
@@ -107,6 +118,9 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     if lists(summary).shown():
         lines += ["", f"Lists: {lists_headline(summary)}", "", *lists(summary).markdown(), ""]
         lines += [f"- {line}" for line in of_lists]
+    if content_alone(summary).shown():
+        lines += ["", _CONTENT, "", *content_alone(summary).markdown(), ""]
+        lines += [f"- {line}" for line in content_lines(summary)]
     lines += ["", _BRACKETS, ""] if of_ratings or of_lists else [""]
     return "\n".join(lines + [f"- {note}" for note in summary["notes"]]) + "\n"
 
@@ -132,6 +146,11 @@ def html_page(
         top_n = (
             f'<h2>Lists of items</h2><p class="soft">{escape(lists_headline(summary))}</p>'
             f'<div class="card">{lists(summary).html()}</div>{_items(of_lists)}'
+        )
+    if content_alone(summary).shown():
+        top_n += (
+            f'<h2>Lists by content alone</h2><p class="soft">{_CONTENT}</p>'
+            f'<div class="card">{content_alone(summary).html()}</div>{_items(content_lines(summary))}'
         )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dlrrec_torchrec.report import figures, page
 from dlrrec_torchrec.report.comparison import cell
-from dlrrec_torchrec.report.results import gather_differences
+from dlrrec_torchrec.report.results import LISTS, gather_differences
 from dlrrec_torchrec.report.stage_notes import stage_notes
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -31,6 +31,7 @@ FIGURES = {
     "confusion.png": "Confusion matrices at a threshold of 0.5, counts of all seeds",
     "swing_scores.png": "Scores of the SWING neighbours",
 }
+_OF_TASK = ("users", "items", "relevant", "chance")
 ABOVE = (
     "a share above 100 % is chance: reachable and attainable AUC are expectations over the labels that the "
     "true probabilities can draw, the AUC of a row is that of the labels drawn; and the attainable one is an "
@@ -119,7 +120,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
     truth_known = all(e["truth"] is not None for e in evaluations)
     notes: dict[str, list[int]] = {}
     for number, evaluation in enumerate(evaluations):
-        for note in evaluation["notes"] + evaluation["lists"]["notes"]:
+        for note in evaluation["notes"] + evaluation["lists"]["notes"] + evaluation["cold"]["notes"]:
             notes.setdefault(note, []).append(number)
     several = len(evaluations) > 1
     truth = table([e["truth"] for e in evaluations], ["reachable"]) if truth_known else None
@@ -140,6 +141,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
             **others,
             "differences": gather_differences([e["difference"] for e in evaluations]),
             "lists": _lists([e["lists"] for e in evaluations]),
+            "cold": _content_alone([e["cold"] for e in evaluations]),
             "notes": [
                 note + (f" (seed {', '.join(map(str, note_seeds))})" if several else "")
                 for note, note_seeds in notes.items()
@@ -184,6 +186,33 @@ def _lists(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for metric in compared
         },
     }
+
+
+def _content_alone(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The seeds' evaluations of content alone in one.
+
+    `tasks`: name -> users, items, relevant, chance of each seed. `models`: "VARIANT, WAY" -> "TASK, METRIC" ->
+    spread. `gaps`: what is compared, in words -> each seed's interval.
+    """
+    tasks = {
+        task: {key: [one["tasks"][task][key] or 0 for one in found] for key in _OF_TASK}
+        for task in found[0]["tasks"]
+    }
+    models: dict[str, dict[str, Any]] = {}
+    gaps: dict[str, list[Any]] = {}
+    for task in tasks:
+        of_seeds = [one["tasks"][task]["models"] for one in found]
+        for variant, ways in of_seeds[0].items():
+            for way, metric in ((way, metric) for way, metrics in ways.items() for metric in metrics):
+                seeds = [seed[variant][way][metric] for seed in of_seeds]
+                row = models.setdefault(f"{variant}, {way}", {})
+                row[f"{task}, {metric}"] = _spread([seed["mean"] for seed in seeds])
+                if "gap" in seeds[0]:
+                    title = (
+                        f"{LISTS[metric].title} of {task} by {way}, {next(iter(of_seeds[0]))} less {variant}"
+                    )
+                    gaps[title] = [seed["gap"] for seed in seeds]
+    return {"tasks": tasks, "models": models, "gaps": gaps}
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:

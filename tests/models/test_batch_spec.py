@@ -99,7 +99,7 @@ def test_permuted_lists_are_other_entities_lists(seed, entities, most):
     moved = permuted_positives(positives, "user", seed)
     assert torch.equal(moved, permuted_positives(positives, "user", seed))
     found = [[code for code in row if code >= 0] for row in moved.tolist()]
-    assert all(row == listed + [-1] * (most - len(listed)) for row, listed in zip(moved.tolist(), found))
+    assert moved.tolist() == [listed + [-1] * (most - len(listed)) for listed in found]
     owners = [code for code, row in enumerate(lists) if row]
     assert all(code in owners for code, row in enumerate(found) if row)
     for code in owners:

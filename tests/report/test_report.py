@@ -72,6 +72,7 @@ def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
     interval = {"difference": 0.04 + shift, "low": 0.01 - shift, "high": 0.07, "verdict": verdict}
     body["difference"] = {"against": "item mean", "models": {"dlrrec": interval}}
     body["lists"] = write_lists(shift)
+    body["cold"] = write_cold(shift)
     body = jsonable(body)
     (run.evaluation / "metrics.json").write_text(json.dumps(body))
     Manifest("evaluate", {"seed": seed}, {}, rows={"test": n}, seconds=1.5, peak_memory_mib=200).write(
@@ -99,6 +100,17 @@ def write_lists(shift):
         "differences": {"recall@20": {"against": "EASE", "models": {"dlrrec": interval}}},
         "notes": ["lists of 'bce' left out: no reason"],
     }
+
+
+def write_cold(shift):
+    gap = {"difference": 0.02 + shift, "low": 0.01, "high": 0.03, "verdict": "better"}
+
+    def metrics(mean, **more):
+        return {m: {"mean": mean + shift, "low": 0.1, "high": 0.5} | more for m in ("recall@20", "ndcg@20")}
+
+    models = {"dlrrec": {"likes": metrics(0.31)}, "bce": {"likes": metrics(0.29, gap=gap)}}
+    task = {"users": 50, "items": 12, "relevant": 1.5, "chance": 0.25, "models": models}
+    return {"tasks": {"new items, 1 review": task}, "notes": ["content alone: a reason"]}
 
 
 def write_rest(run, seed):
@@ -353,8 +365,25 @@ def test_lists_peers_and_differences_are_shown(reported):
     assert "**0.255 ± 0.007**" in row and "0.800 ± 0.000" in row  # no best of popularity
 
 
+def test_lists_by_content_alone_are_shown(reported):
+    paths, _, _ = reported
+    summary = json.loads((paths[0].report / "metrics.json").read_text())
+    assert summary["cold"]["models"]["dlrrec, likes"]["new items, 1 review, recall@20"][
+        "mean"
+    ] == pytest.approx(0.315)
+    text, page = format_table(paths[0].report), plain((paths[0].report / "index.html").read_text())
+    markdown = (paths[0].report / "table.md").read_text()
+    for words in (text, markdown, page):
+        words = re.sub(r"\s+", " ", words)
+        assert "R@20, new items, 1 review" in words and "dlrrec, likes" in words
+        assert "1.5 relevant items each, of 12; a random order has Recall@20 0.250" in words
+        assert "Recall@20 of new items, 1 review by likes, dlrrec less bce: +0.025" in words
+        assert "content alone: a reason" in words
+
+
 def test_the_interval_of_one_seed_is_shown(tmp_path):
     summary = summarize([write_evaluation(run_paths(tmp_path, 1)[0], 0)], list(MODELS))
+    assert "by likes, dlrrec less bce: +0.020 [+0.010, +0.030]" in format_table(summary)
     assert "item mean: +0.040 [+0.010, +0.070], better" in format_table(summary)
 
 
