@@ -99,9 +99,9 @@ class ColdLists:
         """The part "cold" of `metrics.json`.
 
         Keys: `tasks`, name -> users, items, relevant (a user has on average), chance (Recall@20 of lists in
-        random order) and `models`, variant -> way ("likes", "list head") -> metric of METRICS -> `mean`, `low`
-        and `high` (95 % over users) and, of all but the first variant, `gap`, the first variant's metric less
-        this one's (`interval_facts`); `notes`.
+        random order) and `models`, variant -> way ("likes", "list head") -> metric of METRICS -> `mean`,
+        `low` and `high` (95 % over users) and, of all but the first variant, `gap`, which is the first one's
+        metric less this one's (`interval_facts`); `notes`.
         """
         tasks = {}
         for name, task in self._tasks.items():

@@ -191,8 +191,8 @@ def _lists(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _content_alone(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The seeds' evaluations of content alone in one.
 
-    `tasks`: name -> users, items, relevant, chance of each seed. `models`: "VARIANT, WAY" -> "TASK, METRIC" ->
-    spread. `gaps`: what is compared, in words -> each seed's interval.
+    `tasks`: name -> users, items, relevant, chance of each seed. `models`: "VARIANT, WAY" -> "TASK, METRIC"
+    -> spread. `gaps`: what is compared, in words -> each seed's interval.
     """
     tasks = {
         task: {key: [one["tasks"][task][key] or 0 for one in found] for key in _OF_TASK}

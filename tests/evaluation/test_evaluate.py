@@ -1,4 +1,5 @@
 import json
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -33,14 +34,15 @@ class Linear(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.arange(7, dtype=torch.float32))
+        self.dense_arch = types.SimpleNamespace(towers={"item_image": lambda vectors: vectors.float()[:, :9]})
 
     def score(self, batch):
         return self(batch.dense, batch.sparse, batch.vectors)
 
     def forward(self, dense, sparse, vectors):
-        types = sparse["category"]
+        named = sparse["category"]
         categories = torch.segment_reduce(
-            types.values().float(), "sum", lengths=types.lengths().long(), initial=0
+            named.values().float(), "sum", lengths=named.lengths().long(), initial=0
         )
         return (
             dense @ self.weight

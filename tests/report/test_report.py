@@ -368,9 +368,8 @@ def test_lists_peers_and_differences_are_shown(reported):
 def test_lists_by_content_alone_are_shown(reported):
     paths, _, _ = reported
     summary = json.loads((paths[0].report / "metrics.json").read_text())
-    assert summary["cold"]["models"]["dlrrec, likes"]["new items, 1 review, recall@20"][
-        "mean"
-    ] == pytest.approx(0.315)
+    recall = summary["cold"]["models"]["dlrrec, likes"]["new items, 1 review, recall@20"]
+    assert recall["mean"] == pytest.approx(0.315)
     text, page = format_table(paths[0].report), plain((paths[0].report / "index.html").read_text())
     markdown = (paths[0].report / "table.md").read_text()
     for words in (text, markdown, page):
