@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import sparse
 
@@ -19,9 +19,10 @@ import swing
 from dlrrec_torchrec.config import SwingStageConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import check_schema, part_files
+from dlrrec_torchrec.store.files import check_schema, part_files, read_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.schema import SPLIT
+from swing.interactions import Interactions
 
 
 def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Path) -> Manifest:
@@ -45,7 +46,7 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
         check_schema(pq.read_schema(part), SPLIT, part)
     try:
         with stage_output(manifest, out_dir) as output:
-            interactions = swing.read(_liked(folder) if config.pairs == "liked" else folder)
+            interactions = _interactions(folder, config.pairs == "liked")
             for side in ("users", "items"):
                 report = swing.run(interactions, output / side, chosen, side, threads=config.threads)
                 manifest.rows[side] = report["ids"]
@@ -62,12 +63,17 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     return manifest
 
 
-def _liked(folder: Path) -> pl.LazyFrame:
-    """The training rows with label 1. Raises DataError where there are none."""
-    liked = pl.scan_parquet(part_files(folder)).filter(pl.col("label") > 0.5)
-    if not liked.select(pl.len()).collect().item():
+def _interactions(folder: Path, liked: bool) -> Interactions:
+    """The training rows, or those with label 1. Raises DataError where there are none of these."""
+    if not liked:
+        return swing.read(folder)
+    rows = read_table(folder, SPLIT, ["user_id", "item_id", "label"])
+    rows = rows.filter(pc.greater(rows["label"], 0.5)).select(["user_id", "item_id"])
+    if not rows.num_rows:
         raise DataError(f"{folder}: column 'label': no row is liked; use --pairs all")
-    return liked
+    with tempfile.TemporaryDirectory() as scratch:
+        pq.write_table(rows, Path(scratch) / "liked.parquet")
+        return swing.read(Path(scratch) / "liked.parquet")
 
 
 def parameters(config: SwingStageConfig) -> swing.SwingConfig:
