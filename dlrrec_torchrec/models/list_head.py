@@ -137,7 +137,7 @@ class ListHead(nn.Module):
     def content_side(
         self, number: int, reduced: Mapping[str, Tensor], category: Tensor | None = None
     ) -> Tensor:
-        """f32 [number, E + 1] of items that count by their content alone: neither an id nor a training row."""
+        """f32 [number, E + 1] of items by their content alone, without an id or a training row."""
         none = torch.zeros(number, self.tables.embedding_bag_configs()[0].embedding_dim)
         none = none.to(self.log_count.device)
         parts = self._content("item", reduced)

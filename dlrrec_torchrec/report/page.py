@@ -17,7 +17,6 @@ from dlrrec_torchrec.report.results import (
     RATINGS,
     all_difference_lines,
     content_alone,
-    content_lines,
     lists,
     lists_headline,
     ratings,
@@ -83,7 +82,7 @@ def headline(summary: Mapping[str, Any]) -> str:
 
 def text_table(summary: Mapping[str, Any]) -> str:
     """The results for a terminal: headline, test rows, lists, differences, notes."""
-    tables = ratings(summary), lists(summary), content_alone(summary)
+    tables = ratings(summary), lists(summary)
     columns = max(len(table.shown()) for table in tables)
     console = Console(file=io.StringIO(), width=40 + 14 * columns, color_system=None, markup=False)
     of_ratings, of_lists = all_difference_lines(summary)
@@ -97,10 +96,10 @@ def text_table(summary: Mapping[str, Any]) -> str:
         console.print(tables[1].text())
         for line in of_lists:
             console.print(line, soft_wrap=True)
-    if tables[2].shown():
-        console.print(f"\n{_CONTENT}", soft_wrap=True)
-        console.print(tables[2].text())
-        for line in content_lines(summary):
+    for head, table, differences in content_alone(summary):
+        console.print(f"\n{head}", soft_wrap=True)
+        console.print(table.text())
+        for line in differences:
             console.print(line, soft_wrap=True)
     if of_ratings or of_lists:
         console.print(_BRACKETS, soft_wrap=True)
@@ -118,9 +117,8 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     if lists(summary).shown():
         lines += ["", f"Lists: {lists_headline(summary)}", "", *lists(summary).markdown(), ""]
         lines += [f"- {line}" for line in of_lists]
-    if content_alone(summary).shown():
-        lines += ["", _CONTENT, "", *content_alone(summary).markdown(), ""]
-        lines += [f"- {line}" for line in content_lines(summary)]
+    for head, table, differences in content_alone(summary):
+        lines += ["", head, "", *table.markdown(), "", *(f"- {line}" for line in differences)]
     lines += ["", _BRACKETS, ""] if of_ratings or of_lists else [""]
     return "\n".join(lines + [f"- {note}" for note in summary["notes"]]) + "\n"
 
@@ -147,11 +145,9 @@ def html_page(
             f'<h2>Lists of items</h2><p class="soft">{escape(lists_headline(summary))}</p>'
             f'<div class="card">{lists(summary).html()}</div>{_items(of_lists)}'
         )
-    if content_alone(summary).shown():
-        top_n += (
-            f'<h2>Lists by content alone</h2><p class="soft">{_CONTENT}</p>'
-            f'<div class="card">{content_alone(summary).html()}</div>{_items(content_lines(summary))}'
-        )
+    for number, (head, table, differences) in enumerate(content_alone(summary)):
+        title = "" if number else f'<h2>Lists by content alone</h2><p class="soft">{_CONTENT}</p>'
+        top_n += f'{title}<p>{escape(head)}</p><div class="card">{table.html()}</div>{_items(differences)}'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'

@@ -110,33 +110,26 @@ def lists(summary: Mapping[str, Any]) -> Comparison:
     return Comparison(LISTS, {group: summary["lists"][group] for group in ("models", "peers")})
 
 
-def content_alone(summary: Mapping[str, Any]) -> Comparison:
-    """The table of lists by content alone: a row for each variant and way, two columns for each task."""
-    columns = {}
-    for task in summary["cold"]["tasks"]:
-        for metric, short in (("recall@20", "R@20"), ("ndcg@20", "N@20")):
-            meaning = f"{LISTS[metric].meaning} Of {task}, known by their content, not by an id."
-            columns[f"{task}, {metric}"] = Column(f"{short}, {task}", ".3f", "high", meaning)
-    return Comparison(columns, {"content alone": summary["cold"]["models"]})
-
-
-def content_lines(summary: Mapping[str, Any]) -> list[str]:
-    """What each task of `content_alone` is, and the first variant's metric less each other one's."""
-    lines = []
-    for task, facts in summary["cold"]["tasks"].items():
-        users, items, relevant, chance = (
-            np.mean(facts[key]) for key in ("users", "items", "relevant", "chance")
+def content_alone(summary: Mapping[str, Any]) -> list[tuple[str, Comparison, list[str]]]:
+    """Of each task of lists by content alone: what it is, its table, and the first variant's Recall@20 less
+    each other one's."""
+    tables = []
+    columns = {metric: LISTS[metric] for metric in ("recall@20", "ndcg@20")}
+    for name, task in summary["cold"].items():
+        users, items, relevant, chance = (np.mean(task[k]) for k in ("users", "items", "relevant", "chance"))
+        head = (
+            f"{name}, by content alone · {users:,.0f} users, {relevant:.1f} relevant items each, of "
+            f"{items:,.0f} · Recall@20 of a random order {chance:.3f}"
         )
-        lines.append(
-            f"{task}: {users:,.0f} users, {relevant:.1f} relevant items each, of {items:,.0f}; a random "
-            f"order has Recall@20 {chance:.3f}"
-        )
-    for title, seeds in summary["cold"]["gaps"].items():
-        known = [seed for seed in seeds if seed["difference"] is not None]
-        if known:
-            interval = f" [{known[0]['low']:+.3f}, {known[0]['high']:+.3f}]" if len(known) == 1 else ""
-            lines.append(f"{title}: {np.mean([seed['difference'] for seed in known]):+.3f}{interval}")
-    return lines
+        lines = []
+        for pair, metrics in task["gaps"].items():
+            known = [seed for seed in metrics["recall@20"] if seed["difference"] is not None]
+            if known:
+                mean = np.mean([seed["difference"] for seed in known])
+                interval = f" [{known[0]['low']:+.3f}, {known[0]['high']:+.3f}]" if len(known) == 1 else ""
+                lines.append(f"Recall@20 of {pair}: {mean:+.3f}{interval}")
+        tables.append((head, Comparison(columns, {"models": task["models"]}), lines))
+    return [table for table in tables if table[1].shown()]
 
 
 def lists_headline(summary: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from dlrrec_torchrec.report import figures, page
 from dlrrec_torchrec.report.comparison import cell
-from dlrrec_torchrec.report.results import LISTS, gather_differences
+from dlrrec_torchrec.report.results import gather_differences
 from dlrrec_torchrec.report.stage_notes import stage_notes
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -191,28 +191,26 @@ def _lists(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _content_alone(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The seeds' evaluations of content alone in one.
 
-    `tasks`: name -> users, items, relevant, chance of each seed. `models`: "VARIANT, WAY" -> "TASK, METRIC"
-    -> spread. `gaps`: what is compared, in words -> each seed's interval.
+    Task -> `users`, `items`, `relevant`, `chance` of each seed; `models`, "VARIANT, WAY" -> metric -> spread;
+    `gaps`, "VARIANT less VARIANT, WAY" -> metric -> each seed's interval.
     """
-    tasks = {
-        task: {key: [one["tasks"][task][key] or 0 for one in found] for key in _OF_TASK}
-        for task in found[0]["tasks"]
-    }
-    models: dict[str, dict[str, Any]] = {}
-    gaps: dict[str, list[Any]] = {}
-    for task in tasks:
-        of_seeds = [one["tasks"][task]["models"] for one in found]
-        for variant, ways in of_seeds[0].items():
-            for way, metric in ((way, metric) for way, metrics in ways.items() for metric in metrics):
-                seeds = [seed[variant][way][metric] for seed in of_seeds]
-                row = models.setdefault(f"{variant}, {way}", {})
-                row[f"{task}, {metric}"] = _spread([seed["mean"] for seed in seeds])
-                if "gap" in seeds[0]:
-                    title = (
-                        f"{LISTS[metric].title} of {task} by {way}, {next(iter(of_seeds[0]))} less {variant}"
-                    )
-                    gaps[title] = [seed["gap"] for seed in seeds]
-    return {"tasks": tasks, "models": models, "gaps": gaps}
+    result = {}
+    for task in found[0]["tasks"]:
+        seeds = [one["tasks"][task] for one in found]
+        models, gaps = {}, {}
+        for variant, ways in seeds[0]["models"].items():
+            for way in ways:
+                of_seeds = [seed["models"][variant][way] for seed in seeds]
+                models[f"{variant}, {way}"] = {
+                    metric: _spread([seed[metric]["mean"] for seed in of_seeds]) for metric in ways[way]
+                }
+                if all("gap" in facts for facts in ways[way].values()):
+                    gaps[f"{next(iter(seeds[0]['models']))} less {variant}, {way}"] = {
+                        metric: [seed[metric]["gap"] for seed in of_seeds] for metric in ways[way]
+                    }
+        facts = {key: [seed[key] or 0 for seed in seeds] for key in _OF_TASK}
+        result[task] = facts | {"models": models, "gaps": gaps}
+    return result
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:
