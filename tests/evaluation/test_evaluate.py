@@ -205,6 +205,9 @@ def test_a_model_that_lists_by_itself_is_asked(shards, tmp_path, linear, monkeyp
     items = ShardFacts.read(shards).items
     asked = lambda self, users: np.tile(np.arange(items, dtype=np.float32), (len(users), 1))  # noqa: E731
     monkeypatch.setattr(score.Scorer, "list_scores", asked)
+    monkeypatch.setattr(
+        score.Scorer, "content_scores", lambda self, users, vectors, category: asked(self, users)
+    )
     monkeypatch.setattr(Linear, "list_head", True, raising=False)
     monkeypatch.setattr(lists, "MOST_PAIRS", 0)  # no bound for such a model
     evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", peers=False)
