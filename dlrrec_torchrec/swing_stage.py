@@ -70,7 +70,7 @@ def _interactions(folder: Path, liked: bool) -> Interactions:
     rows = read_table(folder, SPLIT, ["user_id", "item_id", "label"])
     rows = rows.filter(pc.greater(rows["label"], 0.5)).select(["user_id", "item_id"])
     if not rows.num_rows:
-        raise DataError(f"{folder}: column 'label': no row is liked; use --pairs all")
+        raise DataError(f"{folder}: column 'label': no row is liked; run `dlrrec swing --pairs all`")
     with tempfile.TemporaryDirectory() as scratch:
         pq.write_table(rows, Path(scratch) / "liked.parquet")
         return swing.read(Path(scratch) / "liked.parquet")

@@ -97,7 +97,7 @@ def test_liked_pairs_alone_make_neighbours(tmp_path, pairs):
         assert rows(tmp_path / "swing" / side) == rows(tmp_path / "expected" / side)
         assert rows(tmp_path / "swing" / side) != rows(tmp_path / "all" / side)
     none = write_split(tmp_path / "none", pairs, [1.0] * len(pairs))
-    with pytest.raises(DataError, match="column 'label': no row is liked; use --pairs all"):
+    with pytest.raises(DataError, match="column 'label': no row is liked; run `dlrrec swing --pairs all`"):
         neighbors(SwingStageConfig(pairs="liked"), none, tmp_path / "nobody")
 
 
