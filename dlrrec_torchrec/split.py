@@ -3,6 +3,10 @@
 Protocol `strict`: rows are assigned first, then the activity filter looks at training rows only, and
 validation or test rows of ids that training does not know are dropped. Protocol `paper`: the filter looks at
 all rows before the split, every tested id keeps a training row, and there is no validation part.
+With `cold_items`, all rows of some items are set apart first: `shown` are up to MOST_SHOWN of each, whose
+words and pictures may be known of it, `cold` are the others, by users that training knows: a second test, of
+what content alone can do.
+
 Every random choice is drawn over rows sorted by (user, item), so the order of the input does not matter.
 """
 
@@ -23,12 +27,14 @@ from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
 
-TRAIN, VAL, TEST, DROPPED = range(4)
+TRAIN, VAL, TEST, DROPPED, COLD, SHOWN = range(6)
+MOST_SHOWN = 3  # reviews of an item without training rows that may be known of it
 SHORT_TEXT = 40  # characters below which equal texts ("Good food.") are no sign of a copied review
 
 
 def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
-    """Write `out_dir`/{train,val,test} (schema.SPLIT, sorted by user and item) and return the manifest.
+    """Write `out_dir`/{train,val,test} (schema.SPLIT, sorted by user and item) and return the manifest; with
+    `cold_items` also {cold,shown}.
 
     The manifest's facts have `parts` (rows, users, items and positives of each part), `dropped` (rows by
     reason), `test_wanted` (test rows requested by share or method) and `kept_for_training` (requested test
@@ -58,6 +64,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
             val_share=config.val_share,
             folds=config.folds,
             fold=config.fold,
+            cold_items=config.cold_items,
             seed=config.seed,
         )
         manifest.facts["copied_texts"] = copied_texts(rows["text"], rows["item_id"], part)
@@ -91,7 +98,8 @@ def _write_parts(rows: pl.DataFrame, part: np.ndarray, manifest: Manifest, folde
     """Write the rows of every part, and count them in the manifest."""
     manifest.facts["parts"] = {}
     manifest.rows["reviews"] = rows.height
-    for code, name in enumerate(SPLITS):
+    parts = dict(enumerate(SPLITS)) | ({COLD: "cold", SHOWN: "shown"} if (part == COLD).any() else {})
+    for code, name in parts.items():
         part_rows = rows.filter(pl.Series(part == code))
         manifest.rows[name] = write_table(part_rows.to_arrow().cast(SPLIT), folder / name)
         manifest.facts["parts"][name] = {
@@ -115,9 +123,11 @@ def assign_parts(
     val_share: float = 0.1,
     folds: int = 5,
     fold: int = 0,
+    cold_items: float = 0.0,
     seed: int = 0,
 ) -> tuple[np.ndarray, dict]:
-    """The part of every row, int8 [N] out of TRAIN, VAL, TEST and DROPPED, and facts for the manifest.
+    """The part of every row, int8 [N] out of TRAIN, VAL, TEST, DROPPED, COLD and SHOWN, and facts for the
+    manifest.
 
     Args:
         user, item: [N] integer codes in canonical row order.
@@ -134,6 +144,8 @@ def assign_parts(
         dropped["min_reviews"] = int((part == DROPPED).sum())
         if dropped["min_reviews"] == len(part):
             raise _nothing_left("the filter", len(part), min_reviews)
+    if cold_items:
+        _set_apart(part, item, cold_items, seed)
     rows = np.flatnonzero(part == TRAIN)
 
     # The candidates for the test part, in the order in which they are tried.
@@ -173,8 +185,26 @@ def assign_parts(
             raise _nothing_left("training", len(train), min_reviews)
         for code, name in ((VAL, "val"), (TEST, "test")):
             dropped |= _drop_unknown(part, user, item, code, name)
-    _check_parts(part, dropped, strict and val_share > 0)
+    if cold_items:
+        unknown = (part == COLD) & ~np.isin(user, user[part == TRAIN])
+        dropped["cold_unknown_user"] = int(unknown.sum())
+        part[unknown] = DROPPED
+    _check_parts(part, dropped, strict and val_share > 0, cold_items > 0)
     return part, facts
+
+
+def _set_apart(part: np.ndarray, item: np.ndarray, share: float, seed: int) -> None:
+    """Move the rows of a share of the items out of TRAIN: to SHOWN the first MOST_SHOWN of each in random
+    order, all except one at most, and to COLD the others."""
+    rng = np.random.default_rng([seed, COLD])
+    items = np.unique(item[part == TRAIN])
+    cold = rng.choice(items, max(1, round(share * len(items))), replace=False)
+    rows = rng.permutation(np.flatnonzero((part == TRAIN) & np.isin(item, cold)))
+    rows = rows[np.argsort(item[rows], kind="stable")]
+    _, first, number = np.unique(item[rows], return_index=True, return_counts=True)
+    rank = np.arange(len(rows)) - np.repeat(first, number)
+    shown = rank < np.repeat(np.minimum(MOST_SHOWN, number - 1), number)
+    part[rows] = np.where(shown, SHOWN, COLD)
 
 
 def active_rows(user: np.ndarray, item: np.ndarray, min_reviews: int) -> np.ndarray:
@@ -348,15 +378,16 @@ def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
     )
 
 
-def _check_parts(part: np.ndarray, dropped: dict[str, int], wants_val: bool) -> None:
+def _check_parts(part: np.ndarray, dropped: dict[str, int], wants_val: bool, wants_cold: bool) -> None:
     for code, name, flag, required in (
         (TEST, "test", "--test-share", True),
         (VAL, "val", "--val-share", wants_val),
+        (COLD, "cold", "--cold-items", wants_cold),
     ):
         if required and not (part == code).any():
             lost = sum(n for reason, n in dropped.items() if reason.startswith(name))
             raise DataError(
                 f"{flag}, --min-reviews: no {name} row is left ({lost} of them have a user or item that "
                 f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews or raise "
-                f"{flag}" + (" (0: no validation part)" if code == VAL else "")
+                f"{flag}" + (" (0: no such part)" if code != TEST else "")
             )

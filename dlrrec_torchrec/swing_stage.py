@@ -1,6 +1,7 @@
 """The SWING stage: neighbours of users and of items from the training rows.
 
-Every training row is an interaction regardless of its rating, so no row's rating changes its positives.
+Every training row is an interaction regardless of its rating, so no row's rating changes its positives. With
+`swing.pairs: liked` only rows with label 1 are: then a row's label decides whether it shapes its positives.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from scipy import sparse
 
@@ -17,18 +19,20 @@ import swing
 from dlrrec_torchrec.config import SwingStageConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import check_schema, part_files
+from dlrrec_torchrec.store.files import check_schema, part_files, read_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.schema import SPLIT
+from swing.interactions import Interactions
 
 
 def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Path) -> Manifest:
     """Write out_dir/{users,items}/part-*.parquet (NEIGHBORS) from split_dir/train.
 
-    Every training id has a row; one without neighbours has empty lists. `min_user_items` bounds the side that
-    links, `max_item_users` both sides: no id has more than so many links. Facts for each side: ids,
-    coverage (share of ids with a neighbour), neighbours, edges that the limits left, what each limit dropped,
-    seconds. Raises DataError for training rows that SWING cannot use and for an unknown preset.
+    Every id of a row that counts (`pairs`) has a row; one without neighbours has empty lists.
+    `min_user_items` bounds the side that links, `max_item_users` both sides: no id has more than so many
+    links. Facts for each side: ids, coverage (share of ids with a neighbour), neighbours, edges that the
+    limits left, what each limit dropped, seconds. Raises DataError for training rows that SWING cannot use
+    and for an unknown preset.
     """
     split = Manifest.read(split_dir)
     body = jsonable(config)
@@ -42,7 +46,7 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
         check_schema(pq.read_schema(part), SPLIT, part)
     try:
         with stage_output(manifest, out_dir) as output:
-            interactions = swing.read(folder)
+            interactions = _interactions(folder, config.pairs == "liked")
             for side in ("users", "items"):
                 report = swing.run(interactions, output / side, chosen, side, threads=config.threads)
                 manifest.rows[side] = report["ids"]
@@ -57,6 +61,19 @@ def neighbors(config: SwingStageConfig, split_dir: str | Path, out_dir: str | Pa
     except swing.SwingError as error:
         raise DataError(f"swing: {error}") from None
     return manifest
+
+
+def _interactions(folder: Path, liked: bool) -> Interactions:
+    """The training rows, or those with label 1. Raises DataError where there are none of these."""
+    if not liked:
+        return swing.read(folder)
+    rows = read_table(folder, SPLIT, ["user_id", "item_id", "label"])
+    rows = rows.filter(pc.greater(rows["label"], 0.5)).select(["user_id", "item_id"])
+    if not rows.num_rows:
+        raise DataError(f"{folder}: column 'label': no row is liked; run `dlrrec swing --pairs all`")
+    with tempfile.TemporaryDirectory() as scratch:
+        pq.write_table(rows, Path(scratch) / "liked.parquet")
+        return swing.read(Path(scratch) / "liked.parquet")
 
 
 def parameters(config: SwingStageConfig) -> swing.SwingConfig:

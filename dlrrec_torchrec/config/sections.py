@@ -51,6 +51,12 @@ class SplitConfig:
         0.1, "share of the remaining rows that selects the model (none under 'paper')", least=0, below=1
     )
     positive_rating: float = option(4.0, "a rating of at least this is a positive label")
+    cold_items: float = option(
+        0.0,
+        "share of the items that lose all training and validation rows: a test of what content alone can do",
+        least=0,
+        below=1,
+    )
     folds: int = option(5, "number of folds (folds)", least=2)
     fold: int = option(0, "the fold that is tested (folds)", least=0)
     seed: int = option(0, "seed of the random assignment", least=0)
@@ -94,6 +100,12 @@ class SwingStageConfig:
         "swing",
         "what makes two ids neighbours; all except swing count single shared partners",
         ("swing", "cosine", "jaccard", "common", "adamic_adar"),
+    )
+    pairs: str = option(
+        "all",
+        "training rows that count: all, or those with label 1 (liked; a row's own label then decides whether "
+        "it takes part in its positives)",
+        ("all", "liked"),
     )
     alpha: float | None = option(None, "smoothing in 1 / (alpha + overlap); default: the preset's", least=0)
     top_k: int = option(20, "neighbours kept for each id", least=1)
@@ -214,6 +226,9 @@ class ContrastiveConfig:
     negatives: str = option("corpus", "other entities at random, or those of the batch", ("corpus", "batch"))
     num_negatives: int = option(256, "corpus negatives, shared by the anchors of a step", least=1)
     positive: str = option("best", "the best neighbour, or one sampled each step", ("best", "sample"))
+    permuted: bool = option(
+        False, "a control: another entity's neighbours, drawn once, so that the term knows nothing of SWING"
+    )
 
 
 @dataclasses.dataclass

@@ -33,6 +33,7 @@ class BatchSpec:
         draws: of the contrastive terms that are on; none where it only predicts.
         positives: neighbours of the user and of the item in a row, at most.
         lists: what the list head looks up; None without one, and where it only predicts.
+        replaced: side -> i64 [entities, P], each entity's positives in place of those in the rows.
 
     Raises DataError for a sparse feature that is unknown.
     """
@@ -46,6 +47,7 @@ class BatchSpec:
     draws: tuple[Draws, ...] = ()
     positives: int = 0
     lists: ListRows | None = None
+    replaced: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for key in self.sparse:
@@ -59,7 +61,7 @@ class BatchSpec:
 
     def to_predict(self) -> BatchSpec:
         """The same without what only a loss needs."""
-        return dataclasses.replace(self, draws=(), positives=0, lists=None)
+        return dataclasses.replace(self, draws=(), positives=0, lists=None, replaced={})
 
     def complete(self, batch: Batch, step: int = 0) -> Batch:
         """The batch, whose `sparse` holds codes, with what is not looked up by code. Runs on the host.
@@ -80,6 +82,10 @@ class BatchSpec:
             values, lengths = [c[c >= 0] for c in codes], [(c >= 0).int() for c in codes]
             managed = KeyedJaggedTensor(list(self.managed), torch.cat(values), lengths=torch.cat(lengths))
             batch = dataclasses.replace(batch, managed=managed)
+        for side, positives in self.replaced.items():
+            codes = getattr(batch, side)
+            found = torch.where((codes >= 0).unsqueeze(1), positives[codes.clamp(min=0)], -1)
+            batch = dataclasses.replace(batch, **{f"{side}_positives": found})
         if self.lists is not None:
             batch = dataclasses.replace(batch, listed=self.lists.of_batch(batch.user, batch.item, step))
         if not self.in_tables:

@@ -49,7 +49,6 @@ class Draws:
 
 POSITIVE = ("best", "sample")
 
-
 _STREAMS = {"offset": 1, "negative": 2, "positive": 3, "dropped": 4}
 
 
@@ -84,6 +83,24 @@ def choose_positives(positives: Tensor, codes: Tensor, kind: str, seed: int, ste
     count = (positives >= 0).sum(1)
     column = _random_bits(codes, seed, "positive", step) % count.clamp(min=1)
     return positives.gather(1, column.unsqueeze(1)).squeeze(1)
+
+
+def permuted_positives(positives: Tensor, side: str, seed: int) -> Tensor:
+    """Positives of a control: those of another entity, i64 [N, P], padded with -1 at the end.
+
+    The entities that have any are permuted at random, so that as many anchors have positives, each list is
+    somebody's as often as before, and only who it belongs to is lost. An entity is no positive of itself.
+
+    Args:
+        positives: i64 [N, P], row i of entity i, padded with -1.
+        side: "user" or "item"; with `seed` it decides the permutation.
+    """
+    generator = torch.Generator().manual_seed(2 * seed + _SIDE_STREAMS[side])
+    owners = torch.nonzero((positives >= 0).any(1)).squeeze(1)
+    moved = positives.clone()
+    moved[owners] = positives[owners[torch.randperm(len(owners), generator=generator)]]
+    moved[moved == torch.arange(len(moved)).unsqueeze(1)] = -1
+    return moved.gather(1, (moved < 0).int().argsort(dim=1, stable=True))
 
 
 def kept_codes(codes: Tensor, dropped: float, seed: int, step: int | Tensor) -> Tensor:

@@ -109,9 +109,9 @@ def load_entities(shards_dir: str | os.PathLike, modalities: Iterable[Modality] 
             **_common(items),
             titles=items["title"].to_pylist(),
             price_tag=np.array(items["price_tag"].to_pylist(), dtype=object),
-            category=_matrix(items["category"], facts.category_types),
+            category=column_matrix(items["category"], facts.category_types),
         ),
-        vectors={m.name: _matrix(tables[m.side][m.name], 0) for m in modalities},
+        vectors={m.name: column_matrix(tables[m.side][m.name], 0) for m in modalities},
         affinity_dir=Path(shards_dir) / AFFINITY if facts.affinity else None,
     )
 
@@ -137,7 +137,7 @@ def read_vectors(
             for group in range(file.num_row_groups):
                 end = start + file.metadata.row_group(group).num_rows
                 if start < last and end > first:
-                    matrix = _matrix(file.read_row_group(group, columns=[name])[name], 0)
+                    matrix = column_matrix(file.read_row_group(group, columns=[name])[name], 0)
                     if not np.isfinite(matrix).all():
                         raise DataError(
                             f"{path}: column '{name}' holds a number that is not finite; run prepare again"
@@ -201,9 +201,17 @@ def first_entities(
         names = [modality.name for modality in modalities if modality.side == side]
         if names:
             table = read_table(folder / f"{side}s", facts.entity_schema(side), [*names, "positives"], rows)
-            vectors |= {name: _matrix(table[name], 0) for name in names}
+            vectors |= {name: column_matrix(table[name], 0) for name in names}
             positives[side] = _positives(table)
     return vectors, positives
+
+
+def entity_positives(shards_dir: str | os.PathLike, side: str) -> np.ndarray:
+    """The positives of all entities of a side as in `Users`, i64 [N, P]; raises DataError as
+    `load_entities`."""
+    facts = ShardFacts.read(shards_dir)
+    folder = Path(shards_dir) / "entities" / f"{side}s"
+    return _positives(read_table(folder, facts.entity_schema(side), ["positives"]))
 
 
 def _common(table: pa.Table) -> dict[str, object]:
@@ -224,7 +232,7 @@ def _positives(table: pa.Table) -> np.ndarray:
     return positives
 
 
-def _matrix(column: pa.ChunkedArray, missing: int) -> np.ndarray:
+def column_matrix(column: pa.ChunkedArray, missing: int) -> np.ndarray:
     """[N, width] of a fixed-size list column; a null row becomes `missing`."""
     width = column.type.list_size
     rows = []

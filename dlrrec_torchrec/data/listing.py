@@ -122,6 +122,16 @@ class ListRows:
         return _jagged(parts, max(len(user), len(item)))
 
 
+def category_lookup(category: np.ndarray, padding: int) -> KeyedJaggedTensor:
+    """The lookup of LIST_KEYS for n items that have these category types i32 [n, slots], and no ids."""
+    none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    present = category != padding
+    values = torch.from_numpy(category[present].astype(np.int64))
+    lengths = torch.from_numpy(present.sum(1, dtype=np.int32))
+    parts = dict(zip(LIST_KEYS, ([none], [none], [(values, lengths)]), strict=True))
+    return _jagged(parts, len(category))
+
+
 def _jagged(parts: dict[str, list[Jagged]], rows: int) -> KeyedJaggedTensor:
     """Each feature's parts one after the other, filled up with empty rows."""
     values = [value for jagged in parts.values() for value, _ in jagged]

@@ -68,6 +68,7 @@ class Lists:
 
     Attributes:
         task: the users, what they should find, and what they have seen.
+        histories: the training rows.
     """
 
     def __init__(self, train: Rows, validation: Rows, test: Rows, facts: ShardFacts, most_users: int) -> None:
@@ -75,7 +76,7 @@ class Lists:
         in_train, in_validation = (pair_matrix(rows.user, rows.item, *shape) for rows in (train, validation))
         everyone = Relevant.of(liked_matrix(test, *shape), in_train + in_validation)
         self.task, self._all_users, self._items = everyone.sample(most_users), len(everyone.users), shape[1]
-        self._histories = Histories.of(train, *shape, facts.rating_range)
+        self.histories = Histories.of(train, *shape, facts.rating_range)
         self._validation = Relevant.of(liked_matrix(validation, *shape), in_train)
         self._rankings: dict[str, dict[str, Ranking]] = {"models": {}, "peers": {}}
         self._chosen: dict[str, str] = {}
@@ -91,7 +92,7 @@ class Lists:
 
     def rank_peers(self) -> None:
         """Fit every peer and measure its lists."""
-        peers = list(list_peers(self._histories, self._validation))
+        peers = list(list_peers(self.histories, self._validation))
         for name, fit in track(peers, "lists of peers", len(peers), transient=True):
             if isinstance(fit, str):
                 self._notes.append(f"lists of peer '{name}' left out: {fit}")
@@ -101,7 +102,7 @@ class Lists:
             self._rank("peers", name, peer.scores)
 
     def _rank(self, group: str, name: str, scores: Scores) -> None:
-        self._rankings[group][name] = rank_lists(scores, self.task, self._histories.counts)
+        self._rankings[group][name] = rank_lists(scores, self.task, self.histories.counts)
 
     def result(self, folder: Path) -> dict[str, Any]:
         """The part "lists" of `metrics.json`; every user's metrics go to `folder`/NAME.parquet.

@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
+from dlrrec_torchrec.evaluation.cold import ALL_ITEMS, ColdLists, all_items, new_items
 from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
 from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
 from dlrrec_torchrec.evaluation.samples import write_samples
@@ -57,6 +58,8 @@ def evaluate(
     device: str = "auto",
     peers: bool = True,
     list_users: int = 10_000,
+    split_dir: str | os.PathLike | None = None,
+    content_dir: str | os.PathLike | None = None,
 ) -> Manifest:
     """Score the test rows and rank all items by each trained variant; write what comes out to `out_dir`.
 
@@ -70,11 +73,14 @@ def evaluate(
         device: "auto", "cpu" or "cuda".
         peers: fit other people's methods to the same rows (`evaluation.peers`) too.
         list_users: users drawn for the lists, at most.
+        split_dir, content_dir: what split and extract wrote; where split.cold_items set items apart, these
+            are a test of content alone.
 
     `metrics.json` holds `protocol`, `rows`, `positives`, `reachable_auc` and `attainable_auc` (in
     expectation of the labels, or null), `truth` and `attainable` (metrics of the true probabilities and of
     the estimated ones, or null), `models`, `baselines` and `peers` (name -> metrics of `binary_metrics`),
-    `difference` (`auc_differences` to the best baseline or peer), `lists` (`Lists.result`) and `notes`.
+    `difference` (`auc_differences` to the best baseline or peer), `lists` (`Lists.result`), `cold`
+    (`ColdLists.result`) and `notes`.
     Raises DataError if a variant is not trained, the variants' protocols differ, or `truth` misses a row.
     """
     train_dirs = {name: Path(folder) for name, folder in train_dirs.items()}
@@ -86,6 +92,7 @@ def evaluate(
     if truth is not None:
         inputs["truth"] = file_digest([path for path in (truth, law) if path is not None])
     settings = {"variants": list(train_dirs), "protocol": protocol, "peers": peers, "list_users": list_users}
+    settings |= {"new_items": split_dir is not None}
     manifest = Manifest("evaluate", settings, inputs)
     if previous := manifest.current(out_dir):
         return previous
@@ -94,6 +101,12 @@ def evaluate(
         train_rows, validation, rows = (read_rows(shards_dir, name) for name in schema.SPLITS)
         facts = ShardFacts.of(shards, shards_dir)
         lists = Lists(train_rows, validation, rows, facts, list_users)
+        entities = load_entities(shards_dir, [m for m in facts.modalities if m.side == "item"])
+        tasks = {ALL_ITEMS: all_items(entities, lists.task)}
+        if split_dir is not None:
+            folders = map(Path, (split_dir, content_dir, shards_dir))
+            tasks |= new_items(*folders, facts, entities, list_users)
+        cold = ColdLists(tasks, lists.histories.liked, entities)
         result: dict[str, Any] = {
             "protocol": protocol,
             "rows": len(rows),
@@ -130,11 +143,12 @@ def evaluate(
             calibration = Calibration.of(trained[name].facts)
             prediction = Prediction(calibration.probability(logit), logit, calibration.note)
             keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
-            entities = load_entities(shards_dir, scorer.spec.in_rows)
-            lists.rank_model(name, scorer, entities)
+            known = load_entities(shards_dir, scorer.spec.in_rows)
+            lists.rank_model(name, scorer, known)
+            cold.rank_model(name, scorer)
             if name == next(iter(train_dirs)):
                 names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
-                write_samples(folder, name, scorer, entities, (train_rows, rows), lists.task, names)
+                write_samples(folder, name, scorer, known, (train_rows, rows), lists.task, names)
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, prediction in predictions.items():
             keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")
@@ -151,6 +165,7 @@ def evaluate(
             rows, scores["models"], scores["baselines"] | scores["peers"], lambda name: rivals[name]["auc"]
         )
         result["lists"] = lists.result(folder / "lists")
+        result["cold"] = cold.result()
         result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
         result["notes"] += _class_notes(rows)
         text = json.dumps(jsonable(result), indent=2)

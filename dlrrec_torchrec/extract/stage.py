@@ -16,6 +16,7 @@ from dlrrec_torchrec.extract.cache import embed_cached
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
 from dlrrec_torchrec.extract.crossfit import random_folds, row_hashes, time_folds, versions
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
+from dlrrec_torchrec.extract.new_items import write_cold
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
@@ -35,11 +36,13 @@ def extract(
     cache_dir: str | os.PathLike,
     encoder: Encoder | None = None,
 ) -> Manifest:
-    """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir.
+    """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir;
+    out_dir/cold too, where split.cold_items set items apart.
 
-    Only training rows are read. Users and items get content of fold -1 and of each of their folds; `reviews`
-    has one row a training review, in the split's order; `metadata` one row for each training item whose
-    metadata has words or captions. The vectors of all sentences and captions are cached in cache_dir/vectors.
+    Besides training rows, only those of such items are read that the split shows. Users and items get content
+    of fold -1 and of each of their folds; `reviews` has one row a training review, in the split's order;
+    `metadata` one row for each training item whose metadata has words or captions. The vectors of all
+    sentences and captions are cached in cache_dir/vectors.
 
     Args:
         encoder: another source of vectors than `config.encoder`.
@@ -62,12 +65,13 @@ def extract(
     if current := manifest.current(out_dir):
         return current
     with stage_output(manifest, out_dir) as folder:
+        embed = _CountedEmbedding(encoder, Path(cache_dir) / "vectors")
         _write_content(
             folder,
             manifest,
             Path(split_dir) / "train",
             items_dir,
-            _CountedEmbedding(encoder, Path(cache_dir) / "vectors"),
+            embed,
             provider,
             config.folds,
             config.fold_by == "time",
@@ -76,6 +80,16 @@ def extract(
             config.price_from == "items",
             config.category_slots,
         )
+        if (Path(split_dir) / "cold").exists():
+            manifest.rows["cold"] = write_cold(
+                Path(split_dir),
+                folder / "cold",
+                embed,
+                provider,
+                lambda items: _metadata(items_dir, items),
+                config.categories_from == "items",
+                config.category_slots,
+            )
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
         manifest.facts["fold_by"] = config.fold_by
     return manifest

@@ -134,6 +134,16 @@ class ListHead(nn.Module):
         counts = self.log_count.index_select(0, codes.clamp(min=0))
         return torch.cat([unit, (self.popularity * counts).unsqueeze(1)], dim=1)
 
+    def content_side(
+        self, number: int, reduced: Mapping[str, Tensor], category: Tensor | None = None
+    ) -> Tensor:
+        """f32 [number, E + 1] of items by their content alone, without an id or a training row."""
+        none = torch.zeros(number, self.tables.embedding_bag_configs()[0].embedding_dim)
+        none = none.to(self.log_count.device)
+        parts = self._content("item", reduced)
+        unit = unit_side(none, parts + ([] if category is None else [category]), None)
+        return torch.cat([unit, none[:, :1]], dim=1)
+
     def _content(self, side: str, reduced: Mapping[str, Tensor]) -> list[Tensor]:
         return [self.maps[name](reduced[name]) for name in self.sides[side] if name in reduced]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.entities import Entities, pair_batch
-from dlrrec_torchrec.data.listing import ListRows
+from dlrrec_torchrec.data.listing import ListRows, category_lookup
 from dlrrec_torchrec.data.lookup import make_lookup
 from dlrrec_torchrec.models.dlrrec import DLRREC
 
@@ -40,15 +41,37 @@ class ListSides:
         blocks = [self._side("item", codes) for codes in np.array_split(np.arange(items), -(-items // BLOCK))]
         self.items = torch.cat(blocks)
 
-    def scores(self, users: np.ndarray) -> np.ndarray:
-        """List logits f32 [n, items] of users int64 [n]."""
+    def scores(self, users: np.ndarray, items: Tensor | None = None) -> np.ndarray:
+        """List logits f32 [n, items] of users int64 [n].
+
+        Args:
+            items: their sides [items, E + 1] (default: all of the shards).
+        """
+        items = self.items if items is None else items
         blocks = [
-            self._side("user", users[start : start + BLOCK])
-            @ self.items.T
-            / self._model.list_head.temperature
+            self._side("user", users[start : start + BLOCK]) @ items.T / self._model.list_head.temperature
             for start in range(0, len(users), BLOCK)
         ]
-        return torch.cat(blocks).cpu().numpy() if blocks else np.zeros((0, len(self.items)), np.float32)
+        return torch.cat(blocks).cpu().numpy() if blocks else np.zeros((0, len(items)), np.float32)
+
+    @torch.no_grad()
+    def by_content(self, vectors: Mapping[str, np.ndarray], category: np.ndarray) -> Tensor:
+        """The sides [n, E + 1] of items by their content alone, as of new ones.
+
+        Args:
+            vectors: modality of items -> [n, V], zeros where missing.
+            category: i32 [n, slots], padded with the number of types.
+        """
+        head = self._model.list_head
+        reduced = {
+            name: reduced_vectors(self._model, name, vectors[name], self._device)
+            for name in head.sides["item"]
+        }
+        categories = None
+        if head.by_category:
+            ids = category_lookup(category, self._spec.facts.category_types)
+            categories = head.tables(ids.to(self._device)).to_dict()["list_category"]
+        return head.content_side(len(category), reduced, categories)
 
     def ratings(self, users: np.ndarray, items: np.ndarray) -> np.ndarray:
         """Rating logits f32 [n] of pairs of codes [n]."""
@@ -93,6 +116,29 @@ class ListSides:
         lookup = make_lookup(codes_of, self._spec.in_tables).to(self._device)
         vectors = self._model.content(lookup.ids)
         return {name: vectors[name][lookup.places[side]["anchor"]] for name in names}
+
+
+@torch.no_grad()
+def reduced_vectors(model: DLRREC, modality: str, vectors: np.ndarray, device: torch.device) -> Tensor:
+    """What the modality's tower, in eval mode, makes of vectors [n, V]: f32 [n, R], zeros where missing."""
+    tower = model.dense_arch.towers[modality]
+    blocks = [
+        tower(torch.from_numpy(vectors[start : start + BLOCK]).to(device)).float()
+        for start in range(0, max(len(vectors), 1), BLOCK)
+    ]
+    return torch.cat(blocks)
+
+
+def content_directions(model: DLRREC, vectors: Mapping[str, np.ndarray], device: torch.device) -> np.ndarray:
+    """Reduced vectors of all these modalities side by side, at length 1: f32 [n, sum of R].
+
+    What the contrastive terms compare (with contrastive.normalize); zeros where nothing is known.
+
+    Args:
+        vectors: modality -> [n, V], in the model's order; not empty.
+    """
+    reduced = [reduced_vectors(model, name, found, device) for name, found in vectors.items()]
+    return F.normalize(torch.cat(reduced, dim=1), dim=1).cpu().numpy()
 
 
 class Reranked:

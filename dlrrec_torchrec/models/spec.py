@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
+import torch
 from scipy import sparse
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.config.automatic import DataSize
 from dlrrec_torchrec.data.batch_spec import BatchSpec
-from dlrrec_torchrec.data.draws import Draws
+from dlrrec_torchrec.data.draws import Draws, permuted_positives
+from dlrrec_torchrec.data.entities import entity_positives
 from dlrrec_torchrec.data.listing import ListRows
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality, chosen
@@ -39,7 +42,7 @@ def batch_spec(
         facts: of the shards that it is trained on.
         contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
         lists: also what the list head looks up, where it is on; what it needs of the shards' rows
-            comes from `with_rows`.
+            comes from `with_rows`, and permuted positives from `with_permuted`.
 
     Raises:
         DataError: vectors, or a modality, that do not exist; names the setting.
@@ -90,6 +93,16 @@ def with_rows(spec: BatchSpec, lists: ListConfig, category: np.ndarray, seen: sp
         spec.lists, category=category if used else None, seen=seen if lists.mask_seen else None
     )
     return dataclasses.replace(spec, lists=rows)
+
+
+def with_permuted(spec: BatchSpec, shards_dir: str | os.PathLike, seed: int) -> BatchSpec:
+    """The same, with another entity's positives for each (`contrastive.permuted`). Raises DataError for
+    damaged entity tables."""
+    replaced = {}
+    for side in (draws.side for draws in spec.draws):
+        positives = torch.from_numpy(entity_positives(shards_dir, side))
+        replaced[side] = permuted_positives(positives, side, seed)
+    return dataclasses.replace(spec, replaced=replaced)
 
 
 def _modalities(model: ModelConfig, facts: ShardFacts) -> tuple[Modality, ...]:

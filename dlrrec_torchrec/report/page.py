@@ -20,6 +20,7 @@ from dlrrec_torchrec.report.results import (
     LISTS,
     RATINGS,
     all_difference_lines,
+    content_alone,
     lists,
     lists_headline,
     ratings,
@@ -29,6 +30,10 @@ from dlrrec_torchrec.store.manifest import Manifest
 _BRACKETS = (
     "In brackets: 95 % interval of the difference, by drawing the test users again; better or worse only "
     "where it excludes zero."
+)
+_CONTENT = (
+    "By content alone: no id of an item counts. List head: its logits; likes: cosines of the reduced vectors "
+    "with those of the items that the user liked."
 )
 
 
@@ -61,6 +66,11 @@ def text_table(summary: Mapping[str, Any]) -> str:
         console.print(tables[1].text())
         for line in of_lists:
             console.print(line, soft_wrap=True)
+    for head, table, differences in content_alone(summary):
+        console.print(f"\n{head}", soft_wrap=True)
+        console.print(table.text())
+        for line in differences:
+            console.print(line, soft_wrap=True)
     if of_ratings or of_lists:
         console.print(_BRACKETS, soft_wrap=True)
     for note in summary["notes"]:
@@ -77,6 +87,8 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
     if lists(summary).shown():
         lines += ["", f"Lists: {lists_headline(summary)}", "", *lists(summary).markdown(), ""]
         lines += [f"- {line}" for line in of_lists]
+    for head, table, differences in content_alone(summary):
+        lines += ["", head, "", *table.markdown(), "", *(f"- {line}" for line in differences)]
     lines += ["", _BRACKETS, ""] if of_ratings or of_lists else [""]
     return "\n".join(lines + [f"- {note}" for note in summary["notes"]]) + "\n"
 
@@ -110,6 +122,9 @@ def html_page(
             f'<h2>Lists of items</h2><p class="soft">{escape(lists_headline(summary))}</p>'
             f'<div class="card">{lists(summary).html()}</div>'
         )
+    for number, (head, table, gaps) in enumerate(content_alone(summary)):
+        title = "" if number else f'<h2>Lists by content alone</h2><p class="soft">{_CONTENT}</p>'
+        top_n += f'{title}<p>{escape(head)}</p><div class="card">{table.html()}</div>{_items(gaps)}'
     differences = ""
     if first:
         differences = (

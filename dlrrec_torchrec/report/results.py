@@ -110,6 +110,28 @@ def lists(summary: Mapping[str, Any]) -> Comparison:
     return Comparison(LISTS, {group: summary["lists"][group] for group in ("models", "peers")})
 
 
+def content_alone(summary: Mapping[str, Any]) -> list[tuple[str, Comparison, list[str]]]:
+    """Of each task of lists by content alone: what it is, its table, and the first variant's Recall@20 less
+    each other one's."""
+    tables = []
+    columns = {metric: LISTS[metric] for metric in ("recall@20", "ndcg@20")}
+    for name, task in summary["cold"].items():
+        users, items, relevant, chance = (np.mean(task[k]) for k in ("users", "items", "relevant", "chance"))
+        head = (
+            f"{name}, by content alone · {users:,.0f} users, {relevant:.1f} relevant items each, of "
+            f"{items:,.0f} · Recall@20 of a random order {chance:.3f}"
+        )
+        lines = []
+        for pair, metrics in task["gaps"].items():
+            known = [seed for seed in metrics["recall@20"] if seed["difference"] is not None]
+            if known:
+                mean = np.mean([seed["difference"] for seed in known])
+                interval = f" [{known[0]['low']:+.3f}, {known[0]['high']:+.3f}]" if len(known) == 1 else ""
+                lines.append(f"Recall@20 of {pair}: {mean:+.3f}{interval}")
+        tables.append((head, Comparison(columns, {"models": task["models"]}), lines))
+    return [table for table in tables if table[1].shown()]
+
+
 def lists_headline(summary: Mapping[str, Any]) -> str:
     """One line: who is ranked for, over what, and how popular the relevant items are."""
     of = summary["lists"]

@@ -22,6 +22,7 @@ from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.paths import RunPaths
 
+_OF_TASK = ("users", "items", "relevant", "chance")
 ABOVE = (
     "a share above 100 % is chance: reachable and attainable AUC are expectations over the labels that the "
     "true probabilities can draw, the AUC of a row is that of the labels drawn; and the attainable one is an "
@@ -118,7 +119,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
     truth_known = all(e["truth"] is not None for e in evaluations)
     notes: dict[str, list[int]] = {}
     for number, evaluation in enumerate(evaluations):
-        for note in evaluation["notes"] + evaluation["lists"]["notes"]:
+        for note in evaluation["notes"] + evaluation["lists"]["notes"] + evaluation["cold"]["notes"]:
             notes.setdefault(note, []).append(number)
     several = len(evaluations) > 1
     truth = table([e["truth"] for e in evaluations], ["reachable"]) if truth_known else None
@@ -139,6 +140,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
             **others,
             "differences": gather_differences([e["difference"] for e in evaluations]),
             "lists": _lists([e["lists"] for e in evaluations]),
+            "cold": _content_alone([e["cold"] for e in evaluations]),
             "notes": [
                 note + (f" (seed {', '.join(map(str, note_seeds))})" if several else "")
                 for note, note_seeds in notes.items()
@@ -183,6 +185,31 @@ def _lists(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for metric in compared
         },
     }
+
+
+def _content_alone(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The seeds' evaluations of content alone in one.
+
+    Task -> `users`, `items`, `relevant`, `chance` of each seed; `models`, "VARIANT, WAY" -> metric -> spread;
+    `gaps`, "VARIANT less VARIANT, WAY" -> metric -> each seed's interval.
+    """
+    result = {}
+    for task in found[0]["tasks"]:
+        seeds = [one["tasks"][task] for one in found]
+        models, gaps = {}, {}
+        for variant, ways in seeds[0]["models"].items():
+            for way in ways:
+                of_seeds = [seed["models"][variant][way] for seed in seeds]
+                models[f"{variant}, {way}"] = {
+                    metric: _spread([seed[metric]["mean"] for seed in of_seeds]) for metric in ways[way]
+                }
+                if all("gap" in facts for facts in ways[way].values()):
+                    gaps[f"{next(iter(seeds[0]['models']))} less {variant}, {way}"] = {
+                        metric: [seed[metric]["gap"] for seed in of_seeds] for metric in ways[way]
+                    }
+        facts = {key: [seed[key] or 0 for seed in seeds] for key in _OF_TASK}
+        result[task] = facts | {"models": models, "gaps": gaps}
+    return result
 
 
 def _spread(values: Sequence[float | None]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from dlrrec_torchrec.data.entities import Entities, load_entities, pair_batch
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.models.calibration import Calibration
-from dlrrec_torchrec.models.list_sides import ListSides, Reranked
+from dlrrec_torchrec.models.list_sides import ListSides, Reranked, content_directions
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store.errors import DataError
@@ -97,6 +97,25 @@ class Scorer:
                 f"{self._train_dir}: {bad} list scores are not numbers; train again with a lower rate"
             )
         return scores
+
+    def content_directions(self, vectors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """As `models.list_sides.content_directions`: modality -> [n, V] to f32 [n, sum of R]."""
+        return content_directions(self._model, vectors, self._device)
+
+    def content_scores(
+        self, users: np.ndarray, vectors: Mapping[str, np.ndarray], category: np.ndarray
+    ) -> np.ndarray:
+        """List logits f32 [n, items] of users for items that count by their content alone, not by an id.
+
+        Args:
+            users: int64 [n] codes.
+            vectors, category: of the items, as in `models.list_sides.ListSides.by_content`.
+
+        Raises:
+            ValueError: the model has no list head.
+        """
+        sides = self._lists[0]
+        return sides.scores(users, sides.by_content(vectors, category))
 
     @functools.cached_property
     def _lists(self) -> tuple[ListSides, float, sparse.csr_matrix]:

@@ -135,7 +135,7 @@ STAGES: dict[str, Stage] = {
             "dlrrec evaluate --run-dir runs/mine\ndlrrec evaluate --no-peers --run-dir runs/mine",
             actions.evaluate,
             inputs=("shards", "trainings"),
-            also_reads=("reviews",),
+            also_reads=("reviews", "split", "content"),
             outputs=("evaluation",),
             sections=("evaluate",),
             settings=("protocol",),

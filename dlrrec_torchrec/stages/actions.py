@@ -100,7 +100,8 @@ def evaluate(work: Work) -> Manifest:
     known = {name: file for name, file in known.items() if file.exists()}
     trained = {name: paths.train(name) for name in work.config.variants}
     settings = known | dataclasses.asdict(work.config.evaluate)
-    return evaluate(trained, paths.shards, paths.evaluation, **settings)
+    folders = {"split_dir": paths.split, "content_dir": paths.content}
+    return evaluate(trained, paths.shards, paths.evaluation, **settings, **folders)
 
 
 def refit(work: Work) -> Manifest:

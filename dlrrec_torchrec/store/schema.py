@@ -77,6 +77,9 @@ REVIEW_CONTENT = pa.schema(
 # One row per training item whose own metadata has words or captions, with its text_vector and image_vector;
 # no review of it is counted here.
 METADATA_CONTENT = pa.schema([("id", pa.string())])
+# Of each item without training rows (split.cold_items) what its metadata and the first `shown` of its reviews
+# say, with its text_vector and image_vector, pooled as prepare pools them.
+COLD_CONTENT = pa.schema([("id", pa.string()), ("shown", pa.int8()), ("categories", _str_list)])
 NEIGHBORS = pa.schema([("id", pa.string()), ("neighbors", _str_list), ("scores", pa.list_(pa.float32()))])
 
 

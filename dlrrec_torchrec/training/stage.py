@@ -23,7 +23,7 @@ from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
-from dlrrec_torchrec.models.spec import batch_spec, data_size, with_rows
+from dlrrec_torchrec.models.spec import batch_spec, data_size, with_permuted, with_rows
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
@@ -111,6 +111,8 @@ def train(
         if lists is not None:
             entities = load_entities(shards_dir, spec.in_rows)
             spec = with_rows(spec, lists, entities.items.category, split_pairs(shards_dir, "train"))
+        if contrastive.permuted:
+            spec = with_permuted(spec, shards_dir, train.seed)
         share = rows_per_rank(train, ranks)
         rows, held_out, corpus = open_rows(shards_dir, spec, train, share, selection.split, ranks)
         assembly = assemble(

@@ -1,4 +1,5 @@
 import json
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -33,14 +34,15 @@ class Linear(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.arange(7, dtype=torch.float32))
+        self.dense_arch = types.SimpleNamespace(towers={"item_image": lambda vectors: vectors.float()[:, :9]})
 
     def score(self, batch):
         return self(batch.dense, batch.sparse, batch.vectors)
 
     def forward(self, dense, sparse, vectors):
-        types = sparse["category"]
+        named = sparse["category"]
         categories = torch.segment_reduce(
-            types.values().float(), "sum", lengths=types.lengths().long(), initial=0
+            named.values().float(), "sum", lengths=named.lengths().long(), initial=0
         )
         return (
             dense @ self.weight
@@ -203,6 +205,9 @@ def test_a_model_that_lists_by_itself_is_asked(shards, tmp_path, linear, monkeyp
     items = ShardFacts.read(shards).items
     asked = lambda self, users: np.tile(np.arange(items, dtype=np.float32), (len(users), 1))  # noqa: E731
     monkeypatch.setattr(score.Scorer, "list_scores", asked)
+    monkeypatch.setattr(
+        score.Scorer, "content_scores", lambda self, users, vectors, category: asked(self, users)
+    )
     monkeypatch.setattr(Linear, "list_head", True, raising=False)
     monkeypatch.setattr(lists, "MOST_PAIRS", 0)  # no bound for such a model
     evaluate({"a": write_training(tmp_path / "a")}, shards, tmp_path / "out", peers=False)

@@ -275,8 +275,24 @@ def test_lists_peers_and_differences_are_shown(reported):
     assert "**0.255 ± 0.007**" in row and "0.800 ± 0.000" in row  # no best of popularity
 
 
+def test_lists_by_content_alone_are_shown(reported):
+    paths, _, _ = reported
+    summary = json.loads((paths[0].report / "metrics.json").read_text())
+    task = summary["cold"]["new items, 1 review"]
+    assert task["models"]["dlrrec, likes"]["recall@20"]["mean"] == pytest.approx(0.315)
+    text, page = format_table(paths[0].report), plain((paths[0].report / "index.html").read_text())
+    markdown = (paths[0].report / "table.md").read_text()
+    for words in (text, markdown, page):
+        words = re.sub(r"\s+", " ", words)
+        assert "new items, 1 review, by content alone · 50 users, 1.5 relevant items each, of 12" in words
+        assert "Recall@20 of a random order 0.250" in words and "dlrrec, likes" in words
+        assert "Recall@20 of dlrrec less bce, likes: +0.025" in words
+        assert "content alone: a reason" in words
+
+
 def test_the_interval_of_one_seed_is_shown(tmp_path):
     summary = summarize([write_evaluation(run_paths(tmp_path, 1)[0], 0)], list(MODELS))
+    assert "dlrrec less bce, likes: +0.020 [+0.010, +0.030]" in format_table(summary)
     assert "item mean: +0.040 [+0.010, +0.070], better" in format_table(summary)
 
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import SplitConfig
 from dlrrec_torchrec.split import (
+    COLD,
     DROPPED,
+    SHOWN,
     TEST,
     TRAIN,
     VAL,
@@ -51,6 +53,27 @@ def _assign(user, item, method, strict, **options):
         "published": {"published_test": rng.random(len(user)) < 0.3},
     }.get(method, {})
     return assign_parts(user, item, method=method, strict=strict, **extra, **options)
+
+
+# --- items set apart
+
+
+@pytest.mark.parametrize("strict", [True, False])
+@given(graph=graphs(min_edges=20), method=st.sampled_from(METHODS), seed=st.integers(0, 99))
+@settings(max_examples=20, deadline=None)
+def test_items_that_are_set_apart_are_in_no_other_part(strict, graph, method, seed):
+    user, item = graph
+    try:
+        part, facts = _assign(user, item, method, strict, min_reviews=1, cold_items=0.3, seed=seed)
+    except DataError:
+        assume(False)
+    cold = np.unique(item[(part == COLD) | (part == SHOWN)])
+    assert set(part[np.isin(item, cold)]) <= {COLD, SHOWN, DROPPED} and (part == COLD).any()
+    assert set(user[part == COLD]) <= set(user[part == TRAIN])
+    for code in cold:
+        shown, rows = (part[item == code] == SHOWN).sum(), (item == code).sum()
+        assert shown == min(3, rows - 1)
+    assert facts["dropped"]["cold_unknown_user"] >= (part == DROPPED)[np.isin(item, cold)].sum()
 
 
 # --- filter

@@ -20,7 +20,10 @@ def write_split(folder, pairs, ratings=None, **names):
     """A split folder whose train part holds `pairs`, in two files, and its test part one pair more."""
     ratings = ratings or [4.0] * len(pairs)
     table = pa.Table.from_pylist(
-        [{"user_id": u, "item_id": i, "rating": r} for (u, i), r in zip(pairs, ratings, strict=True)],
+        [
+            {"user_id": u, "item_id": i, "rating": r, "label": float(r >= 4)}
+            for (u, i), r in zip(pairs, ratings, strict=True)
+        ],
         schema=SPLIT,
     )
     write_table(table, folder / "train", rows_per_part=-(-len(pairs) // 2))
@@ -80,6 +83,22 @@ def test_no_rating_changes_a_positive(tmp_path, pairs):
         )
     for side in ("users", "items"):
         assert rows(tmp_path / "one" / side) == rows(tmp_path / "two" / side)
+
+
+def test_liked_pairs_alone_make_neighbours(tmp_path, pairs):
+    draw = random.Random(2)
+    ratings = [float(draw.randint(2, 5)) for _ in pairs]
+    liked = [pair for pair, rating in zip(pairs, ratings, strict=True) if rating >= 4]
+    split = write_split(tmp_path / "split", pairs, ratings)
+    neighbors(SwingStageConfig(pairs="liked"), split, tmp_path / "swing")
+    neighbors(SwingStageConfig(), split, tmp_path / "all")
+    neighbors(SwingStageConfig(), write_split(tmp_path / "liked", liked), tmp_path / "expected")
+    for side in ("users", "items"):
+        assert rows(tmp_path / "swing" / side) == rows(tmp_path / "expected" / side)
+        assert rows(tmp_path / "swing" / side) != rows(tmp_path / "all" / side)
+    none = write_split(tmp_path / "none", pairs, [1.0] * len(pairs))
+    with pytest.raises(DataError, match="column 'label': no row is liked; run `dlrrec swing --pairs all`"):
+        neighbors(SwingStageConfig(pairs="liked"), none, tmp_path / "nobody")
 
 
 def test_the_cap_bounds_both_roles(tmp_path):
