@@ -100,7 +100,7 @@ def _write_parts(
     """Write the rows of every part, and count them in the manifest."""
     manifest.facts["parts"] = {}
     manifest.rows["reviews"] = rows.height
-    parts = dict(enumerate(SPLITS)) | ({COLD: "cold", SHOWN: "shown"} if new_items else {})
+    parts = dict(enumerate(SPLITS)) | ({COLD: "cold", SHOWN: "shown"} if (part == COLD).any() else {})
     for code, name in parts.items():
         part_rows = rows.filter(pl.Series(part == code))
         manifest.rows[name] = write_table(part_rows.to_arrow().cast(SPLIT), folder / name)

@@ -143,12 +143,12 @@ def evaluate(
             calibration = Calibration.of(trained[name].facts)
             prediction = Prediction(calibration.probability(logit), logit, calibration.note)
             keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
-            entities = load_entities(shards_dir, scorer.spec.in_rows)
-            lists.rank_model(name, scorer, entities)
+            known = load_entities(shards_dir, scorer.spec.in_rows)
+            lists.rank_model(name, scorer, known)
+            cold.rank_model(name, scorer)
             if name == next(iter(train_dirs)):
                 names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
-                write_samples(folder, name, scorer, entities, (train_rows, rows), lists.task, names)
-            cold.rank_model(name, scorer)
+                write_samples(folder, name, scorer, known, (train_rows, rows), lists.task, names)
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, prediction in predictions.items():
             keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")

@@ -122,9 +122,9 @@ def html_page(
             f'<h2>Lists of items</h2><p class="soft">{escape(lists_headline(summary))}</p>'
             f'<div class="card">{lists(summary).html()}</div>'
         )
-    for number, (head, table, differences) in enumerate(content_alone(summary)):
+    for number, (head, table, gaps) in enumerate(content_alone(summary)):
         title = "" if number else f'<h2>Lists by content alone</h2><p class="soft">{_CONTENT}</p>'
-        top_n += f'{title}<p>{escape(head)}</p><div class="card">{table.html()}</div>{_items(differences)}'
+        top_n += f'{title}<p>{escape(head)}</p><div class="card">{table.html()}</div>{_items(gaps)}'
     differences = ""
     if first:
         differences = (
