@@ -68,7 +68,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
             seed=config.seed,
         )
         manifest.facts["copied_texts"] = copied_texts(rows["text"], rows["item_id"], part)
-        _write_parts(rows, part, manifest, folder, config.cold_items > 0)
+        _write_parts(rows, part, manifest, folder)
     for name, count in manifest.facts["copied_texts"].items():
         if count:
             print(
@@ -90,13 +90,11 @@ def keep_all(positive_rating: float, reviews_dir: str | Path, out_dir: str | Pat
         return previous
     with stage_output(manifest, out_dir) as folder:
         rows = _labelled(reviews_dir, positive_rating)
-        _write_parts(rows, np.full(rows.height, TRAIN, np.int8), manifest, folder, False)
+        _write_parts(rows, np.full(rows.height, TRAIN, np.int8), manifest, folder)
     return manifest
 
 
-def _write_parts(
-    rows: pl.DataFrame, part: np.ndarray, manifest: Manifest, folder: Path, new_items: bool
-) -> None:
+def _write_parts(rows: pl.DataFrame, part: np.ndarray, manifest: Manifest, folder: Path) -> None:
     """Write the rows of every part, and count them in the manifest."""
     manifest.facts["parts"] = {}
     manifest.rows["reviews"] = rows.height

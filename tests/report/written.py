@@ -117,17 +117,6 @@ def write_lists(shift):
     }
 
 
-def write_cold(shift):
-    gap = {"difference": 0.02 + shift, "low": 0.01, "high": 0.03, "verdict": "better"}
-
-    def metrics(mean, **more):
-        return {m: {"mean": mean + shift, "low": 0.1, "high": 0.5} | more for m in ("recall@20", "ndcg@20")}
-
-    models = {"dlrrec": {"likes": metrics(0.31)}, "bce": {"likes": metrics(0.29, gap=gap)}}
-    task = {"users": 50, "items": 12, "relevant": 1.5, "chance": 0.25, "models": models}
-    return {"tasks": {"new items, 1 review": task}, "notes": ["content alone: a reason"]}
-
-
 def write_rest(run, seed):
     """What the report reads of the other stages."""
     rng = np.random.default_rng(seed)
