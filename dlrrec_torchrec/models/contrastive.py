@@ -63,7 +63,7 @@ def info_nce(
         anchors = anchors / temperature
         near = (anchors * positives).sum(1)
         if len(negatives):
-            far = MaskedLogSumExp.apply(anchors, negatives, negative_mask)
+            far = masked_log_sum_exp(anchors, negatives, negative_mask)
         else:
             far = torch.full_like(near, NOTHING)
         # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
@@ -71,12 +71,18 @@ def info_nce(
         return torch.where(valid, losses, 0.0).sum(), valid.sum()
 
 
-class MaskedLogSumExp(torch.autograd.Function):
+def masked_log_sum_exp(anchors: Tensor, negatives: Tensor, allowed: Tensor) -> Tensor:
     """ln sum_k exp(a_j . n_k) over the k allowed for j: f32 [B]; about NOTHING where none is.
+
+    Args:
+        anchors: [B, D]; negatives: [N, D]; allowed: bool [B, N].
 
     By autograd alone, several more tensors of the size [B, N] would stay in memory.
     """
+    return _MaskedLogSumExp.apply(anchors, negatives, allowed)
 
+
+class _MaskedLogSumExp(torch.autograd.Function):
     @staticmethod
     def forward(ctx, anchors: Tensor, negatives: Tensor, allowed: Tensor) -> Tensor:
         scores = (anchors @ negatives.T).masked_fill_(allowed.logical_not(), NOTHING)

@@ -20,7 +20,7 @@ from torchrec.sparse.jagged_tensor import KeyedTensor
 from dlrrec_torchrec.data.draws import kept_codes
 from dlrrec_torchrec.data.listing import CANDIDATES, LIST_KEYS, Listed
 from dlrrec_torchrec.distributed.collectives import gather_rows
-from dlrrec_torchrec.models.contrastive import NOTHING, MaskedLogSumExp
+from dlrrec_torchrec.models.contrastive import NOTHING, masked_log_sum_exp
 from dlrrec_torchrec.models.masks import first_occurrences
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
@@ -44,6 +44,24 @@ class ListHead(nn.Module):
 
     Attributes:
         by_category: whether items have an embedding of their categories.
+
+    Example::
+
+        >>> from torchrec.modules.embedding_configs import EmbeddingBagConfig
+        >>> tables = EmbeddingBagCollection(
+        ...     tables=[
+        ...         EmbeddingBagConfig(
+        ...             name=f"t_{key}", embedding_dim=8, num_embeddings=5, feature_names=[key]
+        ...         )
+        ...         for key in ("list_user", "list_item")
+        ...     ]
+        ... )
+        >>> head = ListHead(tables, modalities=(), reduced={}, temperature=0.2, items=5)
+        >>> head.set_popularity(torch.tensor([9, 0, 0, 0, 3]))
+        >>> ids = torch.zeros(1, 8)
+        >>> users, items = head.user_side(ids, {}), head.item_side(torch.tensor([4]), ids, {})
+        >>> round(float(users @ items.T) / 0.2, 3)  # nothing but the popularity, ln(1 + 3)
+        1.386
     """
 
     def __init__(
@@ -197,6 +215,17 @@ class ListTerm(nn.Module):
             stand in for them.
         counts: i64 [items] training rows of each item; needed for "batch".
         seed: of the dropout.
+
+    Example::
+
+        >>> from dlrrec_torchrec.data.listing import ListRows
+        >>> user, item = torch.tensor([0]), torch.tensor([1])
+        >>> listed = ListRows("catalogue", items=2).of_batch(user, item, step=0)
+        >>> term = ListTerm(weight=1.0, low_weight=0.3, candidates="catalogue", items=2)
+        >>> same = torch.tensor([[1.0, 0.0]])
+        >>> sides = same, same, torch.cat([same, same])  # both items are like the user
+        >>> term(sides, listed, item, torch.tensor([1.0]), temperature=0.2)  # ln 2
+        tensor(0.6931)
     """
 
     def __init__(
@@ -338,49 +367,10 @@ def softmax_sum(
         users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
         candidates = torch.cat([candidates, -log_pi.unsqueeze(1)], dim=1)
         if len(candidates):
-            far = MaskedLogSumExp.apply(users, candidates, allowed)
+            far = masked_log_sum_exp(users, candidates, allowed)
         else:
             far = torch.full_like(near, NOTHING)
         # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
         losses = F.softplus(far - near, threshold=40)
         weight = torch.where(label > 0, 1.0, low_weight) * (label >= 0)
         return (losses * weight).sum()
-
-
-@torch.fx.wrap
-def stacked(rows: Tensor, corpus: Tensor, codes: Tensor) -> Tensor:
-    """The vectors of the rows [B, V], and below them those of the entities `codes` [N]."""
-    return torch.cat([rows, corpus.index_select(0, codes).to(rows.dtype)])
-
-
-@torch.fx.wrap
-def anchors_and_candidates(
-    anchors: Tensor, candidates: Tensor, places: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Places and shares of one use (`reduce_uses`) of anchors and the list's candidates: by the statistics of
-    the anchors alone.
-
-    So an item is the same whether a row has it or a row is compared with it, and the prediction does not
-    see the candidates.
-
-    Args:
-        anchors: places i64 [B], or [B + N] with those of the candidates where `places` is None.
-        candidates: [N]; places: i64 [N], theirs.
-    """
-    both = anchors if places is None else torch.cat([anchors, places])
-    share = torch.ones(len(both), device=both.device)
-    share[len(both) - len(candidates) :] = 0
-    return both, share
-
-
-@torch.fx.wrap
-def parted(rows: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
-    """[B + N, R] as [B, R] and, for the N candidates, [N, R]."""
-    first = len(rows) - len(candidates)
-    return rows[:first], rows[first:]
-
-
-@torch.fx.wrap
-def row_numbers(rows: Tensor) -> Tensor:
-    """0 … n - 1, i64 on the device of `rows` [n]."""
-    return torch.arange(len(rows), device=rows.device)

@@ -31,6 +31,12 @@ class ListSides:
         spec: of its batches.
         entities: of the shards, with the vectors of `spec.in_rows`.
         device: of the model.
+
+    Example::
+
+        >>> sides = ListSides(model, spec, entities, torch.device("cpu"))  # doctest: +SKIP
+        >>> sides.scores(np.array([3])).argmax()  # the best item for user 3  # doctest: +SKIP
+        17
     """
 
     def __init__(self, model: DLRREC, spec: BatchSpec, entities: Entities, device: torch.device) -> None:
@@ -151,6 +157,13 @@ class Reranked:
         scores: list logits f32 [n, items].
         rating: (rows i64 [m] of `scores`, items i64 [m]) -> rating logits [m].
         seen: bool [n, items].
+
+    Example::
+
+        >>> scores, seen = np.array([[2.0, 1.0, 0.0]]), np.zeros((1, 3), bool)
+        >>> reranked = Reranked(scores, lambda rows, items: items.astype(float), seen)
+        >>> reranked.at(0.0).tolist(), reranked.at(2.0).tolist()
+        ([[2.0, 1.0, 0.0]], [[2.0, 3.0, 4.0]])
     """
 
     def __init__(

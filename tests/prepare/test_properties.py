@@ -110,9 +110,10 @@ def test_a_training_row_never_sees_its_own_rating_and_text(text, statistics, see
     before, after = prepared(world, **setting), prepared(changed, **setting)
     pair = world.train[k].user, world.train[k].item
     assert_same_bits(before["train"][pair], after["train"][pair], besides=("label", "rating"))
-    others = [p for p in before["train"] if p != pair and (pair[0] == p[0] or pair[1] == p[1])]
-    last = statistics == "ordered" and world.train[k].fold == max(r.fold for r in world.train)
-    assert last or any(
+    near = [r for r in world.train if (r.user == pair[0]) != (r.item == pair[1])]
+    sees = lambda r: statistics == "row" or world.visible([world.train[k]], r.fold)  # noqa: E731
+    others = [(r.user, r.item) for r in near if sees(r)]
+    assert not others or any(
         before["train"][p]["dense"].tobytes() != after["train"][p]["dense"].tobytes() for p in others
     ), "the change must reach other rows, or the test proves nothing"
 

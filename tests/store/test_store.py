@@ -101,14 +101,14 @@ def test_what_an_earlier_version_made_names_the_command_that_makes_it_anew(tmp_p
         Manifest.read(tmp_path)
     for words in (
         f"{tmp_path}/manifest.json",
-        "schema 2, this is 3",
+        "schema 2, this is 4",
         f"`{command}` this part",
         "`dlrrec run`",
     ):
         assert words in str(error.value)
     assert Manifest(stage, {}, {}).current(tmp_path) is None  # so the stage itself just runs again
-    Manifest(stage, {}, {}, schema_version=4).write(tmp_path)
-    with pytest.raises(DataError, match="later version of dlrrec .schema 4, this is 3.; install that"):
+    Manifest(stage, {}, {}, schema_version=5).write(tmp_path)
+    with pytest.raises(DataError, match="later version of dlrrec .schema 5, this is 4.; install that"):
         Manifest.read(tmp_path)
 
 

@@ -6,12 +6,13 @@ model's epoch is. Rows with label 1 count; a user without any gets the most popu
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
 from scipy import sparse
+from threadpoolctl import threadpool_limits
 
 from dlrrec_torchrec.evaluation.peers.ease import ease, ease_refusal
 from dlrrec_torchrec.evaluation.peers.histories import Histories, popular_where_unknown
@@ -111,10 +112,12 @@ def _als(histories: Histories) -> Candidates:
     from implicit.als import AlternatingLeastSquares
 
     for penalty, alpha in ((5, 2), (1, 2), (20, 2), (5, 8), (20, 8)):
-        model = AlternatingLeastSquares(
-            factors=64, regularization=penalty, alpha=alpha, iterations=15, use_gpu=False, random_state=0
-        )
-        yield f"64 factors, penalty {penalty}, α = {alpha}", _factors(model, histories)
+        with one_thread_of_blas():
+            model = AlternatingLeastSquares(
+                factors=64, regularization=penalty, alpha=alpha, iterations=15, use_gpu=False, random_state=0
+            )
+            scores = _factors(model, histories)
+        yield f"64 factors, penalty {penalty}, α = {alpha}", scores
         if histories.liked.nnz > _MOST_TUNED:
             return
 
@@ -138,11 +141,16 @@ def _bpr(histories: Histories) -> Candidates:
             return
 
 
+@contextlib.contextmanager
+def one_thread_of_blas() -> Iterator[None]:
+    """As implicit, which has threads of its own, advises in a warning."""
+    with threadpool_limits(1, "blas"):
+        yield
+
+
 def _factors(model: object, histories: Histories) -> Scores:
     """Fit a model of implicit, and score by its factors."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # advice on the threads of BLAS
-        model.fit(histories.liked, show_progress=False)
+    model.fit(histories.liked, show_progress=False)
     users, items = np.asarray(model.user_factors), np.asarray(model.item_factors)
     return popular_where_unknown(lambda chosen: users[chosen] @ items.T, histories)
 
