@@ -23,6 +23,7 @@ SMALL_BENCH = {
     "embeddings": "--rows 2000 --batch 64 --rounds 2 --copy-mib 8".split(),
     "train": "--batch 64 --steps 1 --warmup 1 --rounds 1 --users 600 --items 400".split(),
     "loader": "--rows 3000 --rounds 1".split(),
+    "features": "--rows 400 800 --items 40".split(),
 }
 
 
@@ -121,6 +122,9 @@ def test_every_command_runs(clone):
             stdin=subprocess.DEVNULL,
         )
         print(f"{time.monotonic() - start:6.1f} s  {command}", flush=True)
+        if words[:2] == ["dlrrec", "audit"] and "are needed to tell" in process.stderr:
+            assert process.returncode == 2  # of so small a world it says that it cannot tell
+            continue
         assert process.returncode == 0, f"{command}\n{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
         ran.append(command)
     assert len(ran) > 12
