@@ -55,11 +55,11 @@ def align(rows: Sequence[Sequence[str]]) -> str:
 
 def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A picture: milliseconds of both sides above, shares of the copy's bandwidth below; bars p10 to p90."""
-    from dlrrec_torchrec.report.figures import MODEL_COLOURS, STYLE, plt
+    from dlrrec_torchrec.report.style import OKABE_ITO, STYLE, plt
 
     keys = varied(results) or ["pooling"]
     names = ["\n".join(str(result["case"][key]) for key in keys) for result in results]
-    looks = {"fbgemm": ("FBGEMM", MODEL_COLOURS[0]), "torch": ("torch.nn.EmbeddingBag", MODEL_COLOURS[1])}
+    looks = {"fbgemm": ("FBGEMM", OKABE_ITO[0]), "torch": ("torch.nn.EmbeddingBag", OKABE_ITO[1])}
     width = max(7.0, 2.5 + 0.9 * len(results))
     with plt.rc_context(STYLE):
         figure, grid = plt.subplots(2, 2, figsize=(2 * width, 8), sharex=True, layout="constrained")
@@ -98,14 +98,14 @@ def draw(results: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def draw_training(report: Mapping[str, Any], path: Path) -> None:
     """A picture: samples per second of each side, with bars p10 to p90; the parts of a step."""
-    from dlrrec_torchrec.report.figures import MODEL_COLOURS, STYLE, plt
+    from dlrrec_torchrec.report.style import OKABE_ITO, STYLE, plt
 
     sides, parts = report["sides"], report["parts"]
     with plt.rc_context(STYLE):
         figure, (left, right) = plt.subplots(1, 2, figsize=(13, 4.5), layout="constrained")
         for place, (name, side) in enumerate(sides.items()):
             low, middle, high = (side["samples_per_second"][key] for key in ("p10", "median", "p90"))
-            colour = MODEL_COLOURS[int(name.startswith("plain"))]
+            colour = OKABE_ITO[int(name.startswith("plain"))]
             left.bar(place, middle, 0.6, yerr=[[middle - low], [high - middle]], color=colour)
             text = f"{middle:,.0f}"
             if name in report["ratio"]:
@@ -115,7 +115,7 @@ def draw_training(report: Mapping[str, Any], path: Path) -> None:
         left.set(ylabel="samples per second", title="Whole step")
         left.margins(y=0.2)
         left.grid(axis="x", visible=False)
-        right.barh(list(parts), [100 * part["share"] for part in parts.values()], color=MODEL_COLOURS[0])
+        right.barh(list(parts), [100 * part["share"] for part in parts.values()], color=OKABE_ITO[0])
         right.invert_yaxis()
         right.set(xlabel="share of a step, %", title="Parts of a step with the contrastive terms")
         right.grid(axis="y", visible=False)
