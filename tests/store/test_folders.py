@@ -75,7 +75,7 @@ def outputs(root: Path) -> dict[str, Path]:
     paths = run_paths(root)[0]
     places = {"ingest": paths.items, "split": paths.split, "extract": paths.content, "swing": paths.swing}
     places |= {"prepare": paths.shards, "train": paths.train("bce"), "evaluate": paths.evaluation}
-    return places | {"report": paths.report}
+    return places | {"refit": paths.final, "report": paths.report}
 
 
 @pytest.mark.parametrize("stage", STAGES)

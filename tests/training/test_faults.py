@@ -20,7 +20,7 @@ from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.store.checkpoint_files import latest_state
 from dlrrec_torchrec.store.manifest import Manifest
-from dlrrec_torchrec.training import checkpoint
+from dlrrec_torchrec.training import checkpoint, epochs
 from dlrrec_torchrec.training import stage as training
 from dlrrec_torchrec.training.signals import STOPPED, Stopped, stop_requests
 from tests.helpers.shards import build, plain_spec, write_shards
@@ -263,7 +263,7 @@ def test_a_signal_in_the_last_step_ends_it_before_or_after_evaluation(shards, tm
         fit("row_wise", shards, tmp_path)
     assert (saved_state(out)["step"], saved_state(out)["epoch"]) == (7, 0)
 
-    plain, calls = training.Trainer.evaluate, []
+    plain, calls = epochs.Trainer.evaluate, []
 
     def evaluate(self, rows):
         calls.append(1)
@@ -272,7 +272,7 @@ def test_a_signal_in_the_last_step_ends_it_before_or_after_evaluation(shards, tm
         return plain(self, rows)
 
     with monkeypatch.context() as patched, in_step(0, print) as steps:
-        patched.setattr(training.Trainer, "evaluate", evaluate)
+        patched.setattr(epochs.Trainer, "evaluate", evaluate)
         with pytest.raises(Stopped):
             fit("row_wise", shards, tmp_path)
     assert len(steps) == 7  # of the second epoch
