@@ -28,7 +28,6 @@ from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
 from dlrrec_torchrec.evaluation.samples import write_samples
 from dlrrec_torchrec.evaluation.truth import attainable, true_probabilities
 from dlrrec_torchrec.metrics import binary_metrics, expected_auc, user_auc
-from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -140,15 +139,14 @@ def evaluate(
         for name, train_dir in train_dirs.items():
             scorer = Scorer(train_dir, shards_dir, device, batch_size)
             logit = score_rows(scorer, shards_dir, rows, f"score by '{name}'")
-            calibration = Calibration.of(trained[name].facts)
+            calibration = scorer.calibration
             prediction = Prediction(calibration.probability(logit), logit, calibration.note)
             keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
-            known = load_entities(shards_dir, scorer.spec.in_rows)
-            lists.rank_model(name, scorer, known)
+            lists.rank_model(name, scorer, scorer.entities)
             cold.rank_model(name, scorer)
             if name == next(iter(train_dirs)):
                 names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
-                write_samples(folder, name, scorer, known, (train_rows, rows), lists.task, names)
+                write_samples(folder, name, scorer, scorer.entities, (train_rows, rows), lists.task, names)
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, prediction in predictions.items():
             keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")

@@ -96,7 +96,7 @@ def recommend(
     """
     if n < 1:
         raise DataError(f"-n {n}: must be at least 1")
-    entities = load_entities(shards_dir)
+    entities = load_entities(shards_dir, ())  # without vectors: the scorer has those that it needs
     names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
     user = entities.users.codes.get(user_id)
     reviewed = reviewed_ids(reviews_dir, user_id) if reviews_dir is not None else set()
@@ -119,9 +119,9 @@ def recommend(
     scorer = Scorer(train_dir, shards_dir, device, batch_size)
     if scorer.has_lists:
         best = np.argsort(-scorer.list_scores(np.array([user]))[0, candidates], kind="stable")[:n]
-        logit = scorer.logits(scorer.pairs(entities, np.full(len(best), user), candidates[best]))
+        logit = scorer.logits(scorer.pairs(scorer.entities, np.full(len(best), user), candidates[best]))
     else:
-        logit = scorer.logits(scorer.pairs(entities, np.full(len(candidates), user), candidates))
+        logit = scorer.logits(scorer.pairs(scorer.entities, np.full(len(candidates), user), candidates))
         best = np.argsort(-logit, kind="stable")[:n]
         logit = logit[best]
     probability = scorer.calibration.probability(logit)

@@ -59,6 +59,11 @@ class Scorer:
         self.spec = batch_spec(settings, ShardFacts.read(shards_dir))
         self.has_lists = getattr(self._model, "list_head", None) is not None
 
+    @functools.cached_property
+    def entities(self) -> Entities:
+        """Users and items of the shards with the vectors that its batches hold, read at the first use."""
+        return load_entities(self._shards_dir, self.spec.in_rows)
+
     def split(self, name: str) -> ShardLoader:
         """The batches of a split's rows, in the shards' order, as `logits` takes them."""
         return make_loader(self._shards_dir, name, self._batch_size, self.spec)
@@ -122,9 +127,8 @@ class Scorer:
         """The items' sides, the rating's share, and the pairs of the training rows."""
         if not self.has_lists:
             raise ValueError("the model has no list head")
-        entities = load_entities(self._shards_dir, self.spec.in_rows)
         mix = float(Manifest.read(self._train_dir).facts["list"]["mix"])
-        sides = ListSides(self._model, self.spec, entities, self._device)
+        sides = ListSides(self._model, self.spec, self.entities, self._device)
         return sides, mix, split_pairs(self._shards_dir, "train")
 
     @torch.no_grad()
