@@ -115,21 +115,24 @@ class ListRows:
             for key, codes in zip(LIST_KEYS, (user, item), strict=False)
         }
         if self.category is not None:
-            types = self.category[item.numpy()]
-            present = (types != self.padding) & (item.numpy() >= 0)[:, None]
-            values = torch.from_numpy(types[present].astype(np.int64))
-            parts["list_category"] = [(values, torch.from_numpy(present.sum(1, dtype=np.int32)))]
+            codes = item.numpy()
+            types = np.where((codes >= 0)[:, None], self.category[codes], self.padding)
+            parts["list_category"] = [_types(types, self.padding)]
         return _jagged(parts, max(len(user), len(item)))
 
 
 def category_lookup(category: np.ndarray, padding: int) -> KeyedJaggedTensor:
     """The lookup of LIST_KEYS for n items that have these category types i32 [n, slots], and no ids."""
     none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int32)
+    parts = dict(zip(LIST_KEYS, ([none], [none], [_types(category, padding)]), strict=True))
+    return _jagged(parts, len(category))
+
+
+def _types(category: np.ndarray, padding: int) -> Jagged:
+    """The types [n, slots] that are not padding."""
     present = category != padding
     values = torch.from_numpy(category[present].astype(np.int64))
-    lengths = torch.from_numpy(present.sum(1, dtype=np.int32))
-    parts = dict(zip(LIST_KEYS, ([none], [none], [(values, lengths)]), strict=True))
-    return _jagged(parts, len(category))
+    return values, torch.from_numpy(present.sum(1, dtype=np.int32))
 
 
 def _jagged(parts: dict[str, list[Jagged]], rows: int) -> KeyedJaggedTensor:

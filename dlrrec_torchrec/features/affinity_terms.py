@@ -83,8 +83,8 @@ class ByVectors:
         return [f"{self.name}.{column}" for column in VECTOR_COLUMNS]
 
     def columns(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
-        walked, target = (user, item) if self.side == "item" else (item, user)
-        return by_vectors(walked, target, *self.lists.arrays, self.vectors, self.power, self.shrinkage)
+        pairs = _walked_and_target(self.side, user, item)
+        return by_vectors(*pairs, *self.lists.arrays, self.vectors, self.power, self.shrinkage)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +102,13 @@ class ByVisits:
         return [f"{self.name}.{column}" for column in GRAPH_COLUMNS]
 
     def columns(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
-        walked, target = (user, item) if self.side == "item" else (item, user)
-        return by_graph(walked, target, *self.lists.arrays, *self.similar.arrays, self.shrinkage)
+        pairs = _walked_and_target(self.side, user, item)
+        return by_graph(*pairs, *self.lists.arrays, *self.similar.arrays, self.shrinkage)
+
+
+def _walked_and_target(side: str, user: np.ndarray, item: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whose list is walked through, and what its entries are compared with, of one `side`."""
+    return (user, item) if side == "item" else (item, user)
 
 
 Term = Own | Dot | ByVectors | ByVisits

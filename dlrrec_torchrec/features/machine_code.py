@@ -5,7 +5,7 @@ Numba's own parallel loops take several times as long to compile, which a first 
 
 from __future__ import annotations
 
-import os
+import itertools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,7 +24,7 @@ def machine_code(function: Callable) -> Callable:
 
 def threads() -> int:
     """How many run side by side: the cores of this process, or NUMBA_NUM_THREADS."""
-    return numba.get_num_threads() if hasattr(numba, "get_num_threads") else os.cpu_count() or 1
+    return numba.get_num_threads()
 
 
 def in_parallel(loop: Callable, size: int, *arguments: object) -> None:
@@ -40,6 +40,6 @@ def in_parallel(loop: Callable, size: int, *arguments: object) -> None:
     loop(0, 0, *arguments)  # compiles, once
     cuts = [size * k // (number * _PARTS) for k in range(number * _PARTS + 1)]
     with ThreadPoolExecutor(number) as pool:
-        parts = [pool.submit(loop, a, b, *arguments) for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+        parts = [pool.submit(loop, a, b, *arguments) for a, b in itertools.pairwise(cuts) if b > a]
         for part in parts:
             part.result()
