@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlrrec_torchrec.data.entities import column_matrix
 from dlrrec_torchrec.features.dense import DENSE_FEATURES
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
@@ -42,9 +43,8 @@ def read_rows(shards_dir: str | os.PathLike, split: str) -> Rows:
     facts = ShardFacts.read(shards_dir)
     names = [f.name for f in dataclasses.fields(Rows)]
     table = read_table(Path(shards_dir) / split, facts.row_schema([]), names).combine_chunks()
-    dense = table["dense"].combine_chunks()
-    flat = dense.flatten().to_numpy(zero_copy_only=False).reshape(len(dense), facts.dense_width)
-    return Rows(**{n: table[n].to_numpy() for n in names if n != "dense"}, dense=flat)
+    dense = column_matrix(table["dense"], 0)
+    return Rows(**{n: table[n].to_numpy() for n in names if n != "dense"}, dense=dense)
 
 
 def baseline_predictions(

@@ -17,7 +17,7 @@ from dlrrec_torchrec.data.entities import Entities, load_entities, pair_batch
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.models.calibration import Calibration
-from dlrrec_torchrec.models.list_sides import ListSides, Reranked, content_directions
+from dlrrec_torchrec.models.list_sides import ListSides, Reranked, content_directions, reduced_vectors
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store.errors import DataError
@@ -139,9 +139,8 @@ class Scorer:
         if not modalities:
             return np.zeros((len(codes), 0), np.float32)
         content = load_entities(self._shards_dir, modalities).vectors
-        towers = self._model.dense_arch.towers
-        reduced = [towers[name](torch.from_numpy(v[codes]).to(self._device)) for name, v in content.items()]
-        return torch.cat(reduced, dim=1).float().cpu().numpy()
+        reduced = [reduced_vectors(self._model, name, v[codes], self._device) for name, v in content.items()]
+        return torch.cat(reduced, dim=1).cpu().numpy()
 
     @torch.no_grad()
     def logits(self, batches: Iterable[Batch]) -> np.ndarray:

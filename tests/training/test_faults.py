@@ -24,18 +24,11 @@ from dlrrec_torchrec.training import checkpoint, epochs
 from dlrrec_torchrec.training import stage as training
 from dlrrec_torchrec.training.signals import STOPPED, Stopped, stop_requests
 from tests.helpers.shards import build, plain_spec, write_shards
+from tests.helpers.threads import one_thread  # noqa: F401
 from tests.programs.faults import KINDS, MODEL, RANDOM, STOP_IN, fit, in_step
 
 ROOT = Path(__file__).parents[2]
 STEPS = 14  # two epochs of 7
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

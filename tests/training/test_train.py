@@ -28,6 +28,7 @@ from dlrrec_torchrec.training.stage import train
 from dlrrec_torchrec.training.steps import PlainPipeline
 from dlrrec_torchrec.training.trainer import Trainer
 from tests.helpers.shards import build, papers_model, plain_spec, write_shards
+from tests.helpers.threads import one_thread  # noqa: F401
 
 MODEL = papers_model(dropout=0.2, user_id=True, tower_dropout=0.1)
 CONTRASTIVE = ContrastiveConfig(num_negatives=16, positive="sample", learnable=True)
@@ -42,15 +43,6 @@ def shards(tmp_path_factory) -> Path:
         items=40,
         rows_per_shard=100,
     )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small steps gain nothing by threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def settings(**changes) -> TrainConfig:

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
@@ -30,6 +29,7 @@ from dlrrec_torchrec.training.warm_start import (
     strongest,
 )
 from tests.helpers.shards import plain_spec, write_shards
+from tests.helpers.threads import one_thread  # noqa: F401
 
 MODEL = ModelConfig(dropout=0.1)
 OFF = ContrastiveConfig(item_weight=0, user_weight=0)
@@ -40,14 +40,6 @@ TRAIN = TrainConfig(epochs=1, batch_size=100, lr=0.003, device="cpu", patience=0
 def shards(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("wide") / "shards"
     return write_shards(folder, rows=(600, 150, 150), users=60, items=40, rows_per_shard=100)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def rows_of(shards: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
