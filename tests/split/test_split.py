@@ -6,7 +6,6 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
@@ -22,7 +21,6 @@ from dlrrec_torchrec.split import (
     VAL,
     active_rows,
     assign_parts,
-    copied_texts,
     keep_all,
     known_test_rows,
     latest_rows,
@@ -408,15 +406,3 @@ def test_no_test_row_left_is_an_error(tmp_path):
     rows = [(f"u{u}", f"i{i}", 5.0) for u in range(8) for i in (u, (u + 1) % 8)]  # a ring: two reviews each
     with pytest.raises(DataError, match="nothing is left|no test row is left.*--min-reviews"):
         split(SplitConfig(), "strict", _reviews(rows, tmp_path / "r"), tmp_path / "s")
-
-
-def test_held_out_rows_with_the_text_of_a_training_row_are_counted():
-    long = "The soup was cold and the waiter did not care about it."
-    text = pl.Series([long, "Good food.", "Another text that is long enough to be told apart.", None] * 3)
-    part = np.array([TRAIN, TRAIN, TRAIN, TRAIN, VAL, VAL, VAL, VAL, TEST, TEST, TEST, TEST])
-    item = pl.Series(list("abcadbcabbca"))  # all of c's reviews have one text
-    assert copied_texts(text, item, part) == {"val": 1, "test": 1}
-    varied = text.to_list()
-    varied[8] = f"  {long.upper().replace(' ', '  ')}\n"
-    assert copied_texts(pl.Series(varied), item, part) == {"val": 1, "test": 1}
-    assert copied_texts(pl.Series([None] * 12, dtype=pl.String), item, part) == {"val": 0, "test": 0}
