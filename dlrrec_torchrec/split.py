@@ -154,7 +154,7 @@ def assign_parts(
         limit = round(test_share * len(rows))
     else:
         if method == "last":
-            tested = _last_rows(user[rows], timestamp[rows])
+            tested = _last_rows(user[rows], timestamp[rows], rng)
         elif method == "time":
             tested = latest_rows(timestamp[rows], test_share)
         elif method == "folds":
@@ -172,10 +172,13 @@ def assign_parts(
 
     if strict:
         remaining = rng.permutation(np.flatnonzero(part == TRAIN))
+        number = round(val_share * len(remaining))
         if method == "time":
             part[remaining[latest_rows(timestamp[remaining], val_share)]] = VAL
+        elif method == "last":  # the last before the tested one, as serving would be asked
+            part[remaining[_last_rows(user[remaining], timestamp[remaining], rng)][:number]] = VAL
         else:
-            part[remaining[: round(val_share * len(remaining))]] = VAL
+            part[remaining[:number]] = VAL
     if strict or method == "published":
         train = np.flatnonzero(part == TRAIN)
         active = active_rows(user[train], item[train], min_reviews)
@@ -277,9 +280,10 @@ def latest_rows(timestamp: np.ndarray, share: float) -> np.ndarray:
     return timestamp > times[np.argmin(np.abs(later - round(share * len(timestamp))))]
 
 
-def _last_rows(user: np.ndarray, timestamp: np.ndarray) -> np.ndarray:
-    """The last row of every user with two rows or more, bool [N]; of equal times the last in order."""
-    order = np.lexsort((timestamp, user))
+def _last_rows(user: np.ndarray, timestamp: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The last row of every user with two rows or more, bool [N]; of equal times a random one: the order of
+    ids must not tell it."""
+    order = np.lexsort((rng.random(len(user)), timestamp, user))
     ends = np.append(user[order][1:] != user[order][:-1], True)
     last = np.zeros(len(user), bool)
     last[order[ends]] = True

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.features.dense import dense_width
+from dlrrec_torchrec.prepare.histories_in_time import histories
+from dlrrec_torchrec.prepare.inputs import SplitRows
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable
@@ -53,6 +55,7 @@ def random_facts(
         category_slots=11,
         category_types=179,
         label_counts={"negative": 1, "positive": 1},  # as many of each
+        later=0.0,
     )
 
 
@@ -94,13 +97,14 @@ def write_random_shards(folder: Path, rows: int, facts: ShardFacts, seed: int = 
         columns |= {m.name: lists(_vectors(draw, number, m.dim)) for m in facts.row_modalities}
         return pa.table([pa.array(columns[name]) for name in kind.names], schema=kind)
 
-    labels = 0
+    labels, pairs = 0, []
     for split, number in (("train", rows), ("val", 1), ("test", 1)):
         for part, start in enumerate(range(0, number, ROWS_PER_SHARD)):
             table = rows_table(min(ROWS_PER_SHARD, number - start))
             write_table(table, folder / split, first=part)
             if split == "train":
                 labels += int(table["label"].to_numpy().sum())
+                pairs.append((table["user"].to_numpy(), table["item"].to_numpy()))
 
     common = {
         side: {
@@ -112,6 +116,8 @@ def write_random_shards(folder: Path, rows: int, facts: ShardFacts, seed: int = 
         }
         for side, count in counts.items()
     }
+    user, item = (np.concatenate(codes) for codes in zip(*pairs, strict=True))
+    common["user"]["history"] = histories(SplitRows(user, item, user, user), facts.users)
     common["item"] |= {
         "title": [f"Item {k}" for k in range(facts.items)],
         "price_tag": ["none"] * facts.items,
@@ -121,12 +127,16 @@ def write_random_shards(folder: Path, rows: int, facts: ShardFacts, seed: int = 
         entity = facts.entity_schema(side)
         for described in (m for m in facts.modalities if m.side == side):
             common[side][described.name] = lists(_vectors(draw, count, described.dim))
-        table = pa.table([pa.array(common[side][f.name], f.type) for f in entity], schema=entity)
+        table = pa.table([_array(common[side][f.name], f.type) for f in entity], schema=entity)
         write_table(table, folder / "entities" / f"{side}s")
     manifest.rows = {"train": rows, "val": 1, "test": 1} | {f"{side}s": n for side, n in counts.items()}
     counted = dataclasses.replace(facts, label_counts={"negative": rows - labels, "positive": labels})
     manifest.facts = counted.as_facts() | {"global_mean": 2 + 3 * labels / rows}
     manifest.write(folder)
+
+
+def _array(values: object, kind: pa.DataType) -> pa.Array:
+    return values if isinstance(values, pa.Array) else pa.array(values, kind)
 
 
 def _vectors(draw: np.random.Generator, number: int, dim: int) -> np.ndarray:

@@ -27,6 +27,8 @@ DECAY = 0.06  # what an epoch's decay takes away of a matrix
 MOST_DECAY = 10.0
 STEPS = 1_000  # of a training, in whole epochs
 EPOCHS = (5, 60)
+RECENT = 27  # latest items of a user
+LATER = 0.9  # share of held-out rows after their user's training rows from which the order counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,16 @@ def automatic(
         chosen["train.weight_decay"] = float(f"{decay:.2g}")
         sections["train"] = dataclasses.replace(settled, weight_decay=chosen["train.weight_decay"])
     return sections["model"], sections["train"], chosen
+
+
+def latest_items(later: float) -> int:
+    """list.recent: RECENT where what is to be found comes after what is known, as it does for who uses the
+    model; 0 where held-out rows lie in between, and what came before a training row tells nothing of them.
+
+    Args:
+        later: share of the held-out rows that are not before any training row of their user.
+    """
+    return RECENT if later >= LATER else 0
 
 
 def _plain(model: ModelConfig) -> dict[str, Any]:

@@ -253,6 +253,13 @@ class ListConfig:
     id_dropout: float = option(
         0.1, "share of ids left out in a step, so that content learns to stand in", least=0, below=1
     )
+    recent: int | None = option(
+        None,
+        "latest items of a user that its side knows; 0: the order of reviews does not count (default: 27 "
+        "where held-out rows come after the user's training rows, else 0)",
+        least=0,
+        most=1000,
+    )
     id_lr: float = option(0.01, "learning rate of its tables", above=0)
     val_users: int = option(1000, "users whose lists are measured after each epoch, at most", least=1)
 

@@ -15,6 +15,7 @@ import torch
 
 from dlrrec_torchrec.data.batch import Batch, make_sparse
 from dlrrec_torchrec.data.batch_spec import BatchSpec
+from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.features.affinity import Affinity
 from dlrrec_torchrec.features.dense import dense_matrix
 from dlrrec_torchrec.store.errors import DataError
@@ -71,12 +72,19 @@ class Entities:
     Attributes:
         vectors: modality -> f16 [U, V] of users, [I, V] of items; missing vectors are zeros.
         affinity_dir: where the affinity of all training rows is; None where the shards have none.
+        shards_dir: where they are from; None: made by hand.
     """
 
     users: Users
     items: Items
     vectors: dict[str, np.ndarray]
     affinity_dir: Path | None = None
+    shards_dir: Path | None = None
+
+    @functools.cached_property
+    def sequences(self) -> Sequences:
+        """Every user's training items in time, read at the first use. Raises DataError for damaged tables."""
+        return Sequences.read(self.shards_dir)
 
     @functools.cached_property
     def affinity(self) -> Affinity | None:
@@ -94,7 +102,7 @@ def load_entities(shards_dir: str | os.PathLike, modalities: Iterable[Modality] 
     tables = {}
     for side in SIDES:
         kind = facts.entity_schema(side)
-        unread = {m.name for m in facts.modalities} - {m.name for m in modalities}
+        unread = {m.name for m in facts.modalities} - {m.name for m in modalities} | {"history"}
         table = tables[side] = read_table(
             folder / f"{side}s", kind, [name for name in kind.names if name not in unread]
         )
@@ -113,6 +121,7 @@ def load_entities(shards_dir: str | os.PathLike, modalities: Iterable[Modality] 
         ),
         vectors={m.name: column_matrix(tables[m.side][m.name], 0) for m in modalities},
         affinity_dir=Path(shards_dir) / AFFINITY if facts.affinity else None,
+        shards_dir=Path(shards_dir),
     )
 
 

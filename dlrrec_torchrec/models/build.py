@@ -14,10 +14,11 @@ from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, T
 from dlrrec_torchrec.config.automatic import automatic
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.batch_spec import BatchSpec
-from dlrrec_torchrec.data.listing import LIST_KEYS, ListRows
+from dlrrec_torchrec.data.listing import LIST_KEYS, ListRows, recent_ranges
 from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.dlrrec import DLRREC
-from dlrrec_torchrec.models.list_head import ListHead, ListTerm
+from dlrrec_torchrec.models.list_head import ListHead
+from dlrrec_torchrec.models.list_loss import ListTerm
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.store.errors import DataError
@@ -116,7 +117,8 @@ def _list_head(model: ModelConfig, lists: ListConfig, spec: BatchSpec, device: t
     sizes = tower_sizes(model, spec.modalities)
     reduced = {name: layers[-1] for name, layers in sizes.items()} if lists.content else {}
     tables = EmbeddingBagCollection(tables=configs, device=device)
-    return ListHead(tables, spec.modalities, reduced, lists.tau, spec.facts.items)
+    recent = recent_ranges(lists.recent or 0)
+    return ListHead(tables, spec.modalities, reduced, lists.tau, spec.facts.items, recent)
 
 
 def tower_sizes(model: ModelConfig, modalities: Sequence[Modality]) -> dict[str, list[int]]:

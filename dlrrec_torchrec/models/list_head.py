@@ -2,13 +2,14 @@
 
 A softmax over the catalogue, as in YouTube's two towers (Yi et al. 2019): the cosine of the user's side and
 the item's, divided by a temperature, is the logit of the item. A side is an id embedding plus linear maps of
-the reduced content vectors and, of items, the sum of their categories' embeddings. The item's popularity adds
+the reduced content vectors and, of items, the sum of their categories' embeddings. A user's side may also
+have the items that the user reviewed last, pooled (Covington et al. 2016, "Deep Neural Networks for YouTube
+Recommendations"): what comes next often goes with them (Rendle et al. 2010, FPMC). The item's popularity adds
 to its logit, so that training begins at the list of the most reviewed items and has to improve on it.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -17,14 +18,11 @@ from torch import Tensor, nn
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 from torchrec.sparse.jagged_tensor import KeyedTensor
 
-from dlrrec_torchrec.data.draws import kept_codes
-from dlrrec_torchrec.data.listing import CANDIDATES, LIST_KEYS, Listed
-from dlrrec_torchrec.distributed.collectives import gather_rows
-from dlrrec_torchrec.models.contrastive import NOTHING, masked_log_sum_exp
-from dlrrec_torchrec.models.masks import first_occurrences
+from dlrrec_torchrec.data.listing import LIST_KEYS, Listed
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
 
+RECENT_WEIGHT = 0.5  # of each range of a user's latest items, at first
 LIST_INIT = 0.1  # standard deviation of the tables' first values: with it the rates do not depend on the rows
 
 
@@ -41,6 +39,9 @@ class ListHead(nn.Module):
         reduced: modality -> size R of its reduced vectors; none: by ids alone.
         temperature: tau.
         items: how many there are; `set_popularity` tells of each how often it was reviewed.
+        recent: ranges of a user's latest items, as of `data.listing.recent_ranges`; each adds the mean of its
+            items' id and category embeddings to the user's side, by a weight of its own and one linear map
+            that begins as the identity.
 
     Attributes:
         by_category: whether items have an embedding of their categories.
@@ -71,6 +72,7 @@ class ListHead(nn.Module):
         reduced: Mapping[str, int],
         temperature: float,
         items: int,
+        recent: tuple[tuple[int, int], ...] = (),
         device: torch.device | None = None,
     ) -> None:
         super().__init__()
@@ -91,6 +93,13 @@ class ListHead(nn.Module):
             for name in names:
                 self.maps[name] = nn.Linear(reduced[name], dim, bias=False, device=device)
                 nn.init.zeros_(self.maps[name].weight)
+        self.recent = recent
+        if recent:
+            self.recent_map = nn.Linear(dim, dim, bias=False, device=device)
+            nn.init.eye_(self.recent_map.weight)
+            self.recent_weight = nn.Parameter(torch.full((len(recent),), RECENT_WEIGHT, device=device))
+            widths = torch.tensor([last - first for first, last in recent], device=device)
+            self.register_buffer("recent_share", 1.0 / widths, persistent=False)
 
     @torch.no_grad()
     def set_popularity(self, counts: Tensor) -> None:
@@ -114,21 +123,46 @@ class ListHead(nn.Module):
             kept: of the three, whose ids count, bool [n] each; None: all.
         """
         found = self.tables(listed.ids)
-        number = listed.candidates
-        users = self.user_side(take_part(found, "list_user", number, "users"), reduced, kept[0])
+        number, groups = listed.candidates, 1 + len(self.recent)
+
+        def of_items(part: str) -> tuple[Tensor, Tensor | None]:
+            keys = ("list_item", "list_category") if self.by_category else ("list_item",)
+            rows = [take_part(found, key, number, part, groups) for key in keys]
+            return rows[0], rows[1] if self.by_category else None
+
+        recent = self.recent_side(*of_items("recent")) if self.recent else None
+        ids = take_part(found, "list_user", number, "users", groups)
+        users = self.user_side(ids, reduced, kept[0], recent)
         items = []
         for part, codes, content, ids in (
             ("own", item, reduced, kept[1]),
             ("candidates", number, compared, kept[2]),
         ):
-            category = take_part(found, "list_category", number, part) if self.by_category else None
-            own = take_part(found, "list_item", number, part)
+            own, category = of_items(part)
             items.append(self.item_side(codes, own, content, category, ids))
         return users, items[0], items[1]
 
-    def user_side(self, ids: Tensor, reduced: Mapping[str, Tensor], kept: Tensor | None = None) -> Tensor:
-        """f32 [n, E + 1] of users; arguments as in `item_side`."""
-        unit = unit_side(ids, self._content("user", reduced), kept)
+    def recent_side(self, ids: Tensor, category: Tensor | None) -> Tensor:
+        """What their latest items add to n users' sides, f32 [n, E].
+
+        Args:
+            ids, category: [K n, E], of all users' items in the first of K ranges, in the second, ...
+        """
+        bags = ids if category is None else ids + category
+        bags = bags.float().reshape(len(self.recent), -1, bags.shape[1])
+        weights = (self.recent_weight * self.recent_share).reshape(-1, 1, 1)
+        return self.recent_map((bags * weights).sum(0))
+
+    def user_side(
+        self,
+        ids: Tensor,
+        reduced: Mapping[str, Tensor],
+        kept: Tensor | None = None,
+        recent: Tensor | None = None,
+    ) -> Tensor:
+        """f32 [n, E + 1] of users; arguments as in `item_side`, `recent` as of `recent_side`."""
+        parts = self._content("user", reduced)
+        unit = unit_side(ids, parts + ([] if recent is None else [recent]), kept)
         return torch.cat([unit, torch.full_like(unit[:, :1], self.temperature)], dim=1)
 
     def item_side(
@@ -167,12 +201,18 @@ class ListHead(nn.Module):
 
 
 @torch.fx.wrap
-def take_part(found: KeyedTensor, key: str, candidates: Tensor, part: str) -> Tensor:
-    """The rows of a feature for the batch's "users", the "candidates" or the batch's "own" items."""
+def take_part(found: KeyedTensor, key: str, candidates: Tensor, part: str, groups: int) -> Tensor:
+    """The rows of a feature for the batch's "users", the "candidates", the batch's "own" items or the users'
+    "recent" ones; `groups` of equally many rows follow the candidates, own items and then recent ones."""
     rows, number = found.to_dict()[key], len(candidates)
-    if part == "users":
-        return rows[: len(rows) - number]
-    return rows[:number] if part == "candidates" else rows[number:]
+    size = (len(rows) - number) // groups
+    first, last = {
+        "users": (0, size),
+        "candidates": (0, number),
+        "own": (number, number + size),
+        "recent": (number + size, len(rows)),
+    }[part]
+    return rows[first:last]
 
 
 @torch.fx.wrap
@@ -186,191 +226,3 @@ def unit_side(ids: Tensor, content: list[Tensor], kept: Tensor | None) -> Tensor
                 vectors = vectors * (kept | ~added.detach().ne(0).any(1)).unsqueeze(1)
             vectors = vectors + added
         return F.normalize(vectors, dim=1)
-
-
-class ListTerm(nn.Module):
-    """The loss of the list head.
-
-    For a row of user u with item i, where C are the candidates and pi_k the probability that item k is among
-    them:
-
-        w · -log(exp(s_ui) / (exp(s_ui) + sum over k in C, k != i, of exp(s_uk) / pi_k)),  s = the list logit
-
-    w is 1 for label 1 and `low_weight` for label 0: an item that was chosen and disliked is still nearer
-    than one never chosen. Over the whole catalogue pi = 1; a uniform sample of N out of I items has
-    pi = N / I; the items of a batch of B rows have pi_k = 1 - (1 - p_k)^B, p_k the item's share of the
-    training rows. Subtracting log pi_k is the correction of sampled softmax (Bengio and Senécal 2008):
-    without it popular items, which are in every batch, are pushed away for being popular.
-
-    A user's other training items are not among the candidates, unless `ListRows.seen` is None: then, over a
-    user's rows, the terms add up to the multinomial likelihood of all of them (Liang et al. 2018). Content of
-    a user without the row's own review, as rows have it, knows all other items of hers but not this one, and
-    would tell it from them; among items that she has not seen it tells nothing that a test row does not know.
-
-    Args:
-        weight: of the term in the loss; low_weight: w of the label 0.
-        candidates: of CANDIDATES, as the batches bring them.
-        items: how many there are.
-        id_dropout: share of ids that a step leaves out where there is content, so that content learns to
-            stand in for them.
-        counts: i64 [items] training rows of each item; needed for "batch".
-        seed: of the dropout.
-
-    Example::
-
-        >>> from dlrrec_torchrec.data.listing import ListRows
-        >>> user, item = torch.tensor([0]), torch.tensor([1])
-        >>> listed = ListRows("catalogue", items=2).of_batch(user, item, step=0)
-        >>> term = ListTerm(weight=1.0, low_weight=0.3, candidates="catalogue", items=2)
-        >>> same = torch.tensor([[1.0, 0.0]])
-        >>> sides = same, same, torch.cat([same, same])  # both items are like the user
-        >>> term(sides, listed, item, torch.tensor([1.0]), temperature=0.2)  # ln 2
-        tensor(0.6931)
-    """
-
-    def __init__(
-        self,
-        weight: float,
-        low_weight: float,
-        candidates: str,
-        items: int,
-        id_dropout: float = 0.0,
-        counts: Tensor | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        if candidates not in CANDIDATES:
-            raise DataError(f"list.candidates: {candidates!r} is not one of auto, {', '.join(CANDIDATES)}")
-        self.weight, self.low_weight = weight, low_weight
-        self.candidates, self.items, self.id_dropout, self.seed = candidates, items, id_dropout, seed
-        if candidates == "batch":
-            if counts is None:
-                raise DataError("list.candidates=batch needs the items' numbers of training rows")
-            self.register_buffer("share", counts.double() / counts.sum().clamp(min=1), persistent=False)
-
-    def kept(self, user: Tensor, item: Tensor, candidates: Tensor, step: Tensor) -> tuple[Tensor | None, ...]:
-        """Whose ids count in this step, for `ListHead.forward`."""
-        if not self.id_dropout or not self.training:
-            return None, None, None
-        of_side = {"item": 2 * self.seed, "user": 2 * self.seed + 1}
-        wanted = ((user, "user"), (item, "item"), (candidates, "item"))
-        return tuple(kept_ids(codes, self.id_dropout, of_side[side], step) for codes, side in wanted)
-
-    def forward(
-        self,
-        sides: tuple[Tensor, Tensor, Tensor],
-        listed: Listed,
-        item: Tensor,
-        label: Tensor,
-        temperature: float,
-    ) -> Tensor:
-        """The sum of the rows' losses on this rank, f32 scalar; padding (label -1) counts nothing.
-
-        Args:
-            sides: of the rows' users and items [B, E + 1], and of the candidates [N, E + 1].
-            listed: of the batch.
-            item, label: of the rows, [B].
-        """
-        users, own, compared = sides
-        if self.candidates == "batch":
-            return batch_softmax(users, own, listed, item, label, self.share, self.low_weight, temperature)
-        weight = self.low_weight
-        return list_softmax(users, own, compared, listed, self.items, item, label, weight, temperature)
-
-
-@torch.fx.wrap
-def kept_ids(codes: Tensor, dropped: float, seed: int, step: Tensor) -> Tensor:
-    """`kept_codes`, as one node for the FX tracer."""
-    return kept_codes(codes, dropped, seed, step)
-
-
-@torch.fx.wrap
-def list_softmax(
-    users: Tensor,
-    own: Tensor,
-    candidates: Tensor,
-    listed: Listed,
-    items: int,
-    item: Tensor,
-    label: Tensor,
-    low_weight: float,
-    temperature: float,
-) -> Tensor:
-    """`ListTerm.forward` against N candidates that are drawn uniformly out of `items`, or are all of them."""
-    codes = listed.candidates
-    log_pi = torch.full_like(codes, math.log(max(len(codes), 1) / items), dtype=torch.float32)
-    allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
-    return softmax_sum(users, own, candidates, allowed, log_pi, label, low_weight, temperature)
-
-
-@torch.fx.wrap
-def batch_softmax(
-    users: Tensor,
-    own: Tensor,
-    listed: Listed,
-    item: Tensor,
-    label: Tensor,
-    share: Tensor,
-    low_weight: float,
-    temperature: float,
-) -> Tensor:
-    """`ListTerm.forward` against the items of all ranks' rows, each once; `share` f64 [items]."""
-    codes = gather_rows(torch.where(label >= 0, item, -1))
-    rows = (codes >= 0).sum()
-    log_pi = torch.log(-torch.expm1(rows * torch.log1p(-share[codes.clamp(min=0)]))).float()
-    codes = torch.where(first_occurrences(codes), codes, -1)
-    log_pi = torch.where(codes >= 0, log_pi, 0.0)
-    allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
-    return softmax_sum(users, own, gather_rows(own), allowed, log_pi, label, low_weight, temperature)
-
-
-def allowed_candidates(codes: Tensor, item: Tensor, seen_row: Tensor, seen_item: Tensor) -> Tensor:
-    """Which candidates a row's item is compared with, bool [B, N]: neither itself nor what the user has seen.
-
-    Args:
-        codes: i64 [N], distinct; -1 for one that nobody is compared with.
-        item: i64 [B].
-        seen_row, seen_item: i64 [M], pairs of a row and an item.
-    """
-    number = len(codes)
-    allowed = codes.new_ones(len(item), number + 1, dtype=torch.bool)
-    allowed[:, :number] = (codes != item.unsqueeze(1)) & (codes >= 0)
-    if number:
-        ascending, order = codes.sort()
-        place = torch.searchsorted(ascending, seen_item).clamp(max=number - 1)
-        column = torch.where(ascending[place] == seen_item, order[place], number)
-        allowed[seen_row, column] = False
-    return allowed[:, :number]
-
-
-def softmax_sum(
-    users: Tensor,
-    own: Tensor,
-    candidates: Tensor,
-    allowed: Tensor,
-    log_pi: Tensor,
-    label: Tensor,
-    low_weight: float,
-    temperature: float,
-) -> Tensor:
-    """The sum of the rows' losses (`ListTerm`), f32 scalar.
-
-    Args:
-        users, own: [B, E + 1]; candidates: [N, E + 1].
-        allowed: bool [B, N]; log_pi: f32 [N].
-        label: [B], -1 for padding.
-    """
-    with torch.autocast(users.device.type, enabled=False):
-        users = users / temperature
-        near = (users * own).sum(1)
-        # One more dimension adds -log pi_k to every score.
-        users = torch.cat([users, users.new_ones(len(users), 1)], dim=1)
-        candidates = torch.cat([candidates, -log_pi.unsqueeze(1)], dim=1)
-        if len(candidates):
-            far = masked_log_sum_exp(users, candidates, allowed)
-        else:
-            far = torch.full_like(near, NOTHING)
-        # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
-        losses = F.softplus(far - near, threshold=40)
-        weight = torch.where(label > 0, 1.0, low_weight) * (label >= 0)
-        return (losses * weight).sum()

@@ -43,7 +43,14 @@ class ListSides:
         self._model, self._spec, self._entities, self._device = model, spec, entities, device
         category = entities.items.category if model.list_head.by_category else None
         items = len(entities.items)
-        self._rows = ListRows("catalogue", items, category=category, padding=spec.facts.category_types)
+        self._rows = ListRows(
+            "catalogue",
+            items,
+            category=category,
+            padding=spec.facts.category_types,
+            sequences=entities.sequences if model.list_head.recent else None,
+            recent=model.list_head.recent,
+        )
         blocks = [self._side("item", codes) for codes in np.array_split(np.arange(items), -(-items // BLOCK))]
         self.items = torch.cat(blocks)
 
@@ -104,9 +111,12 @@ class ListSides:
         }
         counts = self._entities.users.count if side == "user" else self._entities.items.count
         known = torch.from_numpy(counts[codes] > 0).to(device)
-        ids = found[f"list_{side}"] * known.unsqueeze(1)
+        ids = found[f"list_{side}"][: len(codes)] * known.unsqueeze(1)
         if side == "user":
-            return head.user_side(ids, reduced)
+            recent = None
+            if head.recent:
+                recent = head.recent_side(found["list_item"], found.get("list_category"))
+            return head.user_side(ids, reduced, recent=recent)
         category = found["list_category"] if head.by_category else None
         return head.item_side(wanted.to(device), ids, reduced, category)
 

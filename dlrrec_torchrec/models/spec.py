@@ -7,14 +7,14 @@ import os
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.config.automatic import DataSize
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.draws import Draws, permuted_positives
 from dlrrec_torchrec.data.entities import entity_positives
-from dlrrec_torchrec.data.listing import ListRows
+from dlrrec_torchrec.data.listing import ListRows, recent_ranges
+from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality, chosen
 from dlrrec_torchrec.store.shard_facts import ShardFacts
@@ -41,8 +41,8 @@ def batch_spec(
     Args:
         facts: of the shards that it is trained on.
         contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
-        lists: also what the list head looks up, where it is on; what it needs of the shards' rows
-            comes from `with_rows`, and permuted positives from `with_permuted`.
+        lists: also what the list head looks up, where it is on (`recent`, where open, is none); what it
+            needs of the shards' rows comes from `with_rows`, and permuted positives from `with_permuted`.
 
     Raises:
         DataError: vectors, or a modality, that do not exist; names the setting.
@@ -78,20 +78,27 @@ def _list_rows(lists: ListConfig, facts: ShardFacts, seed: int) -> ListRows:
         candidates = "catalogue" if facts.items <= CATALOGUE else "sampled"
     number = min(lists.num_candidates, facts.items)
     padding = facts.category_types
-    return ListRows(candidates, facts.items, number, seed, padding=padding, content=lists.content)
+    return ListRows(
+        candidates,
+        facts.items,
+        number,
+        seed,
+        padding=padding,
+        content=lists.content,
+        mask_seen=lists.mask_seen,
+        recent=recent_ranges(lists.recent or 0),
+    )
 
 
-def with_rows(spec: BatchSpec, lists: ListConfig, category: np.ndarray, seen: sparse.csr_matrix) -> BatchSpec:
+def with_rows(spec: BatchSpec, category: np.ndarray, sequences: Sequences) -> BatchSpec:
     """The same, with what the list head's lookups need of the shards.
 
     Args:
         category: i32 [items, slots], the items' category types, padded with their number.
-        seen: [users, items], the pairs of the training rows.
+        sequences: of the training rows.
     """
     used = spec.lists.content and spec.facts.category_types
-    rows = dataclasses.replace(
-        spec.lists, category=category if used else None, seen=seen if lists.mask_seen else None
-    )
+    rows = dataclasses.replace(spec.lists, category=category if used else None, sequences=sequences)
     return dataclasses.replace(spec, lists=rows)
 
 

@@ -14,7 +14,7 @@ from dlrrec_torchrec.distributed.collectives import all_sum, world_size
 from dlrrec_torchrec.models.compared import anchors_and_candidates, parted, row_numbers, stacked
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
-from dlrrec_torchrec.models.list_head import ListTerm
+from dlrrec_torchrec.models.list_loss import ListTerm
 from dlrrec_torchrec.models.losses import weighted_bce_sum
 from dlrrec_torchrec.store.errors import DataError
 

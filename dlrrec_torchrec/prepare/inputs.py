@@ -26,12 +26,14 @@ from dlrrec_torchrec.store.schema import (
 
 @dataclass(frozen=True)
 class SplitRows:
-    """Rows of one split in their order: codes int32, rating and label float32, each [N]."""
+    """Rows of one split in their order, each [N]: codes int32, rating and label float32, time int64 (None
+    where it is unknown of any row)."""
 
     user: np.ndarray
     item: np.ndarray
     rating: np.ndarray
     label: np.ndarray
+    time: np.ndarray | None = None
 
 
 def training_ids(train_dir: Path) -> tuple[pa.Array, pa.Array]:
@@ -46,7 +48,7 @@ def read_split(
     folder: Path, users: pa.Array, items: pa.Array, rating_range: tuple[float, float]
 ) -> SplitRows:
     """Read one split. Raises DataError for an id that has no code and for a rating outside the range."""
-    table = read_table(folder, SPLIT, ["user_id", "item_id", "rating", "label"])
+    table = read_table(folder, SPLIT, ["user_id", "item_id", "rating", "label", "timestamp"])
     codes = {}
     for column, known in (("user_id", users), ("item_id", items)):
         codes[column] = encode(table[column], known)
@@ -63,7 +65,8 @@ def read_split(
             f"{folder}: column 'rating' holds {worst[0]:g} to {worst[1]:g} (or nothing), outside the "
             f"range {low:g} to {high:g}; give the source's own with --rating-range LOWEST HIGHEST"
         )
-    return SplitRows(codes["user_id"], codes["item_id"], values["rating"], values["label"])
+    time = None if table["timestamp"].null_count else table["timestamp"].to_numpy()
+    return SplitRows(codes["user_id"], codes["item_id"], values["rating"], values["label"], time)
 
 
 @dataclass(frozen=True)

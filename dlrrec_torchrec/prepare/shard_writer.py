@@ -98,9 +98,12 @@ def rows_table(
 
 
 def entity_rows(
-    side: Side, ids: pa.Array, schema: pa.Schema, titles: pa.Array | None = None
+    side: Side, ids: pa.Array, schema: pa.Schema, **others: pa.Array
 ) -> Callable[[int, int], pa.Table]:
-    """What `write_parts` calls for rows of an entity table with the columns of `schema`."""
+    """What `write_parts` calls for rows of an entity table with the columns of `schema`.
+
+    `others`: further columns, of all entities.
+    """
 
     def make(start: int, stop: int) -> pa.Table:
         features = side.of_entities(np.arange(start, stop, dtype=np.int32))
@@ -112,9 +115,9 @@ def entity_rows(
             "positives": features.positives,
             **{m: lists(v) for m, v in features.vectors.items()},
         }
-        if titles is not None:
+        columns |= {name: column.slice(start, stop - start) for name, column in others.items()}
+        if side.labels is not None:
             columns |= {
-                "title": titles.slice(start, stop - start),
                 "price_tag": pa.array(features.price_tag, pa.string()),
                 "category": lists(features.category),
             }

@@ -20,6 +20,7 @@ from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.prepare import inputs
 from dlrrec_torchrec.prepare.affinity_columns import affinity_columns
+from dlrrec_torchrec.prepare.histories_in_time import histories, later_share
 from dlrrec_torchrec.prepare.inputs import SplitRows
 from dlrrec_torchrec.prepare.join import JoinedSides, join_sides
 from dlrrec_torchrec.prepare.own_vectors import vector_files
@@ -115,13 +116,16 @@ def prepare(
             category_slots=sides.slots,
             category_types=config.category_types,
             label_counts={"negative": len(train.label) - positive, "positive": positive},
+            later=later_share(train, splits["val"] if len(splits["val"].label) else splits["test"]),
         )
         names = sides.vocabulary.names
         (folder / "categories.txt").write_text("".join(n + "\n" for n in names), encoding="utf-8")
         titles = inputs.read_titles(items_dir, item_ids)
         entities = {
-            "users": entity_rows(sides.users, user_ids, facts.entity_schema("user")),
-            "items": entity_rows(sides.items, item_ids, facts.entity_schema("item"), titles),
+            "users": entity_rows(
+                sides.users, user_ids, facts.entity_schema("user"), history=histories(train, len(user_ids))
+            ),
+            "items": entity_rows(sides.items, item_ids, facts.entity_schema("item"), title=titles),
         }
         coverage = _write(folder, splits, sides, affinity, entities, facts, config.rows_per_shard)
         manifest.rows = {name: len(rows.label) for name, rows in splits.items()}

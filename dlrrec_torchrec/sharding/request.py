@@ -101,6 +101,7 @@ def _planned_facts(config: RunConfig) -> ShardFacts:
         category_slots=config.extract.category_slots,
         category_types=config.prepare.category_types,
         label_counts={"negative": 0, "positive": 0},
+        later=0.0,
     )
     spec = batch_spec(config.model, facts)
     ids = {}

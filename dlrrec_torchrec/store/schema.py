@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from dlrrec_torchrec.store.modality import Modality
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 PRICE_TAGS = ("none", "cheap", "fair", "overpriced")
 SPLITS = ("train", "val", "test")
 AFFINITY = "affinity"  # folder beside the shards: what computes these features of any user and item
@@ -105,7 +105,8 @@ def shard_schema(dense: int, slots: int, modalities: Iterable[Modality], positiv
 
 
 # Entity tables: row i is code i. What serving needs to build a row for any user and item: these columns, more
-# of items (`item_entity`), and one of vectors for each modality of the side (`with_vectors`).
+# of users (USER_ENTITY) and items (`item_entity`), and one of vectors for each modality of the side
+# (`with_vectors`).
 ENTITY = pa.schema(
     [
         ("code", pa.int32()),
@@ -115,6 +116,8 @@ ENTITY = pa.schema(
         ("positives", pa.list_(pa.int32())),
     ]
 )
+# The codes of the user's training items, the latest last where times are known.
+USER_ENTITY = pa.schema([*ENTITY, ("history", pa.list_(pa.int32()))])
 
 
 def item_entity(slots: int) -> pa.Schema:

@@ -31,6 +31,8 @@ class ShardFacts:
         category_slots: category types of an item, at most.
         category_types: how many types there are; this number itself is the padding's code.
         label_counts: "negative", "positive" -> training rows with that label.
+        later: share of the validation rows (the test rows, where there are none) that are not before any
+            training row of their user; 0 where times are unknown.
     """
 
     users: int
@@ -45,6 +47,7 @@ class ShardFacts:
     category_slots: int
     category_types: int
     label_counts: dict[str, int]
+    later: float
 
     @staticmethod
     def read(shards_dir: str | os.PathLike) -> ShardFacts:
@@ -87,5 +90,5 @@ class ShardFacts:
 
     def entity_schema(self, side: str) -> pa.Schema:
         """The columns of the entity table of "user" or "item"."""
-        columns = schema.ENTITY if side == "user" else schema.item_entity(self.category_slots)
+        columns = schema.USER_ENTITY if side == "user" else schema.item_entity(self.category_slots)
         return schema.with_vectors(columns, {m.name: m.dim for m in self.modalities if m.side == side})

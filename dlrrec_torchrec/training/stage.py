@@ -8,6 +8,7 @@ training that was killed goes on from its last checkpoint as the same run.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -16,10 +17,9 @@ from pathlib import Path
 import torch
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
-from dlrrec_torchrec.config.automatic import automatic, chosen_text
+from dlrrec_torchrec.config.automatic import automatic, chosen_text, latest_items
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.entities import load_entities
-from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
@@ -86,6 +86,9 @@ def train(
     shards = Manifest.read(shards_dir)
     facts = ShardFacts.of(shards, shards_dir)
     model, train, chosen = automatic(model, train, data_size(facts))
+    if lists is not None and lists.recent is None:
+        chosen["list.recent"] = latest_items(facts.later)
+        lists = dataclasses.replace(lists, recent=chosen["list.recent"])
     check_settings(model, contrastive, train, protocol=protocol)  # the chosen ones beside the given ones
     settings = jsonable({"model": model, "contrastive": contrastive, "list": lists, "train": train})
     for name in FREE:
@@ -110,7 +113,7 @@ def train(
         entities = None
         if lists is not None:
             entities = load_entities(shards_dir, spec.in_rows)
-            spec = with_rows(spec, lists, entities.items.category, split_pairs(shards_dir, "train"))
+            spec = with_rows(spec, entities.items.category, entities.sequences)
         if contrastive.permuted:
             spec = with_permuted(spec, shards_dir, train.seed)
         share = rows_per_rank(train, ranks)

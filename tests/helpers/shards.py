@@ -50,6 +50,7 @@ def make_facts(
     positives: int = POSITIVES,
     negative: int = 1,
     positive: int = 1,
+    later: float = 0.0,
 ) -> ShardFacts:
     """The facts of shards as `write_shards` writes them."""
     names = tuple(modalities)
@@ -66,6 +67,7 @@ def make_facts(
         category_slots=SLOTS,
         category_types=TYPES,
         label_counts={"negative": negative, "positive": positive},
+        later=later,
     )
 
 
@@ -148,6 +150,8 @@ def write_shards(
         logit = 1.5 * quality[i] + (taste["user"][u] * taste["item"][i]).sum(1) if signal else np.zeros(count)
         label = (rng.random(count) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         labels[split] = label
+        if split == "train":
+            user["history"] = [i[u == code].astype(np.int32) for code in range(users)]
         matrix = dense_matrix(
             list(facts.dense),
             user["count"][u],

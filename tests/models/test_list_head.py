@@ -1,6 +1,7 @@
 """The list head against a plain softmax: losses, gradients, masks, log-q, dropped ids, and the tracer."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -9,14 +10,14 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig
 from dlrrec_torchrec.data.batch import split_rows
 from dlrrec_torchrec.data.draws import draw_negatives, kept_codes
-from dlrrec_torchrec.data.listing import CANDIDATES
+from dlrrec_torchrec.data.listing import CANDIDATES, recent_ranges
+from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.models.build import build_model, build_wrapper
-from dlrrec_torchrec.models.list_head import allowed_candidates, softmax_sum
+from dlrrec_torchrec.models.list_loss import allowed_candidates, softmax_sum
 from dlrrec_torchrec.models.spec import batch_spec, with_rows
 from tests.helpers.shards import SLOTS, TYPES, make_facts
 from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch, random_corpus
@@ -24,6 +25,7 @@ from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch, random_
 COUNTS = torch.arange(1, ITEMS + 1)
 
 
+@functools.cache
 def categories():
     """Up to three types of each item."""
     rng = np.random.default_rng(3)
@@ -32,8 +34,18 @@ def categories():
     return types
 
 
-def seen_pairs():
-    return sparse.csr_matrix(np.random.default_rng(4).random((USERS, ITEMS)) < 0.3, dtype=np.float32)
+@functools.cache
+def sequences():
+    """Of every user some items, in an order that is not that of their codes."""
+    rng = np.random.default_rng(4)
+    lists = [rng.permutation(ITEMS)[: rng.integers(0, 7)] for _ in range(USERS)]
+    offsets = np.concatenate([[0], np.cumsum([len(codes) for codes in lists])])
+    return Sequences(offsets, np.concatenate(lists).astype(np.int32))
+
+
+def items_of(user):
+    known = sequences()
+    return known.items[known.offsets[user] : known.offsets[user + 1]].tolist()
 
 
 def list_wrapper(**changes):
@@ -46,7 +58,7 @@ def list_wrapper(**changes):
     lists = dataclasses.replace(ListConfig(), **{"dim": 8, "num_candidates": 5, "id_dropout": 0.4} | changes)
     terms = ContrastiveConfig(num_negatives=5)
     spec = batch_spec(model, make_facts(users=USERS, items=ITEMS, dense=DENSE), terms, 5, lists)
-    spec = with_rows(spec, lists, categories(), seen_pairs())
+    spec = with_rows(spec, categories(), sequences())
     built = build_model(model, spec, lists=lists)
     wrapper = build_wrapper(
         built, terms, corpus=random_corpus(), seed=5, lists=lists, list_rows=spec.lists, item_counts=COUNTS
@@ -54,6 +66,9 @@ def list_wrapper(**changes):
     with torch.no_grad():
         for part in built.list_head.maps.values():  # they begin at zero
             part.weight.normal_()
+        if built.list_head.recent:
+            built.list_head.recent_map.weight.normal_()
+            built.list_head.recent_weight.normal_()
         built.list_head.set_popularity(COUNTS)
         built.list_head.popularity.fill_(0.6)
     return wrapper, spec
@@ -78,8 +93,28 @@ def by_hand(wrapper, spec, batch, step):
         ]
         return sum(parts) if parts else torch.zeros(8)
 
-    def side(name, code, vectors):
+    def item_vector(code):
+        vector = weights["t_list_item"][code]
+        if head.by_category:
+            types = categories()[code]
+            vector = vector + weights["t_list_category"][types[types < TYPES].astype(np.int64)].sum(0)
+        return vector
+
+    def latest(user, item):
+        """What came before the item, weighted by how far back; all of it where she has no such item."""
+        known, total = items_of(user), torch.zeros(8)
+        before = known[: known.index(item)] if item in known else known
+        for weight, (first, last) in zip(head.recent_weight, recent_ranges(wanted_recent), strict=True):
+            for code in before[::-1][first:last]:
+                total = total + weight * item_vector(code) / (last - first)
+        return head.recent_map.weight @ total
+
+    wanted_recent = head.recent[-1][1] if head.recent else 0
+
+    def side(name, code, vectors, item=None):
         added = content(name, vectors)
+        if item is not None and head.recent:
+            added = added + latest(code, item)
         if name == "item" and head.by_category:
             types = categories()[code]
             added = added + weights["t_list_category"][types[types < TYPES].astype(np.int64)].sum(0)
@@ -98,16 +133,16 @@ def by_hand(wrapper, spec, batch, step):
         codes = list(dict.fromkeys(batch.item.tolist()))
         share = COUNTS / COUNTS.sum()
         log_pi = [math.log(1 - (1 - share[code]) ** len(batch)) for code in codes]
-    seen, total = seen_pairs().toarray(), 0.0
+    total = 0.0
     for row in range(len(batch)):
         user, item = int(batch.user[row]), int(batch.item[row])
         vectors = {name: matrix[row] for name, matrix in batch.vectors.items()}
-        mine = side("user", user, vectors)
+        mine = side("user", user, vectors, item)
         own = side("item", item, vectors)
         popular = head.popularity * torch.log1p(COUNTS.float())
         scores = [(mine * own).sum() / head.temperature + popular[item]]
         for code, log in zip(codes, log_pi, strict=True):
-            if code == item or (spec.lists.seen is not None and seen[user, code]):
+            if code == item or (spec.lists.mask_seen and code in items_of(user)):
                 continue
             if term.candidates == "batch":  # as it is in the first row that has it
                 first = batch.item.tolist().index(code)
@@ -122,7 +157,11 @@ def by_hand(wrapper, spec, batch, step):
 
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
-@pytest.mark.parametrize("changes", [{}, {"content": False}, {"mask_seen": False}], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"content": False}, {"mask_seen": False}, {"recent": 5}, {"recent": 1, "content": False}],
+    ids=str,
+)
 def test_the_loss_equals_one_by_hand(candidates, changes):
     wrapper, spec = list_wrapper(candidates=candidates, low_weight=0.25, weight=0.7, **changes)
     batch = list_batch(spec, step=3)
@@ -207,8 +246,9 @@ def test_log_q_makes_a_sample_estimate_the_sum_over_the_catalogue():
     assert float(torch.stack(sums).mean() / whole) == pytest.approx(1, abs=0.02)
 
 
-def test_padding_counts_nothing():
-    wrapper, spec = list_wrapper(id_dropout=0.0)
+@pytest.mark.parametrize("recent", [0, 4])
+def test_padding_counts_nothing(recent):
+    wrapper, spec = list_wrapper(id_dropout=0.0, recent=recent)
     batch = list_batch(spec)
     real, _ = wrapper(batch, step=0)
     plain = random_batch()
@@ -229,8 +269,9 @@ def test_padding_counts_nothing():
 
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
-def test_rows_of_a_batch_look_up_what_they_did_in_it(candidates):
-    wrapper, spec = list_wrapper(candidates=candidates)
+@pytest.mark.parametrize("recent", [0, 4])
+def test_rows_of_a_batch_look_up_what_they_did_in_it(candidates, recent):
+    wrapper, spec = list_wrapper(candidates=candidates, recent=recent)
     whole = list_batch(spec)
     first, second = split_rows(whole, 2)
     for part, rows in ((first, slice(0, 12)), (second, slice(12, 24))):
@@ -246,8 +287,8 @@ def test_rows_of_a_batch_look_up_what_they_did_in_it(candidates):
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
 def test_the_traced_wrapper_equals_the_plain_one(candidates):
-    plain, spec = list_wrapper(candidates=candidates)
-    traced = torch.fx.symbolic_trace(list_wrapper(candidates=candidates)[0])
+    plain, spec = list_wrapper(candidates=candidates, recent=3)
+    traced = torch.fx.symbolic_trace(list_wrapper(candidates=candidates, recent=3)[0])
     for seed in range(2):
         batch = list_batch(spec, seed)
         torch.testing.assert_close(traced(batch), plain(batch))

@@ -185,7 +185,7 @@ def test_torchrec_pipelines_the_list_heads_tables(shards, caplog):
     config, terms = ModelConfig(dropout=0.0), ContrastiveConfig(num_negatives=8)
     entities = load_entities(shards)
     spec = batch_spec(config, ShardFacts.read(shards), terms, 0, LISTS)
-    spec = with_rows(spec, LISTS, entities.items.category, split_pairs(shards, "train"))
+    spec = with_rows(spec, entities.items.category, entities.sequences)
     corpus = {m: torch.from_numpy(v) for m, v in entities.vectors.items()}
     with process_group("cpu") as ranks:
         model = build_model(config, spec, device="meta", lists=LISTS)

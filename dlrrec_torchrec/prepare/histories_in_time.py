@@ -1,0 +1,35 @@
+"""Each user's training items in the order of time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from dlrrec_torchrec.prepare.inputs import SplitRows
+
+_TIES = 0  # seed of the order of rows of one time
+
+
+def histories(train: SplitRows, users: int) -> pa.ListArray:
+    """For each user the codes of its training items, the latest last; in random order where times are not
+    known. Items of one time are in random order too: that of their ids could tell something.
+
+    Args:
+        users: how many there are.
+    """
+    order = np.random.default_rng(_TIES).permutation(len(train.user))
+    if train.time is not None:
+        order = order[np.argsort(train.time[order], kind="stable")]
+    order = order[np.argsort(train.user[order], kind="stable")]
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(train.user, minlength=users))])
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(train.item[order], pa.int32()))
+
+
+def later_share(train: SplitRows, held_out: SplitRows) -> float:
+    """Share of the held-out rows that are not before any training row of their user; 0 without rows or
+    where times are not known."""
+    if train.time is None or held_out.time is None or not len(held_out.time):
+        return 0.0
+    latest = np.full(int(train.user.max()) + 1, np.iinfo(np.int64).min)
+    np.maximum.at(latest, train.user, train.time)
+    return float((held_out.time >= latest[held_out.user]).mean())
