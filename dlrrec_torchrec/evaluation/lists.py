@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.data.entities import Entities
+from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.evaluation.baselines import Rows
 from dlrrec_torchrec.evaluation.intervals import Interval, auc_difference, mean_difference
 from dlrrec_torchrec.evaluation.peers.histories import Histories, liked_matrix, pair_matrix
@@ -65,18 +66,27 @@ class Lists:
     Args:
         train, validation, test: the rows of the splits.
         most_users: users that are drawn, where more have a relevant item.
+        sequences: as in `Histories`.
 
     Attributes:
         task: the users, what they should find, and what they have seen.
         histories: the training rows.
     """
 
-    def __init__(self, train: Rows, validation: Rows, test: Rows, facts: ShardFacts, most_users: int) -> None:
+    def __init__(
+        self,
+        train: Rows,
+        validation: Rows,
+        test: Rows,
+        facts: ShardFacts,
+        most_users: int,
+        sequences: Sequences | None = None,
+    ) -> None:
         shape = facts.users, facts.items
         in_train, in_validation = (pair_matrix(rows.user, rows.item, *shape) for rows in (train, validation))
         everyone = Relevant.of(liked_matrix(test, *shape), in_train + in_validation)
         self.task, self._all_users, self._items = everyone.sample(most_users), len(everyone.users), shape[1]
-        self.histories = Histories.of(train, *shape, facts.rating_range)
+        self.histories = Histories.of(train, *shape, facts.rating_range, sequences)
         self._validation = Relevant.of(liked_matrix(validation, *shape), in_train)
         self._rankings: dict[str, dict[str, Ranking]] = {"models": {}, "peers": {}}
         self._chosen: dict[str, str] = {}

@@ -19,8 +19,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dlrrec_torchrec.config.automatic import latest_items
 from dlrrec_torchrec.data.batch import Batch
 from dlrrec_torchrec.data.entities import load_entities
+from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_predictions, read_rows
 from dlrrec_torchrec.evaluation.cold import ALL_ITEMS, ColdLists, all_items, new_items
 from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
@@ -99,7 +101,8 @@ def evaluate(
     with stage_output(manifest, out_dir) as folder:
         train_rows, validation, rows = (read_rows(shards_dir, name) for name in schema.SPLITS)
         facts = ShardFacts.of(shards, shards_dir)
-        lists = Lists(train_rows, validation, rows, facts, list_users)
+        sequences = Sequences.read(shards_dir) if latest_items(facts.later) else None
+        lists = Lists(train_rows, validation, rows, facts, list_users, sequences)
         entities = load_entities(shards_dir, [m for m in facts.modalities if m.side == "item"])
         tasks = {ALL_ITEMS: all_items(entities, lists.task)}
         if split_dir is not None:

@@ -264,7 +264,7 @@ def test_stage_is_reused_for_the_same_settings_only(tmp_path):
 
 def test_last_review_by_time_is_tested(tmp_path):
     rows = [("a", "x", 5), ("a", "y", 4), ("a", "z", 1), ("b", "x", 3), ("b", "y", 2), ("c", "z", 5)]
-    times = [30, 10, 20, 7, 7, 1]  # b: a tie, the last item name wins; c: a single review is no test row
+    times = [30, 10, 20, 7, 8, 1]  # c: a single review is no test row
     reviews = _reviews(rows, tmp_path / "r", timestamp=times)
     config = SplitConfig(method="last", min_reviews=1, val_share=0.0)
     split(config, "paper", reviews, tmp_path / "s")

@@ -8,6 +8,7 @@ import functools
 import numpy as np
 from scipy import sparse
 
+from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.evaluation.baselines import Rows
 from dlrrec_torchrec.ranking.full_ranking import Scores
 
@@ -20,14 +21,22 @@ class Histories:
         liked: f32 CSR [users, items], 1 where a training row has label 1.
         graded: f32 CSR of the same shape: each rated item's value in [-0.2, 1], see `of`.
         counts: int64 [items], training rows.
+        sequences: each user's training items in time; None where their order says nothing of the test rows.
     """
 
     liked: sparse.csr_matrix
     graded: sparse.csr_matrix
     counts: np.ndarray
+    sequences: Sequences | None = None
 
     @staticmethod
-    def of(rows: Rows, users: int, items: int, rating_range: tuple[float, float]) -> Histories:
+    def of(
+        rows: Rows,
+        users: int,
+        items: int,
+        rating_range: tuple[float, float],
+        sequences: Sequences | None = None,
+    ) -> Histories:
         """From the rows of a split.
 
         The graded value rises with the rating r from 0 at two fifths of the range to 1 at its top:
@@ -41,6 +50,7 @@ class Histories:
             liked_matrix(rows, users, items),
             pair_matrix(rows.user, rows.item, users, items, grades),
             np.bincount(rows.item, minlength=items),
+            sequences,
         )
 
     @functools.cached_property

@@ -17,6 +17,7 @@ from threadpoolctl import threadpool_limits
 from dlrrec_torchrec.evaluation.peers.ease import ease, ease_refusal
 from dlrrec_torchrec.evaluation.peers.histories import Histories, popular_where_unknown
 from dlrrec_torchrec.evaluation.peers.installed import not_installed
+from dlrrec_torchrec.evaluation.peers.transitions import by_transitions, transitions
 from dlrrec_torchrec.ranking.full_ranking import Relevant, Scores, rank_lists
 from dlrrec_torchrec.swing_stage import item_similarities
 
@@ -26,6 +27,7 @@ _MOST_PAIRS = 20_000_000  # similarities that are computed before the best are k
 _QUICK_EASE = 6_000  # of the smaller side; above it a fit takes minutes, and two penalties are tried
 _MOST_TUNED = 2_000_000  # liked rows above which ALS and BPR keep their first setting
 _VALIDATION_USERS = 2000
+NOT_ASKED = ""  # a peer that does not apply; no note says so
 
 Candidates = Iterator[tuple[str, Scores]]  # (its settings in words, recommender); the first is the default
 
@@ -55,6 +57,8 @@ def list_peers(
     validation = validation.sample(_VALIDATION_USERS)
     for name, (candidates, refusal) in _PEERS.items():
         why = refusal(histories)
+        if why == NOT_ASKED:
+            continue
 
         def fit(candidates: Callable[[Histories], Candidates] = candidates) -> ListPeer:
             return _best(candidates(histories), validation, histories.counts)
@@ -105,6 +109,18 @@ def _eases(histories: Histories, interactions: sparse.csr_matrix) -> Candidates:
     penalties = (100, 30, 300, 1000) if min(interactions.shape) <= _QUICK_EASE else (300, 1000)
     for penalty in penalties:
         yield f"λ = {penalty}", popular_where_unknown(ease(interactions, penalty), histories)
+
+
+def _transitions(histories: Histories) -> Candidates:
+    """A Markov chain of the latest items, over several places."""
+    for window in (10, 3) if len(histories.sequences.items) <= _MOST_TUNED else (3,):
+        follows = transitions(histories.sequences, len(histories.counts), window)
+        for decay in (3, 10, 1):
+            scores = by_transitions(histories.sequences, follows, decay)
+            yield (
+                f"{window} places, decay {decay}",
+                popular_where_unknown(scores, histories, behind=True),
+            )
 
 
 def _als(histories: Histories) -> Candidates:
@@ -185,6 +201,10 @@ def _needs_implicit(histories: Histories) -> str | None:
     return not_installed("implicit") or (None if histories.liked.nnz else "no training row has label 1")
 
 
+def _needs_order(histories: Histories) -> str | None:
+    return None if histories.sequences is not None else NOT_ASKED
+
+
 def _ease_fits(histories: Histories) -> str | None:
     return ease_refusal(*histories.liked.shape)
 
@@ -194,6 +214,7 @@ _PEERS: dict[str, tuple[Callable[[Histories], Candidates], Callable[[Histories],
     "popularity": (_popularity, _none),
     "item kNN": (_cosine, _none),
     "SWING": (_swing, _none),
+    "transitions": (_transitions, _needs_order),
     "EASE": (_ease, _ease_fits),
     "EASE, graded": (_graded_ease, _ease_fits),
     "ALS": (_als, _needs_implicit),
