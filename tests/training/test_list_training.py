@@ -13,6 +13,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import load_entities
+from dlrrec_torchrec.data.listing import ListRows
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.ranks import process_group
@@ -32,7 +33,7 @@ from dlrrec_torchrec.training.stage import train
 from dlrrec_torchrec.training.trainer import Trainer
 from tests.helpers.shards import write_shards
 
-LISTS = ListConfig(dim=8, id_dropout=0.2)
+LISTS = ListConfig(dim=8, id_dropout=0.2, recent=6)
 
 
 def run(shards, out, lists=LISTS, **changes):
@@ -102,11 +103,53 @@ def test_the_measured_lists_are_those_of_the_kept_model(shards, trained):
     assert best["ndcg@20"] == pytest.approx(means["ndcg@20"], abs=1e-6)
 
 
+def test_a_user_is_ranked_by_the_latest_items_as_in_a_step(shards, trained):
+    """The sides of serving are those of a training row whose item the user does not have."""
+    out, _ = trained
+    scorer = Scorer(out, shards)
+    entities = load_entities(shards, scorer.spec.in_rows)
+    model, users = scorer._model, torch.arange(40)
+    sides = ListSides(model, scorer.spec, entities, torch.device("cpu"))
+    spec = dataclasses.replace(
+        scorer.spec, lists=ListRows("catalogue", 30, padding=scorer.spec.facts.category_types)
+    )
+    lists = dataclasses.replace(spec.lists, recent=model.list_head.recent, content=True)
+    spec = with_rows(dataclasses.replace(spec, lists=lists), entities.items.category, entities.sequences)
+    listed = spec.lists.of_batch(users, torch.full((40,), -1), 0)
+    with torch.no_grad():
+        reduced = {
+            name: model.dense_arch.towers[name](torch.from_numpy(vectors)).float()
+            for name, vectors in entities.vectors.items()
+        }
+        of_rows = reduced | {name: reduced[name][:1].expand(40, -1) for name in model.list_head.sides["item"]}
+        mine, _, items = model.list_head(listed, torch.zeros(40, dtype=torch.int64), of_rows, reduced)
+    expected = (mine @ items.T / model.list_head.temperature).numpy()
+    np.testing.assert_allclose(sides.scores(np.arange(40)), expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        model.list_head.recent_weight.zero_()
+    assert not np.allclose(sides.scores(np.arange(40)), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(("later", "latest"), [(0.95, 27), (0.4, 0)])
+def test_the_latest_items_count_where_held_out_rows_come_later(tmp_path, later, latest):
+    shards = write_shards(tmp_path / "shards", rows=(200, 60, 20), users=20, items=15)
+    manifest = Manifest.read(shards)
+    manifest.facts["later"] = later
+    manifest.write(shards)
+    done = run(shards, tmp_path / "out", dataclasses.replace(LISTS, recent=None), epochs=1)
+    assert done.config["list"]["recent"] == latest == done.facts["chosen"]["list.recent"]
+    assert bool(Scorer(tmp_path / "out", shards)._model.list_head.recent) == bool(latest)
+
+
 def test_an_item_without_training_rows_counts_by_its_content_alone(shards, trained):
     out, _ = trained
     scorer = Scorer(out, shards)
     entities = load_entities(shards, scorer.spec.in_rows)
-    tables, users = scorer._model.list_head.tables.embedding_bags, np.arange(5)
+    tables = scorer._model.list_head.tables.embedding_bags
+    known_of = entities.sequences
+    users = np.array(
+        [u for u in range(40) if 7 not in known_of.items[known_of.offsets[u] : known_of.offsets[u + 1]]]
+    )
 
     def scores():
         return ListSides(scorer._model, scorer.spec, entities, torch.device("cpu")).scores(users)
