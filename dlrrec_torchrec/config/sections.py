@@ -42,7 +42,8 @@ class SplitConfig:
     method: str = option(
         "random",
         "random: 3:1 as in the papers; last: each user's last, and for validation the one before; time: all "
-        "from one point in time on, and validation from an earlier one; folds: one of K; published: the source's",
+        "from one point in time on, and validation from an earlier one; folds: one of K; published: the "
+        "source's",
         ("random", "last", "time", "folds", "published"),
     )
     min_reviews: int = option(2, "drop users and items with fewer reviews, until stable", least=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -119,7 +119,7 @@ class Lists:
 
         Keys: protocol; users, of all_users with a relevant item; items; relevant, how many a user has on
         average; models and peers, name -> metrics of `Ranking.means`; chosen, peer -> its settings in words;
-        differences, metric -> `against`, the best peer, and `models`, name -> `interval_facts`; notes.
+        differences, metric -> model -> peer -> `interval_facts`; notes.
         """
         folder.mkdir(parents=True, exist_ok=True)
         for name, ranking in self._named():
@@ -129,15 +129,12 @@ class Lists:
         peers = self._rankings["peers"]
         differences = {}
         for metric in COMPARED if peers and len(self.task.users) else ():
-            best = max(peers, key=lambda name: peers[name].means()[metric])
             differences[metric] = {
-                "against": best,
-                "models": {
-                    name: interval_facts(
-                        mean_difference(ranking.per_user[metric], peers[best].per_user[metric])
-                    )
-                    for name, ranking in self._rankings["models"].items()
-                },
+                name: {
+                    peer: interval_facts(mean_difference(ranking.per_user[metric], other.per_user[metric]))
+                    for peer, other in peers.items()
+                }
+                for name, ranking in self._rankings["models"].items()
             }
         users = len(self.task.users)
         return {
@@ -162,24 +159,19 @@ class Lists:
 
 
 def auc_differences(
-    rows: Rows, models: dict[str, np.ndarray], rivals: dict[str, np.ndarray], auc: Callable[[str], float]
-) -> dict[str, Any]:
-    """AUC of each model less that of the best rival: `against`, and `models`, name -> `interval_facts`.
+    rows: Rows, models: dict[str, np.ndarray], rivals: dict[str, np.ndarray]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """AUC of each model less that of each rival: model -> rival -> `interval_facts`.
 
     Args:
         models, rivals: name -> scores [N] of the rows.
-        auc: of a rival, by name.
     """
-    defined = [name for name in rivals if np.isfinite(auc(name))]
-    if not defined:
-        return {}
-    best = max(defined, key=auc)
     return {
-        "against": best,
-        "models": {
-            name: interval_facts(auc_difference(rows.label, score, rivals[best], rows.user))
-            for name, score in models.items()
-        },
+        name: {
+            rival: interval_facts(auc_difference(rows.label, score, other, rows.user))
+            for rival, other in rivals.items()
+        }
+        for name, score in models.items()
     }
 
 

@@ -80,7 +80,7 @@ def evaluate(
     `metrics.json` holds `protocol`, `rows`, `positives`, `reachable_auc` and `attainable_auc` (in
     expectation of the labels, or null), `truth` and `attainable` (metrics of the true probabilities and of
     the estimated ones, or null), `models`, `baselines` and `peers` (name -> metrics of `binary_metrics`),
-    `difference` (`auc_differences` to the best baseline or peer), `lists` (`Lists.result`), `cold`
+    `differences` (`auc_differences` from every baseline and peer), `lists` (`Lists.result`), `cold`
     (`ColdLists.result`) and `notes`.
     Raises DataError if a variant is not trained, the variants' protocols differ, or `truth` misses a row.
     """
@@ -161,10 +161,7 @@ def evaluate(
                 else:
                     keep("peers", name, predict(), folder / "peers" / f"{file_name(name)}.parquet")
             lists.rank_peers()
-        rivals = result["baselines"] | result["peers"]
-        result["difference"] = auc_differences(
-            rows, scores["models"], scores["baselines"] | scores["peers"], lambda name: rivals[name]["auc"]
-        )
+        result["differences"] = auc_differences(rows, scores["models"], scores["baselines"] | scores["peers"])
         result["lists"] = lists.result(folder / "lists")
         result["cold"] = cold.result()
         result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
@@ -174,7 +171,10 @@ def evaluate(
         manifest.rows = {"test": len(rows)}
         manifest.facts = jsonable(
             {key: result[key] for key in ("protocol", "reachable_auc", "attainable_auc")}
-            | {f"auc/{name}": m["auc"] for name, m in (rivals | result["models"]).items()}
+            | {
+                f"auc/{name}": m["auc"]
+                for name, m in (result["baselines"] | result["peers"] | result["models"]).items()
+            }
         )
     return manifest
 

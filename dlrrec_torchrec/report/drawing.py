@@ -15,7 +15,7 @@ from dlrrec_torchrec.report.comparison import cell
 from dlrrec_torchrec.report.curves import draw_panel, panels
 from dlrrec_torchrec.report.forest import forest
 from dlrrec_torchrec.report.item_map import item_map
-from dlrrec_torchrec.report.results import LISTS, RATINGS, rival_of
+from dlrrec_torchrec.report.results import LISTS, RATINGS, best_of
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.paths import RunPaths
@@ -56,7 +56,7 @@ def _of_test_rows(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Pat
         for name in models
     }
     others = {name: "baselines" for name in baselines}
-    if (rival := rival_of(summary)) in summary["peers"]:
+    if (rival := best_of(summary["baselines"] | summary["peers"])) in summary["peers"]:
         others[rival] = "peers"
     plain = {
         name: [

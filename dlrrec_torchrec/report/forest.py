@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
+from dlrrec_torchrec.report.results import over_seeds
 from dlrrec_torchrec.report.style import STYLE, WIDTH, save
 
 LOOKS = {"better": ("#0072B2", "o"), "level": ("#777777", "D"), "worse": ("#D55E00", "s")}
@@ -26,15 +27,7 @@ def forest(differences: Differences, path: Path) -> bool:
         differences: title of the metric -> model -> for each seed `against`, `difference`, `low`, `high`
             and `verdict` (`results.gather_differences`).
     """
-    known = {
-        title: {
-            name: rows
-            for name, seeds in models.items()
-            if (rows := [s for s in seeds if s["difference"] is not None and s["low"] is not None])
-        }
-        for title, models in differences.items()
-    }
-    known = {title: models for title, models in known.items() if models}
+    known = {title: models for title, models in differences.items() if models}
     if not known:
         return False
     heights = [
@@ -46,8 +39,8 @@ def forest(differences: Differences, path: Path) -> bool:
             squeeze=False,
         )  # fmt: skip
         for axes, (title, models) in zip(panels.flat, known.items(), strict=True):
-            rivals = dict.fromkeys(seed["against"] for seeds in models.values() for seed in seeds)
-            axes.set_title(f"{title}, less that of {' or '.join(rivals)}", loc="left", fontsize=10)
+            rival = next(iter(models.values()))[0]["against"]
+            axes.set_title(f"{title}, less that of {rival}", loc="left", fontsize=10)
             axes.axvline(0, color="#333333", lw=0.8)
             for row, (_, seeds) in enumerate(models.items()):
                 offsets = (np.arange(len(seeds)) - (len(seeds) - 1) / 2) * min(0.16, 0.7 / len(seeds))
@@ -71,9 +64,6 @@ def forest(differences: Differences, path: Path) -> bool:
 
 
 def numbers(seeds: Sequence[Mapping[str, Any]]) -> str:
-    """The difference and its interval; of several seeds the mean and how many are better or worse."""
-    mean = float(np.mean([seed["difference"] for seed in seeds]))
-    if len(seeds) == 1:
-        return f"{mean:+.3f} [{seeds[0]['low']:+.3f}, {seeds[0]['high']:+.3f}]\n{seeds[0]['verdict']}"
-    counts = [(sum(seed["verdict"] == word for seed in seeds), word) for word in LOOKS]
-    return f"{mean:+.3f}\n" + ", ".join(f"{count} {word}" for count, word in counts if count)
+    """The difference and its interval, of several seeds the means, and what they say."""
+    mean, low, high, verdict = over_seeds(seeds)
+    return f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]\n{verdict}"

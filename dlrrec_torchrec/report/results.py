@@ -144,28 +144,40 @@ def lists_headline(summary: Mapping[str, Any]) -> str:
     )
 
 
-def rival_of(summary: Mapping[str, Any]) -> str | None:
-    """The baseline or peer with the best mean AUC; None where none has one."""
+def best_of(methods: Mapping[str, Mapping[str, Any]], metric: str = "auc") -> str | None:
+    """The method with the highest mean of a metric; None where none has one."""
     means = {
-        name: metrics["auc"]["mean"]
-        for group in ("baselines", "peers")
-        for name, metrics in summary[group].items()
-        if metrics["auc"]["mean"] is not None
+        name: metrics[metric]["mean"]
+        for name, metrics in methods.items()
+        if metrics[metric]["mean"] is not None
     }
     return max(means, key=means.get) if means else None
 
 
-def gather_differences(found: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Name of a model -> its difference from the best other method in each seed that has one.
+def gather_differences(
+    found: Sequence[Mapping[str, Mapping[str, Any]]], rival: str | None
+) -> dict[str, list[dict[str, Any]]]:
+    """Name of a model -> its difference from the `rival` in each seed that has one.
 
     Args:
-        found: of each seed, `against` and `models` as evaluation has them, or nothing.
+        found: of each seed, model -> rival -> `evaluation.lists.interval_facts`.
+        rival: the method that is best over all seeds.
     """
     gathered: dict[str, list[dict[str, Any]]] = {}
     for seed in found:
-        for name, facts in seed.get("models", {}).items():
-            gathered.setdefault(name, []).append({"against": seed["against"], **facts})
+        for name, rivals in seed.items():
+            if (facts := rivals.get(rival)) and facts["difference"] is not None and facts["low"] is not None:
+                gathered.setdefault(name, []).append({"against": rival, **facts})
     return gathered
+
+
+def over_seeds(seeds: Sequence[Mapping[str, Any]]) -> tuple[float, float, float, str]:
+    """The mean difference of the seeds, the mean ends of their intervals, and what these say of it.
+
+    Seeds of one data set share most of their rows, so the mean interval is not made narrower by their number.
+    """
+    mean, low, high = (float(np.mean([seed[key] for seed in seeds])) for key in ("difference", "low", "high"))
+    return mean, low, high, "better" if low > 0 else "worse" if high < 0 else "level"
 
 
 def difference_lines(differences: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> list[str]:
@@ -177,21 +189,21 @@ def difference_lines(differences: Mapping[str, Mapping[str, Sequence[Mapping[str
     lines = []
     for title, models in differences.items():
         for name, seeds in models.items():
-            known = [seed for seed in seeds if seed["difference"] is not None and seed["low"] is not None]
-            if not known:
-                continue
-            rivals = " or ".join(dict.fromkeys(seed["against"] for seed in known))
-            mean = np.mean([seed["difference"] for seed in known])
-            text = f"{title} of {name} less that of the best other method, {rivals}: {mean:+.3f}"
-            if len(known) == 1:
-                only = known[0]
-                text += f" [{only['low']:+.3f}, {only['high']:+.3f}], {only['verdict']}"
-            else:
-                counts = Counter(seed["verdict"] for seed in known)
-                words = ", ".join(f"{counts[v]} {v}" for v in ("better", "level", "worse") if counts[v])
-                text += f"; of {len(known)} seeds {words}"
-            lines.append(text)
+            mean, low, high, verdict = over_seeds(seeds)
+            lines.append(
+                f"{title} of {name} less that of the best other method, {seeds[0]['against']}: "
+                f"{mean:+.3f} [{low:+.3f}, {high:+.3f}], {verdict}{of_seeds(seeds)}"
+            )
     return lines
+
+
+def of_seeds(seeds: Sequence[Mapping[str, Any]]) -> str:
+    """How many of several seeds are better, level or worse, by their own intervals."""
+    if len(seeds) == 1:
+        return ""
+    counts = Counter(seed["verdict"] for seed in seeds)
+    words = ", ".join(f"{counts[v]} {v}" for v in ("better", "level", "worse") if counts[v])
+    return f"; of {len(seeds)} seeds {words}"
 
 
 def all_difference_lines(summary: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -15,7 +15,7 @@ import numpy as np
 from dlrrec_torchrec.report import page
 from dlrrec_torchrec.report.about import Origin, first_rejected
 from dlrrec_torchrec.report.drawing import draw
-from dlrrec_torchrec.report.results import gather_differences
+from dlrrec_torchrec.report.results import best_of, gather_differences
 from dlrrec_torchrec.report.stage_notes import stage_notes
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_output
@@ -138,7 +138,9 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
             "attainable": attainable,
             "models": models,
             **others,
-            "differences": gather_differences([e["difference"] for e in evaluations]),
+            "differences": gather_differences(
+                [e["differences"] for e in evaluations], best_of(others["baselines"] | others["peers"])
+            ),
             "lists": _lists([e["lists"] for e in evaluations]),
             "cold": _content_alone([e["cold"] for e in evaluations]),
             "notes": [
@@ -173,15 +175,17 @@ def _lists(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             for name in everywhere
         }
 
-    compared = dict.fromkeys(metric for one in found for metric in one["differences"])
+    compared, peers = dict.fromkeys(metric for one in found for metric in one["differences"]), shared("peers")
     return {
         "protocol": found[0]["protocol"],
         **{key: [one[key] or 0 for one in found] for key in ("users", "items", "relevant")},
         "models": shared("models"),
-        "peers": shared("peers"),
+        "peers": peers,
         "chosen": [one["chosen"] for one in found],
         "differences": {
-            metric: gather_differences([one["differences"].get(metric, {}) for one in found])
+            metric: gather_differences(
+                [one["differences"].get(metric, {}) for one in found], best_of(peers, metric)
+            )
             for metric in compared
         },
     }

@@ -265,9 +265,9 @@ def test_lists_peers_and_differences_are_shown(reported):
         assert (
             "SVD++" in words and "Recall@20" in words and "all unseen items · 50 users, 2.5 relevant" in words
         )
-        assert "best other method, item mean: +0.045; of 2 seeds 1 better, 1 level" in words
+        assert "best other method, item mean: +0.045 [+0.005, +0.070], better; of 2 seeds 1 better" in words
         assert (
-            "Recall@20 of dlrrec less that of the best other method, EASE: -0.050; of 2 seeds 2 worse"
+            "Recall@20 of dlrrec less that of the best other method, EASE: -0.050 [-0.080, -0.020], worse"
             in words
         )
         assert "lists of 'bce' left out: no reason" in words

@@ -74,7 +74,7 @@ def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
     vectors = {"item": range(30), "title": names, "category": names, "vector": list(rng.random((30, 4)))}
     pq.write_table(pa.table(vectors), run.evaluation / "vectors.parquet")
     (run.evaluation / "examples.json").write_text(json.dumps(EXAMPLES))
-    body["difference"] = {"against": "item mean", "models": {"dlrrec": interval}}
+    body["differences"] = {"dlrrec": {"item mean": interval}}
     body["lists"] = write_lists(shift)
     body["cold"] = write_cold(shift)
     body = jsonable(body)
@@ -112,7 +112,7 @@ def write_lists(shift):
         "models": {name: metrics(recall) for name, recall in LIST_MODELS.items()},
         "peers": {name: metrics(recall) for name, recall in LIST_PEERS.items()},
         "chosen": {"EASE": "λ = 100"},
-        "differences": {"recall@20": {"against": "EASE", "models": {"dlrrec": interval}}},
+        "differences": {"recall@20": {"dlrrec": {"EASE": interval}}},
         "notes": ["lists of 'bce' left out: no reason"],
     }
 
