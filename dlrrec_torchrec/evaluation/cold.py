@@ -86,7 +86,11 @@ class ColdLists:
         for task_name, task in self._tasks.items():
             vectors = {m: task.vectors[m] for m in modalities}
             directions = scorer.content_directions(vectors)
-            ways: dict[str, Scores] = {"likes": lambda users, d=directions: profiles[users] @ d.T}
+            ways: dict[str, Scores] = {}
+            if directions.any():
+                ways["likes"] = lambda users, d=directions: profiles[users] @ d.T
+            else:
+                self._notes.append(f"content alone, '{name}', likes of {task_name}: no item has content")
             if scorer.has_lists:
                 ways["list head"] = lambda users, t=task, v=vectors: scorer.content_scores(
                     users, v, t.category
