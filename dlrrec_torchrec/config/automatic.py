@@ -144,12 +144,20 @@ def _steps(train: TrainConfig, size: DataSize) -> int:
 
 
 def chosen_text(chosen: dict[str, Any], size: DataSize) -> str:
-    """What was chosen, in one line."""
+    """What was chosen, in one line, and why ids are left out where they are."""
+    reason = ""
+    if chosen.get("model.user_id") is False:
+        why = (
+            "affinity features say out of fold what they would learn"
+            if size.affinity
+            else f"fewer than {HISTORY} training rows a user or item"
+        )
+        reason = f" (no id embeddings: {why})"
     values = ", ".join(f"{name}={_shown(value)}" for name, value in chosen.items())
     return (
         f"chosen by the size of the data ({size.rows:,} training rows, {size.rarer:,} of the rarer label; "
         f"{size.rows / max(size.users, 1):.1f} a user, {size.rows / max(size.items, 1):.1f} an item): "
-        f"{values}"
+        f"{values}{reason}"
     )
 
 

@@ -76,3 +76,17 @@ def test_the_line_says_from_what_and_what():
     line = chosen_text(chosen, SIZES["demo"])
     assert "4,783 training rows, 575 of the rarer label; 8.0 a user, 19.1 an item" in line
     assert "model.text_tower=[32]," in line and "model.user_id=false" in line and "train.lr=0.0006" in line
+
+
+def test_the_line_says_why_there_are_no_id_embeddings():
+    for size, words in (
+        (SIZES["demo"], "(no id embeddings: fewer than 20 training rows a user or item)"),
+        (
+            dataclasses.replace(SIZES["movielens-100k"], affinity=True),
+            "(no id embeddings: affinity features say",
+        ),
+    ):
+        *_, chosen = automatic(ModelConfig(), TrainConfig(), size)
+        assert words in chosen_text(chosen, size)
+    *_, chosen = automatic(ModelConfig(), TrainConfig(), SIZES["movielens-100k"])
+    assert "no id" not in chosen_text(chosen, SIZES["movielens-100k"])
