@@ -246,8 +246,13 @@ class ListConfig:
         ("auto", "catalogue", "sampled", "batch"),
     )
     num_candidates: int = option(2048, "sampled items, shared by the rows of a step", least=1)
+    graded: bool = option(
+        True,
+        "rows weigh by their rating: low_weight up to two fifths of the range, 1 at its top; off: by their "
+        "label, low_weight and 1",
+    )
     low_weight: float = option(
-        0.3, "weight of a row with label 0: chosen, if not liked (label 1: 1)", least=0, most=1
+        0.1, "weight of a row of the least worth: chosen, if not liked", least=0, most=1
     )
     mask_seen: bool = option(True, "leave a user's other training items out of the candidates")
     content: bool = option(True, "content vectors and categories too, not ids alone")

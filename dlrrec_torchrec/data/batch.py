@@ -36,6 +36,7 @@ class Batch(Parts):
         managed: jagged ids of features whose tables are managed; None without such tables.
         lookup: the vectors to look up, where they are in tables instead of in `vectors`.
         listed: what a list head looks up; None without one, and where the model only predicts.
+        rating: f32 [B], 0 for padding; None where only labels are known.
     """
 
     dense: Tensor
@@ -49,6 +50,7 @@ class Batch(Parts):
     managed: KeyedJaggedTensor | None = None
     lookup: Lookup | None = None
     listed: Listed | None = None
+    rating: Tensor | None = None
 
     def __len__(self) -> int:
         return self.label.shape[0]

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 # Their types in a batch; in shards all have 4 bytes.
-_TYPES = {"label": np.float32, "dense": np.float32, "category": np.int32}
+_TYPES = dict.fromkeys(("label", "rating", "dense"), np.float32) | {"category": np.int32}
 _TYPES |= dict.fromkeys(("user", "item", "user_positives", "item_positives"), np.int64)
-_SINGLE = ("label", "user", "item")
+_SINGLE = ("label", "rating", "user", "item")
 _PADDING = dict.fromkeys(("label", "user", "item", "user_positives", "item_positives"), -1)  # 0 elsewhere
 
 
@@ -26,7 +26,7 @@ class Fields:
     """
 
     def __init__(self, dense: int, slots: int, types: int, positives: int) -> None:
-        widths = {"label": 1, "dense": dense, "category": slots, "user": 1, "item": 1}
+        widths = {"label": 1, "rating": 1, "dense": dense, "category": slots, "user": 1, "item": 1}
         widths |= {"user_positives": positives, "item_positives": positives}
         self._places: dict[str, slice] = {}
         self._width = 0
@@ -51,8 +51,8 @@ class Fields:
         """Copies of the columns of i32 [n, W].
 
         Returns:
-            label f32 [n]; dense f32 [n, D]; category i32 [n, slots]; user, item i64 [n]; user_positives,
-            item_positives i64 [n, P].
+            label, rating f32 [n]; dense f32 [n, D]; category i32 [n, slots]; user, item i64 [n];
+            user_positives, item_positives i64 [n, P].
         """
         columns = {}
         for name, place in self._places.items():

@@ -69,7 +69,7 @@ class ShardReader:
         self.users, self.items = facts.users, facts.items
         self.schema = facts.row_schema(modalities)
         self.positives = min(positives, facts.positives)
-        unread = ["rating"] if self.positives else ["rating", "user_positives", "item_positives"]
+        unread = [] if self.positives else ["user_positives", "item_positives"]
         types = facts.category_types
         self.fields = Fields(facts.dense_width, facts.category_slots, types, self.positives)
         self.columns = [name for name in self.schema.names if name not in unread]

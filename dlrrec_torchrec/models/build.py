@@ -191,6 +191,7 @@ def build_wrapper(
     list_rows: ListRows | None = None,
     item_counts: Tensor | None = None,
     rating: bool = True,
+    rating_range: tuple[float, float] | None = None,
 ) -> TrainWrapper:
     """The training wrapper of `model`; `corpus`, `class_weights`, `seed` and `rating` as in TrainWrapper.
 
@@ -198,6 +199,7 @@ def build_wrapper(
         lists, list_rows: of the model's list head, and what its batches bring (`BatchSpec.lists`); both None
             without one.
         item_counts: i64 [items] training rows of each item; for list.candidates=batch.
+        rating_range: lowest and highest rating, for list.graded.
     """
     term = None
     if lists is not None and list_rows is not None:
@@ -209,6 +211,7 @@ def build_wrapper(
             lists.id_dropout,
             item_counts,
             seed,
+            rating_range if lists.graded else None,
         )
     return TrainWrapper(
         model,

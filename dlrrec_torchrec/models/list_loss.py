@@ -15,6 +15,8 @@ from dlrrec_torchrec.models.contrastive import NOTHING, masked_log_sum_exp
 from dlrrec_torchrec.models.masks import first_occurrences
 from dlrrec_torchrec.store.errors import DataError
 
+MIDDLE = 0.4  # of the rating range, below which a rating says no more than that the item was chosen
+
 
 class ListTerm(nn.Module):
     """The loss of the list head.
@@ -24,8 +26,12 @@ class ListTerm(nn.Module):
 
         w · -log(exp(s_ui) / (exp(s_ui) + sum over k in C, k != i, of exp(s_uk) / pi_k)),  s = the list logit
 
-    w is 1 for label 1 and `low_weight` for label 0: an item that was chosen and disliked is still nearer
-    than one never chosen. Over the whole catalogue pi = 1; a uniform sample of N out of I items has
+    w rises with the rating r, from `low_weight` to 1 at the top of the range:
+    max(low_weight, (r - m) / (highest - m)) with m = lowest + 0.4 (highest - lowest). An item that was chosen
+    and disliked is still nearer than one never chosen, but says less than one that was loved. Where ratings
+    do not count, w is 1 for label 1 and `low_weight` for label 0.
+
+    Over the whole catalogue pi = 1; a uniform sample of N out of I items has
     pi = N / I; the items of a batch of B rows have pi_k = 1 - (1 - p_k)^B, p_k the item's share of the
     training rows. Subtracting log pi_k is the correction of sampled softmax (Bengio and Senécal 2008):
     without it popular items, which are in every batch, are pushed away for being popular.
@@ -37,13 +43,14 @@ class ListTerm(nn.Module):
     does not know.
 
     Args:
-        weight: of the term in the loss; low_weight: w of the label 0.
+        weight: of the term in the loss; low_weight: the least w.
         candidates: of CANDIDATES, as the batches bring them.
         items: how many there are.
         id_dropout: share of ids that a step leaves out where there is content, so that content learns to
             stand in for them.
         counts: i64 [items] training rows of each item; needed for "batch".
         seed: of the dropout.
+        rating_range: lowest and highest rating, for w; None: labels alone count.
 
     Example::
 
@@ -66,11 +73,12 @@ class ListTerm(nn.Module):
         id_dropout: float = 0.0,
         counts: Tensor | None = None,
         seed: int = 0,
+        rating_range: tuple[float, float] | None = None,
     ) -> None:
         super().__init__()
         if candidates not in CANDIDATES:
             raise DataError(f"list.candidates: {candidates!r} is not one of auto, {', '.join(CANDIDATES)}")
-        self.weight, self.low_weight = weight, low_weight
+        self.weight, self.low_weight, self.rating_range = weight, low_weight, rating_range
         self.candidates, self.items, self.id_dropout, self.seed = candidates, items, id_dropout, seed
         if candidates == "batch":
             if counts is None:
@@ -92,25 +100,41 @@ class ListTerm(nn.Module):
         item: Tensor,
         label: Tensor,
         temperature: float,
+        rating: Tensor | None = None,
     ) -> Tensor:
         """The sum of the rows' losses on this rank, f32 scalar; padding (label -1) counts nothing.
 
         Args:
             sides: of the rows' users and items [B, E + 1], and of the candidates [N, E + 1].
             listed: of the batch.
-            item, label: of the rows, [B].
+            item, label, rating: of the rows, [B]; without ratings labels alone count.
         """
         users, own, compared = sides
+        weight = row_weights(label, rating, self.low_weight, self.rating_range)
         if self.candidates == "batch":
-            return batch_softmax(users, own, listed, item, label, self.share, self.low_weight, temperature)
-        weight = self.low_weight
-        return list_softmax(users, own, compared, listed, self.items, item, label, weight, temperature)
+            real = torch.where(label >= 0, item, -1)
+            return batch_softmax(users, own, listed, real, weight, self.share, temperature)
+        return list_softmax(users, own, compared, listed, self.items, item, weight, temperature)
 
 
 @torch.fx.wrap
 def kept_ids(codes: Tensor, dropped: float, seed: int, step: Tensor) -> Tensor:
     """`kept_codes`, as one node for the FX tracer."""
     return kept_codes(codes, dropped, seed, step)
+
+
+@torch.fx.wrap
+def row_weights(
+    label: Tensor, rating: Tensor | None, low_weight: float, rating_range: tuple[float, float] | None
+) -> Tensor:
+    """w of `ListTerm` for rows with these labels and ratings, f32 [B]; 0 for padding (label -1)."""
+    if rating is None or rating_range is None or rating_range[1] <= rating_range[0]:
+        weight = torch.where(label > 0, 1.0, low_weight)
+    else:
+        lowest, highest = rating_range
+        middle = lowest + MIDDLE * (highest - lowest)
+        weight = ((rating - middle) / (highest - middle)).clamp(low_weight, 1.0)
+    return weight * (label >= 0)
 
 
 @torch.fx.wrap
@@ -121,15 +145,14 @@ def list_softmax(
     listed: Listed,
     items: int,
     item: Tensor,
-    label: Tensor,
-    low_weight: float,
+    weight: Tensor,
     temperature: float,
 ) -> Tensor:
     """`ListTerm.forward` against N candidates that are drawn uniformly out of `items`, or are all of them."""
     codes = listed.candidates
     log_pi = torch.full_like(codes, math.log(max(len(codes), 1) / items), dtype=torch.float32)
     allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
-    return softmax_sum(users, own, candidates, allowed, log_pi, label, low_weight, temperature)
+    return softmax_sum(users, own, candidates, allowed, log_pi, weight, temperature)
 
 
 @torch.fx.wrap
@@ -138,19 +161,21 @@ def batch_softmax(
     own: Tensor,
     listed: Listed,
     item: Tensor,
-    label: Tensor,
+    weight: Tensor,
     share: Tensor,
-    low_weight: float,
     temperature: float,
 ) -> Tensor:
-    """`ListTerm.forward` against the items of all ranks' rows, each once; `share` f64 [items]."""
-    codes = gather_rows(torch.where(label >= 0, item, -1))
+    """`ListTerm.forward` against the items (-1: padding) of all ranks' rows, each once.
+
+    `share`: f64 [items].
+    """
+    codes = gather_rows(item)
     rows = (codes >= 0).sum()
     log_pi = torch.log(-torch.expm1(rows * torch.log1p(-share[codes.clamp(min=0)]))).float()
     codes = torch.where(first_occurrences(codes), codes, -1)
     log_pi = torch.where(codes >= 0, log_pi, 0.0)
     allowed = allowed_candidates(codes, item, listed.seen_row, listed.seen_item)
-    return softmax_sum(users, own, gather_rows(own), allowed, log_pi, label, low_weight, temperature)
+    return softmax_sum(users, own, gather_rows(own), allowed, log_pi, weight, temperature)
 
 
 def allowed_candidates(codes: Tensor, item: Tensor, seen_row: Tensor, seen_item: Tensor) -> Tensor:
@@ -178,8 +203,7 @@ def softmax_sum(
     candidates: Tensor,
     allowed: Tensor,
     log_pi: Tensor,
-    label: Tensor,
-    low_weight: float,
+    weight: Tensor,
     temperature: float,
 ) -> Tensor:
     """The sum of the rows' losses (`ListTerm`), f32 scalar.
@@ -187,7 +211,7 @@ def softmax_sum(
     Args:
         users, own: [B, E + 1]; candidates: [N, E + 1].
         allowed: bool [B, N]; log_pi: f32 [N].
-        label: [B], -1 for padding.
+        weight: f32 [B], 0 for padding.
     """
     with torch.autocast(users.device.type, enabled=False):
         users = users / temperature
@@ -201,5 +225,4 @@ def softmax_sum(
             far = torch.full_like(near, NOTHING)
         # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
         losses = F.softplus(far - near, threshold=40)
-        weight = torch.where(label > 0, 1.0, low_weight) * (label >= 0)
         return (losses * weight).sum()

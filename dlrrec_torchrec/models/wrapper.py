@@ -227,7 +227,7 @@ class TrainWrapper(nn.Module):
         head, codes = self.model.list_head, batch.listed.candidates
         kept = self.lists.kept(batch.user, batch.item, codes, step)
         sides = head(batch.listed, batch.item, reduced, compared, kept)
-        return self.lists(sides, batch.listed, batch.item, batch.label, head.temperature)
+        return self.lists(sides, batch.listed, batch.item, batch.label, head.temperature, batch.rating)
 
     def _from_rows(
         self, batch: Batch, step: Tensor

@@ -92,6 +92,7 @@ def assemble(
         list_rows=spec.lists,
         item_counts=item_counts,
         rating=rated(spec),
+        rating_range=spec.facts.rating_range,
     )
     tables = {"batch_size": rows_per_rank(train, ranks), "table_optimizer": train.table_optimizer}
     plan = plan_tables(wrapper, ranks, settings=model.tables, **tables)

@@ -43,7 +43,7 @@ def loader(folder, split="train", batch_size=16, **changes):
 
 
 def same(a: Batch, b: Batch) -> bool:
-    tensors = ("dense", "label", "user", "item", "user_positives", "item_positives")
+    tensors = ("dense", "label", "rating", "user", "item", "user_positives", "item_positives")
     return (
         all(torch.equal(getattr(a, name), getattr(b, name)) for name in tensors)
         and all(torch.equal(a.vectors[m], b.vectors[m]) for m in a.vectors)
@@ -110,7 +110,7 @@ def test_global_batches_do_not_depend_on_the_number_of_ranks(shards, batch, seed
         assert {len(rank) for rank in ranks} == {len(alone)}
         for whole, parts in zip(expected, zip(*ranks, strict=True), strict=True):
             real = join(parts, "label") >= 0
-            for name in ("dense", "label", "user", "item", "user_positives", "item_positives"):
+            for name in ("dense", "label", "rating", "user", "item", "user_positives", "item_positives"):
                 assert torch.equal(getattr(whole, name), join(parts, name)[real])
             vectors = torch.cat([p.vectors["item_text"] for p in parts])
             assert torch.equal(whole.vectors["item_text"], vectors[real])
@@ -126,7 +126,10 @@ def test_batches_equal_the_rows_of_the_files(shards):
     assert len(rows) == len(table) == 31
     for row, (batch, k, sparse) in zip(table, rows, strict=True):
         assert (
-            batch.label[k] == row["label"] and batch.user[k] == row["user"] and batch.item[k] == row["item"]
+            batch.label[k] == row["label"]
+            and batch.rating[k] == row["rating"]
+            and batch.user[k] == row["user"]
+            and batch.item[k] == row["item"]
         )
         assert batch.dense[k].tolist() == row["dense"]
         for name in MODALITIES:
@@ -221,7 +224,8 @@ def test_a_rank_without_rows_gets_padding_that_says_nothing(shards):
 def test_fields_come_apart_as_they_were(rows, dense, positives, wider, seed):
     draw = np.random.default_rng(seed)
     columns = {name: draw.integers(-1, 1 << 30, rows, np.int32) for name in ("user", "item")}
-    columns |= {"label": draw.random(rows, np.float32), "dense": draw.random((rows, dense), np.float32)}
+    columns |= {name: draw.random(rows, np.float32) for name in ("label", "rating")}
+    columns["dense"] = draw.random((rows, dense), np.float32)
     columns["category"] = draw.integers(0, 180, (rows, 11), np.int32)
     if positives:
         for side in ("user", "item"):
@@ -232,11 +236,12 @@ def test_fields_come_apart_as_they_were(rows, dense, positives, wider, seed):
         wide = name.endswith("_positives")
         given = columns.get(name, np.empty((rows, 0)))[:, :positives] if wide else columns[name]
         assert np.array_equal(values[:rows], given) and values.flags.c_contiguous
-        padding = {"label": -1, "dense": 0, "category": TYPES}.get(name, -1)
+        padding = {"label": -1, "rating": 0, "dense": 0, "category": TYPES}.get(name, -1)
         assert (values[rows] == padding).all()
     kinds = {name: str(values.dtype) for name, values in split.items()}
     assert kinds == {
         "label": "float32",
+        "rating": "float32",
         "dense": "float32",
         "category": "int32",
         **dict.fromkeys(("user", "item", "user_positives", "item_positives"), "int64"),

@@ -61,7 +61,14 @@ def list_wrapper(**changes):
     spec = with_rows(spec, categories(), sequences())
     built = build_model(model, spec, lists=lists)
     wrapper = build_wrapper(
-        built, terms, corpus=random_corpus(), seed=5, lists=lists, list_rows=spec.lists, item_counts=COUNTS
+        built,
+        terms,
+        corpus=random_corpus(),
+        seed=5,
+        lists=lists,
+        list_rows=spec.lists,
+        item_counts=COUNTS,
+        rating_range=(1.0, 5.0),
     )
     with torch.no_grad():
         for part in built.list_head.maps.values():  # they begin at zero
@@ -152,14 +159,22 @@ def by_hand(wrapper, spec, batch, step):
             near = (mine * side("item", code, vectors_of)).sum() / head.temperature
             scores.append(near + popular[code] - log)
         loss = torch.logsumexp(torch.stack(scores), 0) - scores[0]
-        total = total + loss * (1.0 if batch.label[row] else term.low_weight)
+        worth = (float(batch.rating[row]) - 2.6) / 2.4 if term.rating_range else float(batch.label[row])
+        total = total + loss * min(max(worth, term.low_weight), 1.0)
     return total / len(batch)
 
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"content": False}, {"mask_seen": False}, {"recent": 5}, {"recent": 1, "content": False}],
+    [
+        {},
+        {"content": False},
+        {"mask_seen": False},
+        {"graded": False},
+        {"recent": 5},
+        {"recent": 1, "content": False},
+    ],
     ids=str,
 )
 def test_the_loss_equals_one_by_hand(candidates, changes):
@@ -239,7 +254,6 @@ def test_log_q_makes_a_sample_estimate_the_sum_over_the_catalogue():
             torch.ones(1, 40, dtype=torch.bool),
             torch.full((40,), math.log(40 / 200)),
             torch.ones(1),
-            1.0,
             0.5,
         )
         sums.append(torch.exp(loss.double() - 1e3 / 0.5))
@@ -264,7 +278,8 @@ def test_padding_counts_nothing(recent):
         {m: torch.cat([v, torch.zeros(1, 8)]) for m, v in wrapper.model.reduce(plain.vectors).items()},
         {m: wrapper.model.dense_arch.towers[m](random_corpus()[m]) for m in wrapper.compared},
     )
-    total = wrapper.lists(sides, listed, padded["item"], padded["label"], 0.2)
+    rating = torch.cat([plain.rating, torch.zeros(1)])
+    total = wrapper.lists(sides, listed, padded["item"], padded["label"], 0.2, rating)
     torch.testing.assert_close(total / len(plain), wrapper(batch, step=0)[1]["loss_list"])
 
 

@@ -53,6 +53,7 @@ def random_batch(seed=0, rows=ROWS, part=slice(None)):
         sparse=make_sparse(category[part], user[part], item[part], ["category"], TYPES),
         vectors={m: v[part] for m, v in vectors.items()},
         label=integers(0, 2, rows).float()[part],
+        rating=torch.linspace(1, 5, rows)[part],
         user=user[part],
         item=item[part],
         user_positives=positives["user"],
