@@ -9,9 +9,10 @@ import json
 from typing import Any
 
 from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.config.check import config_problems
 from dlrrec_torchrec.config.flags import add_command, add_flags, at_least, run_settings
 from dlrrec_torchrec.config.names import sections
-from dlrrec_torchrec.stages import STAGES, settings_problems
+from dlrrec_torchrec.config.read import VARYING
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.paths import run_paths
 
@@ -76,9 +77,8 @@ def add_tune(commands: Any) -> None:
         "LOW..HIGH (on a log scale if HIGH is ten times LOW) or [A,B,...]",
     )
     _add_seed_number(tune)
-    train = STAGES["train"]
-    add_flags(tune, RunConfig, only=train.settings)
-    for name in train.sections:
+    add_flags(tune, RunConfig, only=("protocol",))
+    for name in VARYING:
         add_flags(tune, sections()[name], name)
     tune.set_defaults(action=_tune)
 
@@ -106,7 +106,7 @@ def _seed_number(arguments: argparse.Namespace, config: RunConfig) -> int:
 def _tune(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.experiments.tuning import Budget, tune
 
-    config, folder = run_settings(arguments, check=lambda config: settings_problems(config, ["train"]))
+    config, folder = run_settings(arguments, check=lambda config: config_problems(config, VARYING))
     number = _seed_number(arguments, config)
     tuned = tune(
         config,

@@ -173,6 +173,7 @@ class Tuning:
         if self.space.fixed:
             fixed = ", ".join(f"{name}={json.dumps(value)}" for name, value in self.space.fixed.items())
             self.say(f"fixed by the configuration, so not searched (--search would): {fixed}")
+        self.say(f"what the trainings say: {self.paths.tune / _LOG}")
         ended = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
         if ended:
             self.say(f"goes on from {ended} trial{'s' * (ended > 1)} of earlier calls")

@@ -98,7 +98,7 @@ def test_the_first_trial_is_the_configuration_and_the_best_one_a_configuration(d
     best = load_config(paths.tune / "best.yaml")
     best.check()
     assert trained(variant(best, "dlrrec"), paths, "best") == found.best.value
-    assert len(said) == 1 + 3 and "as configured" in said[1]
+    assert len(said) == 2 + 3 and "as configured" in said[2]
     with open(paths.tune / "trials.csv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["trial"]) for row in rows] == [0, 1, 2]
@@ -117,7 +117,7 @@ def test_the_same_call_does_nothing_more_and_a_larger_budget_goes_on(done, copie
     more = Budget(minutes=sum(trial.seconds for trial in found.trials) / 60 + 1e-6)
     again = tune(config(), "dlrrec", copied, more, asked=SEARCH, say=said.append)
     assert again.trials[:3] == found.trials and len(again.trials) == 4  # the one under way is finished
-    assert "goes on from 3 trials" in said[1]
+    assert "goes on from 3 trials" in said[2]
 
 
 def test_a_killed_tuning_goes_on_from_within_its_trial_as_if_nothing_had_been(done, paths, monkeypatch):
@@ -166,12 +166,12 @@ def test_other_settings_and_shards_begin_a_study_of_their_own_and_the_old_one_is
     first, said = done[1], []
     other = config(**{"model.embedding_dim": 12, "model.dense_arch": [12]})
     assert len(search(copied, 1, of=other, say=said.append).trials) == 1
-    assert "a new study: the 3 trials in" in said[1]
+    assert "a new study: the 3 trials in" in said[2]
     copied.shards.unlink()
     write_shards(copied.shards, rows=(400, 150, 40), dims=DIMS, seed=1)
     said = []
     other = search(copied, 1, say=said.append)
-    assert "a new study: the 4 trials in" in said[1] and other.first.value != first.first.value
+    assert "a new study: the 4 trials in" in said[2] and other.first.value != first.first.value
     shutil.rmtree(copied.shards)
     copied.shards.symlink_to(done[0].shards)
     assert search(copied, 3).trials == first.trials
