@@ -16,8 +16,8 @@ from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.evaluation.intervals import Interval
 from dlrrec_torchrec.experiments.search_space import with_values
 from dlrrec_torchrec.serving.choose import RULES
-from dlrrec_torchrec.store.folders import UNFINISHED, write_text_atomic
-from dlrrec_torchrec.store.manifest import Manifest, jsonable
+from dlrrec_torchrec.store.folders import write_text_atomic
+from dlrrec_torchrec.store.manifest import jsonable
 from dlrrec_torchrec.store.paths import RunPaths
 
 BEST = "best.yaml"
@@ -157,10 +157,10 @@ def best_configuration(config: RunConfig, variant: str, best: Trial) -> RunConfi
     return dataclasses.replace(config, variants=config.variants | {variant: changes})
 
 
-def write_result(tuned: Tuned, config: RunConfig, manifest: Manifest) -> None:
-    """Write best.yaml (`config`, without what is at its default), trials.csv and the manifest."""
+def write_best(tuned: Tuned, config: RunConfig) -> None:
+    """Write best.yaml, `config` as the best trial changes it, without its defaults; and trials.csv."""
     folder = tuned.paths.tune
-    body, default = jsonable(config), jsonable(RunConfig())
+    body, default = jsonable(best_configuration(config, tuned.variant, tuned.best)), jsonable(RunConfig())
     changed = {
         section: _changes(values, default[section]) if section != "variants" else values
         for section, values in body.items()
@@ -173,14 +173,6 @@ def write_result(tuned: Tuned, config: RunConfig, manifest: Manifest) -> None:
     )
     write_text_atomic(folder / BEST, head + yaml.safe_dump(changed, sort_keys=False))
     write_text_atomic(folder / TABLE, _table(tuned.trials))
-    manifest.rows = {"trials": len(tuned.trials)}
-    manifest.seconds = round(sum(trial.seconds for trial in tuned.trials), 3)
-    manifest.facts = jsonable(
-        {"variant": tuned.variant, "rule": tuned.rule, "first": tuned.first, "best": tuned.best}
-        | {"gain": tuned.gain}
-    )
-    manifest.write(folder)
-    (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 def _changes(values: Any, default: Any) -> Any:

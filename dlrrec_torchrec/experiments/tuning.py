@@ -23,7 +23,7 @@ from dlrrec_torchrec.config.automatic import DataSize, automatic
 from dlrrec_torchrec.distributed.launcher import is_launched
 from dlrrec_torchrec.experiments.search_space import search_space, with_values
 from dlrrec_torchrec.experiments.studies import claimed, import_optuna, next_trial, open_study
-from dlrrec_torchrec.experiments.tuned import Tuned, best_configuration, describe_trial, records, write_result
+from dlrrec_torchrec.experiments.tuned import Tuned, describe_trial, records, write_best
 from dlrrec_torchrec.experiments.validation_gain import validation_gain, validation_scores
 from dlrrec_torchrec.metrics import selection_key
 from dlrrec_torchrec.models.spec import data_size
@@ -157,15 +157,17 @@ class Tuning:
         try:
             while budget.left(self.study):
                 error = self._one()
-                self._write()
+                write_best(self._found(), self.config)
                 failures = 0 if error is None else failures + 1
                 if failures == _FAILURES:
                     raise DataError(f"tune: {_FAILURES} trials in a row failed, the last one: {error}")
-        except (Stopped, KeyboardInterrupt):
-            if any(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False)):
-                self.say("\n".join(self._write().lines()))
+        except (Stopped, KeyboardInterrupt) as stop:
+            if records(self.study):
+                self.say("\n".join(self._result().lines()))
+            if isinstance(stop, Stopped):
+                self.say("stopped; the same command goes on from here")
             raise
-        return self._write()
+        return self._result()
 
     def _announce(self, others: int) -> None:
         named = ", ".join(f"{name} {values}" for name, values in self.space.searched.items())
@@ -174,8 +176,7 @@ class Tuning:
             fixed = ", ".join(f"{name}={json.dumps(value)}" for name, value in self.space.fixed.items())
             self.say(f"fixed by the configuration, so not searched (--search would): {fixed}")
         self.say(f"what the trainings say: {self.paths.tune / _LOG}")
-        ended = sum(trial.state.is_finished() for trial in self.study.get_trials(deepcopy=False))
-        if ended:
+        if ended := len(records(self.study)):
             self.say(f"goes on from {ended} trial{'s' * (ended > 1)} of earlier calls")
         elif others:
             self.say(
@@ -268,20 +269,29 @@ class Tuning:
         _, train, _ = automatic(self.tuned.model, self.tuned.train, size)
         return {"train.epochs": MORE_EPOCHS * train.epochs}
 
-    def _write(self) -> Tuned:
-        """What was found so far, to `paths.tune`."""
+    def _found(self) -> Tuned:
+        """What was found so far."""
         trials = records(self.study)
         done = [trial for trial in trials if trial.value is not None]
         best = max(done, key=lambda trial: (trial.value, -trial.number))
-        gain = None
-        if best.number:
-            files = self._scores_file(best.number), self._scores_file(0)
-            first, second = (dict(np.load(file)) for file in files)
-            gain = validation_gain(self.rule, self.paths.shards, first, second)
-        for stale in (self.paths.tune / "scores").glob(f"{self.manifest.fingerprint}-*.npz"):
-            if stale not in (self._scores_file(0), self._scores_file(best.number)):
+        return Tuned(self.name, self.rule, trials, done[0], best, None, self.paths)
+
+    def _result(self) -> Tuned:
+        """What was found, with the gain; all of it is written."""
+        found = self._found()
+        files = self._scores_file(found.best.number), self._scores_file(0)
+        if found.best.number:
+            best, first = (dict(np.load(file)) for file in files)
+            gain = validation_gain(self.rule, self.paths.shards, best, first)
+            found = dataclasses.replace(found, gain=gain)
+        for stale in files[0].parent.glob(f"{self.manifest.fingerprint}-*.npz"):
+            if stale not in files:
                 stale.unlink()
-        config = best_configuration(self.config, self.name, best)
-        result = Tuned(self.name, self.rule, trials, done[0], best, gain, self.paths)
-        write_result(result, config, self.manifest)
-        return result
+        write_best(found, self.config)
+        self.manifest.rows = {"trials": len(found.trials)}
+        self.manifest.seconds = round(sum(trial.seconds for trial in found.trials), 3)
+        facts = {"variant": self.name, "rule": self.rule, "first": found.first, "best": found.best}
+        self.manifest.facts = jsonable(facts | {"gain": found.gain})
+        self.manifest.write(self.paths.tune)
+        (self.paths.tune / UNFINISHED).unlink(missing_ok=True)
+        return found

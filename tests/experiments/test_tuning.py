@@ -159,7 +159,11 @@ def test_a_request_to_stop_keeps_what_was_found(copied, monkeypatch):
     (copied.tune / "best.yaml").unlink()
     with pytest.raises(Stopped):
         search(copied, 5, say=said.append)
-    assert "3 trials, " in said[-1] and load_config(copied.tune / "best.yaml")
+    assert (
+        "3 trials, " in said[-2]
+        and "goes on from here" in said[-1]
+        and load_config(copied.tune / "best.yaml")
+    )
 
 
 def test_other_settings_and_shards_begin_a_study_of_their_own_and_the_old_one_is_kept(done, copied):

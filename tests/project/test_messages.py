@@ -44,7 +44,11 @@ PRINTED_BY = {
     # Only these ask for a device by name; the others take what there is.
     ("distributed.ranks", "--device"): {"train", "tune", "run", "bench"},
     ("models.compiled", "--compile"): {"train", "tune", "run", "bench"},  # only these compile
-    ("store.paths", "--variant"): {"train", "recommend", "tune"},  # names in a configuration are checked before
+    ("store.paths", "--variant"): {
+        "train",
+        "recommend",
+        "tune",
+    },  # names in a configuration are checked before
     ("cli", "--seed-number"): {*STAGES, "recommend"} - {"ingest", "report"},  # requested by this same flag
     ("experiments.command", "--seed-number"): {"audit", "tune"},
 }
