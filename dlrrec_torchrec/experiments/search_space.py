@@ -60,6 +60,11 @@ class Range:
 
     def holding(self, value: Any, name: str) -> Range:
         """This range, wide enough for `value`. Raises DataError where its scale has no such value."""
+        if value is None:
+            raise DataError(
+                f"--search {name}={self}: the configuration leaves it open, and a range does not hold that; "
+                f"list the values, as --search '{name}=[null,{self.low:g},{self.high:g}]'"
+            )
         wider = dataclasses.replace(self, low=min(self.low, value), high=max(self.high, value))
         if self.log and not wider.low > 0:
             raise DataError(

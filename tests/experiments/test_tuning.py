@@ -304,6 +304,10 @@ def test_no_scale_for_a_zero_has_a_way_out():
             search_space(zero, SIZE, [asked])
         way = str(refused.value).split("as --search '")[1].removesuffix("'")
         assert search_space(zero, SIZE, [way]).own == {"train.weight_decay": 0}
+    with pytest.raises(DataError) as refused:  # open, and left open by `automatic`
+        search_space(config(), SIZE, ["train.table_lr=1e-4..1e-2"])
+    way = str(refused.value).split("as --search '")[1].removesuffix("'")
+    assert search_space(config(), SIZE, [way]).searched["train.table_lr"].values() == [None, 0.0001, 0.01]
     everything = {name: values for name, values in search_space(config(), SIZE).own.items()}
     everything |= {name: value * 0.9 for name, value in everything.items() if isinstance(value, float)}
     with pytest.raises(DataError, match="--search train.lr model.dropout"):
