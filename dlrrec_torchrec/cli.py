@@ -17,7 +17,7 @@ from dlrrec_torchrec.config.read import variant
 from dlrrec_torchrec.config.saved import kept_settings
 from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.distributed.quiet import quiet
-from dlrrec_torchrec.experiments.command import add_audit
+from dlrrec_torchrec.experiments.command import add_audit, add_tune
 from dlrrec_torchrec.sharding.command import add_plan
 from dlrrec_torchrec.stages import LAST, STAGES, Stage, Work, run, run_stage, settings_problems
 from dlrrec_torchrec.store.errors import DataError
@@ -56,6 +56,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_bench(commands)
     add_plan(commands)
     add_audit(commands)
+    add_tune(commands)
     doctor = add_command(
         commands, "doctor", "what is installed, and whether it fits together", "dlrrec doctor", of_run=False
     )

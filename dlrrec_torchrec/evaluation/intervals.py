@@ -74,6 +74,47 @@ def auc_difference(
     return _interval(difference(np.ones(len(names), np.int64)), drawn, share)
 
 
+def mixture_difference(
+    label: np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    user: np.ndarray,
+    list_user: np.ndarray,
+    first_lists: np.ndarray,
+    second_lists: np.ndarray,
+    draws: int = DRAWS,
+    seed: int = 0,
+    share: float = 0.95,
+) -> Interval:
+    """AUC plus the mean of a metric of lists, of `first` less of `second`, on the same draws of users.
+
+    A draw without one of the labels, or without a user of lists, does not count. What the rows themselves do
+    not define (an AUC of one label, lists of nobody) is left out of the sum.
+
+    Args:
+        label, first, second, user: as in `auc_difference`.
+        list_user: [n] users with a list, as `user`; first_lists, second_lists: the metric of each, [n].
+    """
+    names, codes = np.unique(np.concatenate([user, list_user]), return_inverse=True)
+    of_row, of_list = codes[: len(user)], codes[len(user) :]
+    ordered = [_ordered(label, score, of_row) for score in (first, second)]
+    gaps = np.asarray(first_lists, np.float64) - np.asarray(second_lists, np.float64)
+    both = len(np.unique(np.asarray(label) > 0)) == 2
+
+    def difference(times: np.ndarray) -> float:
+        total = 0.0
+        if both:
+            one, other = (_weighted_auc(*rows, times) for rows in ordered)
+            total += one - other
+        if len(gaps):
+            drawn = times[of_list]
+            total += float(drawn @ gaps) / drawn.sum() if drawn.any() else np.nan
+        return total
+
+    drawn = _over_draws(difference, len(names), draws, seed)
+    return _interval(difference(np.ones(len(names), np.int64)), drawn, share)
+
+
 def _over_draws(
     statistic: Callable[[np.ndarray], float], users: int, draws: int, seed: int
 ) -> Sequence[float]:

@@ -1,13 +1,18 @@
-"""`dlrrec audit`: checks of a run's data. Nothing heavy is imported before it runs."""
+"""`dlrrec audit`, checks of a run's data, and `dlrrec tune`. Nothing heavy is imported before they run."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 from typing import Any
 
-from dlrrec_torchrec.config.flags import add_command, at_least, run_settings
+from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.config.check import config_problems
+from dlrrec_torchrec.config.flags import add_command, add_flags, at_least, run_settings
+from dlrrec_torchrec.config.names import sections
+from dlrrec_torchrec.config.read import VARYING
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.paths import run_paths
 
@@ -37,22 +42,91 @@ def add_audit(commands: Any) -> None:
         default=0.02,
         help="AUC by which the interval must exceed zero to be called a leak (default: 0.02)",
     )
-    leakage.add_argument(
-        "--seed-number", type=int, help="repetition of a run with several seeds (default: 0)"
-    )
+    _add_seed_number(leakage)
     leakage.add_argument("--json", action="store_true", help="machine-readable output")
     leakage.set_defaults(action=_leakage)
+
+
+def add_tune(commands: Any) -> None:
+    """Add `tune` to the `dlrrec` parser's sub-commands."""
+    tune = add_command(
+        commands,
+        "tune",
+        "search better settings of a variant by its validation rows, on shards that are there",
+        "dlrrec tune --run-dir runs/demo --minutes 30\n"
+        "dlrrec tune --run-dir runs/demo --trials 40 --variant bce\n"
+        "dlrrec tune --run-dir runs/demo --minutes 30 --search train.lr model.dropout=0..0.5 "
+        "'model.over_arch=[[32,1],[128,1]]'",
+        note="The first trial is the configuration as it is. The best one becomes RUN_DIR/tune/best.yaml,\n"
+        "for `dlrrec run --config`. The same command goes on where it was stopped, within one budget.",
+        usage="dlrrec tune [--config FILE] [--run-dir FOLDER] (--minutes M | --trials N) [--variant NAME] "
+        "[--search SETTING[=VALUES] ...] [--FLAG VALUE ...]",
+    )
+    tune.add_argument("--variant", help="of the configuration (default: its first one)")
+    tune.add_argument(
+        "--minutes", type=_positive, help="of training, over all calls; the trial under way is finished"
+    )
+    tune.add_argument("--trials", type=at_least(1), help="in all calls, the first one included")
+    tune.add_argument(
+        "--search",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="SETTING[=VALUES]",
+        help="what to search instead of all that the configuration leaves at its default; values are "
+        "LOW..HIGH (on a log scale if HIGH is ten times LOW) or [A,B,...]",
+    )
+    _add_seed_number(tune)
+    add_flags(tune, RunConfig, only=("protocol",))
+    for name in VARYING:
+        add_flags(tune, sections()[name], name)
+    tune.set_defaults(action=_tune)
+
+
+def _positive(text: str) -> float:
+    """argparse's type of a number above 0."""
+    if not (value := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be above 0")
+    return value
+
+
+def _add_seed_number(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--seed-number", type=int, help="repetition of a run with several seeds (default: 0)"
+    )
+
+
+def _seed_number(arguments: argparse.Namespace, config: RunConfig) -> int:
+    number = arguments.seed_number or 0
+    if not 0 <= number < config.seeds:
+        raise DataError(f"--seed-number {number}: this run has the seeds 0 to {config.seeds - 1}")
+    return number
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    from dlrrec_torchrec.experiments.tuning import Budget, tune
+
+    config, folder = run_settings(arguments, check=lambda config: config_problems(config, VARYING))
+    number = _seed_number(arguments, config)
+    tuned = tune(
+        config,
+        arguments.variant or next(iter(config.variants)),
+        run_paths(folder, config.seeds)[number],
+        Budget(arguments.minutes, arguments.trials),
+        number=number,
+        asked=arguments.search,
+        say=functools.partial(print, flush=True),
+    )
+    print("\n".join(tuned.lines()))
+    return 0
 
 
 def _leakage(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.experiments.leakage import audit_shards, describe_finding
 
     config, folder = run_settings(arguments)
-    number = arguments.seed_number or 0
-    if not 0 <= number < config.seeds:
-        raise DataError(f"--seed-number {number}: this run has the seeds 0 to {config.seeds - 1}")
     finding = audit_shards(
-        run_paths(folder, config.seeds)[number].shards,
+        run_paths(folder, config.seeds)[_seed_number(arguments, config)].shards,
         all_features=arguments.all_features,
         draws=arguments.draws,
         tolerance=arguments.tolerance,

@@ -14,7 +14,7 @@ from dlrrec_torchrec.store.paths import RunPaths
 
 REFIT = "refit"  # the stage that writes `RunPaths.final`
 _SPLITS = {"val": "validation"}
-_RULES = {
+RULES = {  # of `metrics.selection_key`, in words
     "auc": "AUC",
     "mixture": "NDCG@20 + Recall@20 / 2 + AUC",
     "paper": "false-positive rate",
@@ -98,7 +98,7 @@ def preferred(trained: Mapping[str, Manifest]) -> tuple[str, str]:
     keys = {name: selection_key(rule, manifest.facts["best"]) for name, manifest in trained.items()}
     best = max(keys, key=lambda name: keys[name])
     split = trained[best].facts["split"]
-    by = f"{_SPLITS.get(split, split)} {_RULES.get(rule, rule)}"
+    by = f"{_SPLITS.get(split, split)} {RULES.get(rule, rule)}"
     return best, f"'{best}', of {len(trained)} variants the best by {by}"
 
 

@@ -78,7 +78,7 @@ class Scorer:
             chosen = slice(start, start + self._batch_size)
             yield pair_batch(entities, users[chosen], items[chosen], self.spec)
 
-    def list_scores(self, users: np.ndarray) -> np.ndarray:
+    def list_scores(self, users: np.ndarray, rated: bool = True) -> np.ndarray:
         """What ranks all items for users: list logit + a · rating logit, f32 [n, items].
 
         `a` is what validation chose at the end of the training. The rating logits are those of each user's
@@ -86,13 +86,14 @@ class Scorer:
 
         Args:
             users: int64 [n] codes.
+            rated: False: the list logit alone, as training measures it after each epoch.
 
         Raises:
             ValueError: the model has no list head.
         """
         sides, mix, seen = self._lists
         scores = sides.scores(users)
-        if mix:
+        if mix and rated:
             rated = Reranked(
                 scores, lambda rows, items: sides.ratings(users[rows], items), seen[users].toarray() > 0
             )

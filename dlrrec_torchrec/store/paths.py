@@ -65,6 +65,11 @@ class RunPaths:
         return self.root / "evaluation"
 
     @property
+    def tune(self) -> Path:
+        """The trials of `dlrrec tune`, and the best configuration."""
+        return self.root / "tune"
+
+    @property
     def final(self) -> Path:
         """What is made of all reviews: split, content, swing, shards and train (`refitted`)."""
         return self.root / "final"

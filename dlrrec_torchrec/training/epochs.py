@@ -62,6 +62,7 @@ class Run:
     protocol: str
     stop_requested: Callable[[], bool]
     probe: Probe | None  # on rank 0
+    after_epoch: Callable[[Selection], None] | None = None  # may end the training by an exception
     start: dict[str, Any] | None = None
     calibration: Calibration = Calibration()
     mix: dict[str, float] | None = None  # of lists, at the end
@@ -149,6 +150,8 @@ class Run:
         self.bar.update(self.task, description=shown)
         if first and self.bar.disable:  # a log of a job
             print(shown, file=sys.stderr)
+        if self.after_epoch is not None:
+            self.after_epoch(selection)
 
     def _calibrate(self) -> None:
         """Fit the probabilities of the best epoch to the validation rows."""

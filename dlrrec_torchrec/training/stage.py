@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from dlrrec_torchrec.training.epochs import Run
 from dlrrec_torchrec.training.list_metrics import ListMetrics
 from dlrrec_torchrec.training.probe import open_probe
 from dlrrec_torchrec.training.rows import open_rows
-from dlrrec_torchrec.training.selection import Evaluated, no_selection, selection_for
+from dlrrec_torchrec.training.selection import Evaluated, Selection, no_selection, selection_for
 from dlrrec_torchrec.training.signals import Stopped, stop_requests
 from dlrrec_torchrec.training.terminal import warn_of_restarts
 
@@ -58,6 +59,7 @@ def train(
     out_dir: str | os.PathLike,
     lists: ListConfig | None = None,
     evaluated: Evaluated | None = None,
+    after_epoch: Callable[[Selection], None] | None = None,
 ) -> Manifest:
     """Train a model on `shards_dir`/train and keep its best epoch.
 
@@ -74,6 +76,8 @@ def train(
         lists: the list head; None, or weight 0: without.
         evaluated: of a training with these settings: no row is held out, and what it says takes the place of
             what held-out rows would choose. Learning rates go by `train.epochs` all the same.
+        after_epoch: called on every rank with the selection so far after each epoch is saved; an exception
+            of its own ends the training.
 
     Raises:
         DataError: `out_dir` holds something other than a training; shards that cannot be used (file, column,
@@ -162,6 +166,7 @@ def train(
                 protocol=protocol,
                 stop_requested=stop_requested,
                 probe=open_probe(shards_dir, assembly.plain) if ranks.first else None,
+                after_epoch=after_epoch,
             )
             run.to_the_end()
             # Too late for this training, but the next stage does not have to begin.

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrrec_torchrec.evaluation.intervals import Interval, auc_difference, mean_difference
+from dlrrec_torchrec.evaluation.intervals import Interval, auc_difference, mean_difference, mixture_difference
 from dlrrec_torchrec.metrics import roc_auc
 
 
@@ -71,3 +71,29 @@ def test_verdicts_and_undefined_differences():
     assert np.isnan(auc_difference(ones, ones, ones, np.arange(5)).low)
     assert np.isnan(mean_difference(np.zeros(0), np.zeros(0)).difference)
     assert auc_difference(ones, ones, ones, np.arange(5)).verdict == "level"
+
+
+@settings(max_examples=10)
+@given(st.integers(0, 10**6))
+def test_mixture_interval_is_that_of_users_copied_out(seed):
+    """Rows of some users and lists of others, on the same draws of all of them."""
+    label, first, second, user = rows(seed)
+    rng = np.random.default_rng(seed)
+    list_user = rng.choice(16, 9, replace=False)  # some have no rows
+    lists = rng.random((2, 9))
+    names, gaps = np.unique(np.concatenate([user, list_user])), []
+    for chosen in drawn_users(seed, len(names), 40):
+        copied = np.concatenate([np.flatnonzero(user == names[c]) for c in chosen])
+        listed = np.concatenate([np.flatnonzero(list_user == names[c]) for c in chosen])
+        with np.errstate(invalid="ignore"):
+            mean = (lists[0] - lists[1])[listed].sum() / len(listed) if len(listed) else np.nan
+        gaps.append(roc_auc(label[copied], first[copied]) - roc_auc(label[copied], second[copied]) + mean)
+    gaps = np.array(gaps)[np.isfinite(gaps)]
+    found = mixture_difference(label, first, second, user, list_user, *lists, draws=40, seed=seed)
+    whole = roc_auc(label, first) - roc_auc(label, second) + (lists[0] - lists[1]).mean()
+    assert found.difference == pytest.approx(whole)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(gaps, [0.025, 0.975])))
+    alone = auc_difference(label, first, second, user, draws=40, seed=seed)
+    none = np.zeros(0)
+    without = mixture_difference(label, first, second, user, none, none, none, draws=40, seed=seed)
+    assert (without.low, without.high) == pytest.approx((alone.low, alone.high))

@@ -42,11 +42,15 @@ PRINTED_BY = {
     ("sharding.devices", "--ddr"): {"plan"},
     ("sharding.advice", "--world-size"): {"plan"},  # plan_tables writes "N ranks" instead
     # Only these ask for a device by name; the others take what there is.
-    ("distributed.ranks", "--device"): {"train", "run", "bench"},
-    ("models.compiled", "--compile"): {"train", "run", "bench"},  # only these compile
-    ("store.paths", "--variant"): {"train", "recommend"},  # names in a configuration are checked before
+    ("distributed.ranks", "--device"): {"train", "tune", "run", "bench"},
+    ("models.compiled", "--compile"): {"train", "tune", "run", "bench"},  # only these compile
+    ("store.paths", "--variant"): {
+        "train",
+        "recommend",
+        "tune",
+    },  # names in a configuration are checked before
     ("cli", "--seed-number"): {*STAGES, "recommend"} - {"ingest", "report"},  # requested by this same flag
-    ("experiments.command", "--seed-number"): {"audit"},
+    ("experiments.command", "--seed-number"): {"audit", "tune"},
 }
 # Programs of their own, with parsers of their own.
 APART = {"benchmarks.gpu"}
@@ -110,7 +114,7 @@ def imported_by(*functions) -> set[str]:
 def printers() -> dict[str, set[str]]:
     """Module -> the commands that can print its messages."""
     from dlrrec_torchrec import cli
-    from dlrrec_torchrec.experiments import command as audit
+    from dlrrec_torchrec.experiments import command as experiments
     from dlrrec_torchrec.sharding import command as plan
 
     groups = {f"dlrrec_torchrec.{part}.command" for part in ("benchmarks", "sharding", "experiments")}
@@ -119,8 +123,11 @@ def printers() -> dict[str, set[str]]:
     starts["recommend"] = imported_by(cli._recommend)
     starts["run"] = set().union(*starts.values())
     starts["plan"] = imported_by(plan._plan) | {"dlrrec_torchrec.sharding.command"}
-    starts["audit"] = imported_by(audit._leakage) | {"dlrrec_torchrec.experiments.command"}
+    starts["audit"] = imported_by(experiments._leakage)
+    starts["tune"] = imported_by(experiments._tune)
     reach = {name: reached(start) | always for name, start in starts.items()}
+    for name in ("audit", "tune"):
+        reach[name].add("dlrrec_torchrec.experiments.command")
     reach["bench"] = reached(imported_by(bench)) | {"dlrrec_torchrec.benchmarks.command"}
     reach["doctor"] = reached(imported_by(cli._doctor))
     return {module: {name for name, modules in reach.items() if module in modules} for module in FILES}
@@ -194,7 +201,7 @@ def test_every_setting_in_a_message_can_be_set():
         assert load_config(
             None, {".".join(keys): default if value in ("", "N") else yaml.safe_load(value)}
         ), f"{module}: {text!r}"
-    for command in ("run", *STAGES, "recommend", "plan", "audit"):
+    for command in ("run", *STAGES, "recommend", "plan", "audit", "tune"):
         assert accepts(command, "--set") and accepts(command, "--config")
 
 

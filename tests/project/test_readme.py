@@ -106,6 +106,9 @@ def test_every_command_runs(clone):
         if "swing.benchmark" in words:
             at = words.index("--edges")
             words[at:] = ["--edges", "0.01", "0.02", "--repeats", "1"]
+        if "--minutes" in words:
+            at = words.index("--minutes")
+            words[at : at + 2] = ["--trials", "2"]
         if words[:2] == ["dlrrec", "bench"]:
             words += SMALL_BENCH[words[2]]
         if "--source" in words:  # no configuration file whose training could be made small
