@@ -1,4 +1,4 @@
-"""What the tests of faults and numbers of ranks run: `torchrun tests/programs/faults.py WHAT SHARDS OUT`."""
+"""What the tests of faults and numbers of ranks run on each rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -180,8 +179,8 @@ def undisturbed(shards: Path, out: Path) -> None:
                 (out / f"{name}.{rank}").write_text(str(error))
 
 
-if __name__ == "__main__":
-    what, *paths = sys.argv[1:]
+def work(what: str, shards: Path, out: Path) -> None:
+    """One of the above by its name, as a rank."""
     torch.set_num_threads(1)
     with process_group("cpu"):
-        {f.__name__: f for f in (stop, go_on, killed, undisturbed)}[what](*map(Path, paths))
+        {f.__name__: f for f in (stop, go_on, killed, undisturbed)}[what](shards, out)

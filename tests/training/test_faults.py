@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -23,11 +21,11 @@ from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.training import checkpoint, epochs
 from dlrrec_torchrec.training import stage as training
 from dlrrec_torchrec.training.signals import STOPPED, Stopped, stop_requests
+from tests.helpers.launcher import Launch
 from tests.helpers.shards import build, plain_spec, write_shards
 from tests.helpers.threads import one_thread  # noqa: F401
-from tests.programs.faults import KINDS, MODEL, RANDOM, STOP_IN, fit, in_step
+from tests.programs.faults import KINDS, MODEL, RANDOM, STOP_IN, fit, in_step, work
 
-ROOT = Path(__file__).parents[2]
 STEPS = 14  # two epochs of 7
 
 
@@ -38,23 +36,8 @@ def shards(tmp_path_factory) -> Path:
 
 
 def launch(ranks: int, what: str, *paths: Path, restarts: int = 0) -> tuple[int, str]:
-    """(exit status, stderr) of tests/programs/faults.py on so many ranks; a hang is a failure."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see terminal.warn_of_restarts
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        "--max-restarts",
-        restarts,
-        "--nproc_per_node",
-        ranks,
-        "tests/programs/faults.py",
-        what,
-        *paths,
-    ]
-    process = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-    return process.returncode, process.stderr
+    """(exit status, what was printed) of a function of tests/programs/faults.py on so many ranks."""
+    return Launch(ranks, work, what, *paths, restarts=restarts).end()
 
 
 def records(folder: Path) -> list[dict]:
