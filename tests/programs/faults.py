@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import get_unwrapped_module
 
-from dlrrec_torchrec.config import ContrastiveConfig, TrainConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, TrainConfig
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
@@ -37,6 +37,8 @@ STOP_IN = 4  # the step in which a signal comes; an epoch has 7
 # Here the same number of ranks must bring the same bits, so that everything may be random.
 RANDOM = papers_model(dropout=0.2, tower_dropout=0.1, user_id=True)
 OFTEN = dataclasses.replace(TRAIN, checkpoint_steps=3, background_checkpoints=True)
+# What of the shards is broken, and how many processes read them.
+BROKEN = [("train", 0), ("train", 1), ("val", 0), ("val", 1), ("entities", 0)]
 KILL_IN = 12  # checkpoints: 3, 6, 7 (epoch), 9
 
 
@@ -45,9 +47,9 @@ def fit(kind: str, shards: Path, out: Path) -> None:
     training.train(model, ContrastiveConfig(num_negatives=16), KINDS[kind], "strict", shards, out / kind)
 
 
-def fit_often(shards: Path, out: Path, **changes) -> None:
+def fit_often(shards: Path, out: Path, lists: ListConfig | None = None, **changes) -> None:
     settings = dataclasses.replace(OFTEN, **changes)
-    training.train(RANDOM, ContrastiveConfig(positive="sample"), settings, "strict", shards, out)
+    training.train(RANDOM, ContrastiveConfig(positive="sample"), settings, "strict", shards, out, lists)
 
 
 @contextlib.contextmanager
@@ -166,17 +168,16 @@ def killed(shards: Path, out: Path) -> None:
 
 
 def undisturbed(shards: Path, out: Path) -> None:
-    """A training without faults; then rank 1 gets broken shards, for training and for validation."""
+    """A training without faults; then rank 1 gets broken shards: training rows, validation rows, entities."""
     fit_often(shards, out / "undisturbed")
     rank = dist.get_rank()
-    for split in ("train", "val"):
-        for workers in (0, 1):
-            rank_shards = shards.with_name(f"broken-{split}") if rank == 1 else shards
-            name = f"{split}-{workers}"
-            try:
-                fit_often(rank_shards, out / name, workers=workers)
-            except DataError as error:
-                (out / f"{name}.{rank}").write_text(str(error))
+    for part, workers in BROKEN:
+        rank_shards = shards.with_name(f"broken-{part}") if rank == 1 else shards
+        lists = ListConfig(dim=8) if part == "entities" else None
+        try:
+            fit_often(rank_shards, out / f"{part}-{workers}", lists, workers=workers)
+        except DataError as error:
+            (out / f"{part}-{workers}.{rank}").write_text(str(error))
 
 
 def work(what: str, shards: Path, out: Path) -> None:
