@@ -52,8 +52,8 @@ def read_table(
     """All (or the first `rows`) rows of a folder of parts, checked against `schema` (or `columns` of it), in
     its types.
 
-    Raises DataError naming the folder without parts, the part with a column missing or of another type, or the
-    damaged part.
+    Raises DataError naming the folder without parts, the part with a column missing or of another type, or
+    the damaged part.
     """
     parts = part_files(folder)
     selected = schema if columns is None else pa.schema([schema.field(c) for c in columns])
