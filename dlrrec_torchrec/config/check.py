@@ -24,6 +24,7 @@ from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, side_named
 Values = dict[str, Any]  # setting -> value, of the settings that are right by themselves
 Rule = Callable[..., str | None]
 
+LARGEST = 1e30  # of a setting: what is made of it must fit into torch's 32-bit numbers
 _HOLDS = {"least": operator.ge, "most": operator.le, "above": operator.gt, "below": operator.lt}
 
 # Rules, each with the settings that it takes as arguments; what it returns is reported for the first.
@@ -144,8 +145,12 @@ def range_problem(value: Any, field: dataclasses.Field) -> str | None:
     for number in value if isinstance(value, list) else [value]:
         if isinstance(number, bool) or not isinstance(number, int | float):
             continue
+        if isinstance(number, int) and abs(number) >= 2**63:
+            return f"an integer of {len(str(abs(number)))} digits does not fit into 64 bits"
         if not math.isfinite(number):
             return f"{number} is not a finite number"
+        if abs(number) > LARGEST:
+            return f"{number} is too large: no setting is above {LARGEST:g}"
         if not all(_HOLDS[name](number, bound) for name, bound in field.metadata["bounds"].items()):
             return f"{number} must be {range_words(field)}"
     return None

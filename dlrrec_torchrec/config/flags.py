@@ -137,11 +137,15 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """argparse's type of an integer that is not less."""
+    """argparse's type of an integer that is not less, and no more than 2**31 - 1."""
 
     def number(text: str) -> int:
         if (value := int(text)) < least:
             raise argparse.ArgumentTypeError(f"{value} must be at least {least}")
+        if value > 2**31 - 1:
+            raise argparse.ArgumentTypeError(
+                f"a number of {len(str(value))} digits must be at most 2147483647"
+            )
         return value
 
     return number

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
+import math
 import os
 import types
 import typing
@@ -217,6 +218,8 @@ def _checked(value: Any, kind: type, choices: tuple[str, ...] | None) -> Any:
             return float(value)  # YAML reads 1e-3 as a string
         except ValueError:
             pass
+        except OverflowError:
+            return math.inf  # which no setting may be
     if kind is int and isinstance(value, (float, str)):
         try:
             value = int(float(value)) if float(value).is_integer() else value  # 1e9

@@ -12,6 +12,8 @@ from dataclasses import field
 
 from dlrrec_torchrec.config.table_section import TableConfig, option
 
+MOST_SEED = 2_000_000_000  # torch, NumPy and the peers take it, with the number of a repetition added
+
 
 @dataclasses.dataclass
 class IngestConfig:
@@ -32,7 +34,7 @@ class IngestConfig:
     )
     max_rejected: float = option(0.05, "stop if more than this share of the rows is bad", least=0, most=1)
     size: str = option("small", "for 'synthetic': the size of the world", ("tiny", "small", "paper"))
-    seed: int = option(0, "for 'synthetic': the seed of the world", least=0)
+    seed: int = option(0, "for 'synthetic': the seed of the world", least=0, most=MOST_SEED)
 
 
 @dataclasses.dataclass
@@ -60,7 +62,7 @@ class SplitConfig:
     )
     folds: int = option(5, "number of folds (folds)", least=2)
     fold: int = option(0, "the fold that is tested (folds)", least=0)
-    seed: int = option(0, "seed of the random assignment", least=0)
+    seed: int = option(0, "seed of the random assignment", least=0, most=MOST_SEED)
 
 
 ENCODER_DIMS = {"sentence-transformers/all-MiniLM-L6-v2": 384}  # to plan before there is any vector
@@ -89,7 +91,7 @@ class ExtractConfig:
     categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
     price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
     category_slots: int = option(11, "category types kept of an item, best first, at most", least=1)
-    seed: int = option(0, "seed of the fold assignment", least=0)
+    seed: int = option(0, "seed of the fold assignment", least=0, most=MOST_SEED)
 
 
 @dataclasses.dataclass
@@ -113,7 +115,7 @@ class SwingStageConfig:
     min_user_items: int = option(2, "ignore ids with fewer distinct partners", least=1)
     max_item_users: int = option(1000, "sample at most this many partners of an id (0: all)", least=0)
     threads: int = option(0, "threads (0: all cores)", least=0)
-    seed: int = option(0, "seed of the sampling", least=0)
+    seed: int = option(0, "seed of the sampling", least=0, most=MOST_SEED)
 
 
 @dataclasses.dataclass
@@ -315,7 +317,7 @@ class TrainConfig:
     )
     compile: bool = option(False, "compile the dense part (torch.compile); needs a C++ compiler")
     workers: int = option(0, "loader processes for each rank", least=0)
-    seed: int = option(0, "seed of weights, dropout, negatives and shuffling", least=0)
+    seed: int = option(0, "seed of weights, dropout, negatives and shuffling", least=0, most=MOST_SEED)
     resume: bool = option(True, "go on from the last checkpoint of an interrupted run")
     checkpoint_steps: int = option(0, "save every N steps too, not only after epochs (0: do not)", least=0)
     keep_checkpoints: int = option(2, "newest checkpoints to keep, besides the best", least=1)

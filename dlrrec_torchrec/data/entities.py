@@ -158,7 +158,7 @@ def read_vectors(
 
 
 def pair_batch(entities: Entities, user_codes: np.ndarray, item_codes: np.ndarray, spec: BatchSpec) -> Batch:
-    """The rows of any B (user, item) pairs, as the model sees a test row; labels are 0.
+    """The rows of any B (user, item) pairs, as the model sees a test row; labels and ratings are 0.
 
     Args:
         entities: with the vectors of `spec.in_rows`.
@@ -186,6 +186,7 @@ def pair_batch(entities: Entities, user_codes: np.ndarray, item_codes: np.ndarra
         sparse=make_sparse(category, tensors["user"], tensors["item"], spec.sparse, facts.category_types),
         vectors={m.name: torch.from_numpy(entities.vectors[m.name][code[m.side]]) for m in spec.in_rows},
         label=torch.zeros(len(user)),
+        rating=torch.zeros(len(user)),
         user_positives=torch.from_numpy(users.positives[user]),
         item_positives=torch.from_numpy(items.positives[item]),
         **tensors,

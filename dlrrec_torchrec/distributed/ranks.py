@@ -36,8 +36,15 @@ class Ranks:
         dist.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def agree(self, error: DataError | None) -> None:
-        """Raise the first rank's error on all ranks, so that none waits for one that has stopped."""
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """A DataError within the block, of any rank, is raised on all ranks at its end, the first rank's if
+        there are several: so none waits for one that has stopped. No collectives within the block."""
+        error = None
+        try:
+            yield
+        except DataError as problem:
+            error = problem
         errors: list[str | None] = [None] * self.world_size
         dist.all_gather_object(errors, str(error) if error else None)
         for message in filter(None, errors):

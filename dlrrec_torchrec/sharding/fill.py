@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -36,19 +37,12 @@ def fill_content(model: nn.Module, shards_dir: str | os.PathLike, ranks: Ranks |
     Raises:
         DataError: entity tables that cannot be read, or with too few rows (see `read_vectors`).
     """
-    error = None
-    try:
+    with contextlib.nullcontext() if ranks is None else ranks.together():
         for content in [module for module in model.modules() if isinstance(module, ContentTables)]:
             for name, parts in _local_parts(content).items():
                 modality = content.modalities[name]
                 for part, top, left in parts:
                     _fill(part, top, left, shards_dir, modality, content.entities[modality.side])
-    except DataError as problem:
-        error = problem
-    if ranks is not None:
-        ranks.agree(error)
-    elif error:
-        raise error
 
 
 def _local_parts(content: ContentTables) -> dict[str, list[tuple[Tensor, int, int]]]:

@@ -51,17 +51,37 @@ def read_table(
 ) -> pa.Table:
     """All (or the first `rows`) rows of a folder of parts, checked against `schema` (or `columns` of it), in
     its types.
+
+    Raises DataError naming the folder without parts, the part with a column missing or of another type, or
+    the damaged part.
     """
     parts = part_files(folder)
     selected = schema if columns is None else pa.schema([schema.field(c) for c in columns])
     stored = packed.stored_schema(selected)
-    for part in parts:
-        check_schema(pq.read_schema(part), stored, part)
-    if rows is None:
-        table = pads.dataset(parts).to_table(columns=selected.names)
-    else:
-        table = _first_rows(parts, stored, rows)
+    try:
+        for part in parts:
+            check_schema(pq.read_schema(part), stored, part)
+        if rows is None:
+            table = pads.dataset(parts).to_table(columns=selected.names)
+        else:
+            table = _first_rows(parts, stored, rows)
+    except (OSError, pa.ArrowInvalid) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(
+            f"{_damaged(parts, stored)}: damaged Parquet file ({reason}); "
+            "run the stage that writes this folder again"
+        ) from None
     return packed.unpack(table.cast(stored)).cast(selected)
+
+
+def _damaged(parts: list[Path], stored: pa.Schema) -> Path:
+    """The first part that cannot be read."""
+    for part in parts[:-1]:
+        try:
+            pq.read_table(part, columns=stored.names, partitioning=None)
+        except (OSError, pa.ArrowInvalid):
+            return part
+    return parts[-1]
 
 
 def _first_rows(parts: list[Path], stored: pa.Schema, rows: int) -> pa.Table:

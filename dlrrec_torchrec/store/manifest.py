@@ -92,6 +92,10 @@ def _load(path: Path) -> Manifest:
         ) from None
     except json.JSONDecodeError as error:
         raise DataError(f"{path}: not valid JSON ({error}); delete the folder and run its stage") from None
+    kinds = {"stage": str, "config": dict, "inputs": dict, "rows": dict, "facts": dict, "schema_version": int}
+    for name, kind in kinds.items():
+        if not isinstance(body, dict) or not isinstance(body.get(name), kind):
+            raise DataError(f"{path}: '{name}' is missing or damaged; delete the folder and run its stage")
     names = {f.name for f in dataclasses.fields(Manifest)}
     return Manifest(**{k: v for k, v in body.items() if k in names})
 

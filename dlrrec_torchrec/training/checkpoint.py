@@ -241,18 +241,15 @@ def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) ->
     Raises:
         DataError: `out_dir` holds something other than a training; on all ranks.
     """
-    error = None
-    if ranks.first:
+    with ranks.together():
+        if not ranks.first:
+            return
+        check_output(out_dir, "train")
         state = latest_state(out_dir / "checkpoints")
         finished = (out_dir / MANIFEST).exists()
-        try:
-            check_output(out_dir, "train")
-            if not resume or finished or (state and state["run"] != run) or stage_of(out_dir) is None:
-                with atomic_folder(out_dir, "train") as folder:
-                    (folder / UNFINISHED).write_text(json.dumps({"stage": "train"}) + "\n", encoding="utf-8")
-        except DataError as problem:
-            error = problem
-    ranks.agree(error)
+        if not resume or finished or (state and state["run"] != run) or stage_of(out_dir) is None:
+            with atomic_folder(out_dir, "train") as folder:
+                (folder / UNFINISHED).write_text(json.dumps({"stage": "train"}) + "\n", encoding="utf-8")
 
 
 def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> str:

@@ -20,11 +20,10 @@ import torch
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.config.automatic import automatic, chosen_text, latest_items
 from dlrrec_torchrec.config.check import check_settings
-from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
-from dlrrec_torchrec.models.spec import batch_spec, data_size, with_permuted, with_rows
+from dlrrec_torchrec.models.spec import batch_spec, data_size
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
@@ -114,21 +113,23 @@ def train(
             if evaluated
             else selection_for(protocol, train.select, train.patience, lists is not None)
         )
-        entities = None
-        if lists is not None:
-            entities = load_entities(shards_dir, spec.in_rows)
-            spec = with_rows(spec, entities.items.category, entities.sequences)
-        if contrastive.permuted:
-            spec = with_permuted(spec, shards_dir, train.seed)
-        share = rows_per_rank(train, ranks)
-        rows, held_out, corpus = open_rows(shards_dir, spec, train, share, selection.split, ranks)
+        opened = open_rows(
+            shards_dir,
+            spec,
+            train,
+            rows_per_rank(train, ranks),
+            selection.split,
+            ranks,
+            contrastive.permuted,
+        )
+        spec, rows, held_out, entities = opened.spec, opened.rows, opened.held_out, opened.entities
         assembly = assemble(
             model,
             contrastive,
             train,
             spec,
             ranks,
-            corpus=corpus,
+            corpus=opened.corpus,
             shards_dir=shards_dir,
             lists=lists,
             item_counts=None if entities is None else torch.tensor(entities.items.count),
@@ -143,11 +144,14 @@ def train(
                 print(NOT_LEFT_OUT, file=sys.stderr)
             if not rated(spec):
                 print(UNRATED, file=sys.stderr)
-        list_metrics = None
-        if lists is not None and evaluated is None:
-            list_metrics = ListMetrics(
-                shards_dir, selection.split, spec, entities, ranks, lists.val_users, train.seed
-            )
+        list_metrics = probe = None
+        with ranks.together():
+            if lists is not None and evaluated is None:
+                list_metrics = ListMetrics(
+                    shards_dir, selection.split, spec, entities, ranks, lists.val_users, train.seed
+                )
+            if ranks.first:
+                probe = open_probe(shards_dir, assembly.plain)
         with stop_requests() as stop_requested:
             run = Run(
                 shards_dir=Path(shards_dir),
@@ -165,7 +169,7 @@ def train(
                 rated=rated(spec),
                 protocol=protocol,
                 stop_requested=stop_requested,
-                probe=open_probe(shards_dir, assembly.plain) if ranks.first else None,
+                probe=probe,
                 after_epoch=after_epoch,
             )
             run.to_the_end()

@@ -64,6 +64,29 @@ def test_every_number_has_a_range():
                 assert known.metadata["bounds"], f"{section}.{known.name}"
 
 
+@pytest.mark.parametrize(
+    ("setting", "flag", "value", "words"),
+    [
+        ("train.seed", "--seed", 2**63, "an integer of 19 digits does not fit into 64 bits"),
+        ("train.seed", "--seed", 2_000_000_001, "must be at least 0 and at most 2e\\+09"),
+        ("train.epochs", "--epochs", 10**400, "an integer of 401 digits does not fit into 64 bits"),
+        ("train.lr", "--lr", 10**400, "inf is not a finite number"),
+        ("train.lr", "--lr", 1e300, "1e\\+300 is too large: no setting is above 1e\\+30"),
+        ("train.lr", "--lr", 1e38, "1e\\+38 is too large"),
+    ],
+)
+def test_numbers_that_nothing_can_hold_are_refused(setting, flag, value, words, tmp_path, capsys):
+    for given in (["--set", f"{setting}={value}"], [flag, str(value)]):
+        assert cli.main(["train", "--run-dir", str(tmp_path), *given]) == 2
+        assert re.search(rf"{setting}\b.*: .*{words}", capsys.readouterr().err)
+
+
+def test_counts_that_nothing_can_hold_are_refused(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["plan", "--world-size", "9" * 400])
+    assert "--world-size: a number of 400 digits must be at most 2147483647" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_numbers_that_are_none_are_refused(value):
     for setting in ("train.lr", "split.positive_rating", "prepare.rating_range"):

@@ -275,6 +275,7 @@ def test_pair_batch_makes_the_row_that_the_shard_holds(shards):
     entities = load_entities(shards)
     pair = pair_batch(entities, row.user.numpy(), row.item.numpy(), spec)
     row.label.zero_()
+    row.rating.zero_()
     assert same(row, pair)
     assert entities.users.codes["user-3"] == 3 and entities.items.titles[4] == "Item 4"
 

@@ -1,19 +1,17 @@
 """Two gloo processes against one on the joined batch, and TorchRec's pipelined trainer on the CPU."""
 
 import logging
-import os
-import socket
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.nn.parallel import DistributedDataParallel
 from torchrec.distributed.model_parallel import DistributedModelParallel, get_default_sharders
 from torchrec.distributed.planner import EmbeddingShardingPlanner, ParameterConstraints, Topology
 from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrrec_torchrec.distributed.collectives import gather_rows
+from tests.helpers.launcher import Launch
 from tests.models.test_wrapper import ROWS, random_batch, small_wrapper
 
 STEPS = 2
@@ -53,11 +51,10 @@ def rank_slice(rank, first):
     return slice(0, first) if rank == 0 else slice(first, ROWS)
 
 
-def work(rank, port, folder):
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
-    os.environ |= {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": "2"}
+def work(folder):
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    rank = dist.get_rank()
     outcomes = {}
     for name, (first, settings) in CASES.items():
         wrapper = small_wrapper(**settings)
@@ -116,10 +113,8 @@ def gathered(rank):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(work, (port, str(folder)), nprocs=2)
+    status, printed = Launch(2, work, folder).end()
+    assert status == 0, printed[-5000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -1,4 +1,4 @@
-"""What the tests of faults and numbers of ranks run: `torchrun tests/programs/faults.py WHAT SHARDS OUT`."""
+"""What the tests of faults and numbers of ranks run on each rank."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torchrec.distributed.model_parallel import get_unwrapped_module
 
-from dlrrec_torchrec.config import ContrastiveConfig, TrainConfig
+from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, TrainConfig
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.store.errors import DataError
@@ -38,6 +37,8 @@ STOP_IN = 4  # the step in which a signal comes; an epoch has 7
 # Here the same number of ranks must bring the same bits, so that everything may be random.
 RANDOM = papers_model(dropout=0.2, tower_dropout=0.1, user_id=True)
 OFTEN = dataclasses.replace(TRAIN, checkpoint_steps=3, background_checkpoints=True)
+# What of the shards is broken, and how many processes read them.
+BROKEN = [("train", 0), ("train", 1), ("val", 0), ("val", 1), ("entities", 0)]
 KILL_IN = 12  # checkpoints: 3, 6, 7 (epoch), 9
 
 
@@ -46,9 +47,9 @@ def fit(kind: str, shards: Path, out: Path) -> None:
     training.train(model, ContrastiveConfig(num_negatives=16), KINDS[kind], "strict", shards, out / kind)
 
 
-def fit_often(shards: Path, out: Path, **changes) -> None:
+def fit_often(shards: Path, out: Path, lists: ListConfig | None = None, **changes) -> None:
     settings = dataclasses.replace(OFTEN, **changes)
-    training.train(RANDOM, ContrastiveConfig(positive="sample"), settings, "strict", shards, out)
+    training.train(RANDOM, ContrastiveConfig(positive="sample"), settings, "strict", shards, out, lists)
 
 
 @contextlib.contextmanager
@@ -167,21 +168,20 @@ def killed(shards: Path, out: Path) -> None:
 
 
 def undisturbed(shards: Path, out: Path) -> None:
-    """A training without faults; then rank 1 gets broken shards, for training and for validation."""
+    """A training without faults; then rank 1 gets broken shards: training rows, validation rows, entities."""
     fit_often(shards, out / "undisturbed")
     rank = dist.get_rank()
-    for split in ("train", "val"):
-        for workers in (0, 1):
-            rank_shards = shards.with_name(f"broken-{split}") if rank == 1 else shards
-            name = f"{split}-{workers}"
-            try:
-                fit_often(rank_shards, out / name, workers=workers)
-            except DataError as error:
-                (out / f"{name}.{rank}").write_text(str(error))
+    for part, workers in BROKEN:
+        rank_shards = shards.with_name(f"broken-{part}") if rank == 1 else shards
+        lists = ListConfig(dim=8) if part == "entities" else None
+        try:
+            fit_often(rank_shards, out / f"{part}-{workers}", lists, workers=workers)
+        except DataError as error:
+            (out / f"{part}-{workers}.{rank}").write_text(str(error))
 
 
-if __name__ == "__main__":
-    what, *paths = sys.argv[1:]
+def work(what: str, shards: Path, out: Path) -> None:
+    """One of the above by its name, as a rank."""
     torch.set_num_threads(1)
     with process_group("cpu"):
-        {f.__name__: f for f in (stop, go_on, killed, undisturbed)}[what](*map(Path, paths))
+        {f.__name__: f for f in (stop, go_on, killed, undisturbed)}[what](shards, out)

@@ -1,11 +1,12 @@
-"""What the tests run on two ranks: `torchrun --nproc_per_node 2 tests/programs/ranks.py SHARDS SMALL OUT`."""
+"""What the tests run on two ranks."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
+
+import torch
 
 from dlrrec_torchrec.config import (
     SHARDING_TYPES,
@@ -118,7 +119,9 @@ def plan_all(out: Path) -> None:
         (out / f"plan-{ranks.rank}.json").write_text(json.dumps(told))
 
 
-if __name__ == "__main__":
+def work(shards: Path, small: Path, out: Path) -> None:
+    """All of it, as a rank."""
+    torch.set_num_threads(1)
     with process_group("cpu"):
-        train_all(*map(Path, sys.argv[1:]))
-        plan_all(Path(sys.argv[-1]))
+        train_all(shards, small, out)
+        plan_all(out)

@@ -144,7 +144,7 @@ def test_several_seeds_share_reviews_and_cache(tiny_run, tmp_path):
     config = load_config(
         None,
         {"ingest.size": "tiny", "seeds": 2, "refit": False, "train.epochs": 1, "train.batch_size": 128}
-        | {"variants": {"dlrrec": {}}},
+        | {"evaluate.peers": False, "variants": {"dlrrec": {}}},
     )
     printed = []
     run(config, root, say=printed.append)

@@ -1,5 +1,7 @@
 """Tables, manifests and atomic folders."""
 
+import json
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -53,6 +55,33 @@ def test_a_missing_folder_says_what_to_run(tmp_path):
         Manifest.read(tmp_path / "none")
 
 
+def test_a_damaged_part_is_named(tmp_path):
+    rows = {"id": [f"u{k}" for k in range(2000)], "neighbors": [["b"]] * 2000, "scores": [[1.0]] * 2000}
+    write_table(pa.table(rows, schema=schema.NEIGHBORS), tmp_path, 1000)
+    second = tmp_path / "part-00001.parquet"
+    body = second.read_bytes()
+    second.write_bytes(body[:4] + bytes(400) + body[404:])  # the footer stays
+    for broken in (second.read_bytes(), body[:-20]):
+        second.write_bytes(broken)
+        for limit in (None, 1500):
+            with pytest.raises(DataError, match="part-00001.parquet: damaged Parquet file .*run the stage"):
+                read_table(tmp_path, schema.NEIGHBORS, rows=limit)
+
+
+@pytest.mark.parametrize("missing", ["stage", "config", "inputs", "rows", "facts", "schema_version"])
+def test_a_manifest_without_a_part_is_named(tmp_path, missing):
+    Manifest("swing", {"a": 1}, {"b": "c"}).write(tmp_path)
+    path = tmp_path / "manifest.json"
+    whole = json.loads(path.read_text())
+    for body in ({k: v for k, v in whole.items() if k != missing}, whole | {missing: None}):
+        path.write_text(json.dumps(body))
+        with pytest.raises(DataError, match=f"manifest.json: '{missing}' is missing or damaged; delete"):
+            Manifest.read(tmp_path)
+    path.write_text("[]")
+    with pytest.raises(DataError, match="manifest.json: .* is missing or damaged"):
+        Manifest.read(tmp_path)
+
+
 def test_a_failing_stage_leaves_the_old_output(tmp_path):
     target = tmp_path / "out"
     with stage_output(Manifest("s", {"a": 1}, {}), target) as folder:
@@ -101,14 +130,14 @@ def test_what_an_earlier_version_made_names_the_command_that_makes_it_anew(tmp_p
         Manifest.read(tmp_path)
     for words in (
         f"{tmp_path}/manifest.json",
-        "schema 2, this is 4",
+        f"schema 2, this is {schema.SCHEMA_VERSION}",
         f"`{command}` this part",
         "`dlrrec run`",
     ):
         assert words in str(error.value)
     assert Manifest(stage, {}, {}).current(tmp_path) is None  # so the stage itself just runs again
-    Manifest(stage, {}, {}, schema_version=5).write(tmp_path)
-    with pytest.raises(DataError, match="later version of dlrrec .schema 5, this is 4.; install that"):
+    Manifest(stage, {}, {}, schema_version=schema.SCHEMA_VERSION + 1).write(tmp_path)
+    with pytest.raises(DataError, match="later version of dlrrec .schema .*; install that"):
         Manifest.read(tmp_path)
 
 

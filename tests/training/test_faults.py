@@ -6,8 +6,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -23,11 +21,16 @@ from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.training import checkpoint, epochs
 from dlrrec_torchrec.training import stage as training
 from dlrrec_torchrec.training.signals import STOPPED, Stopped, stop_requests
+from tests.helpers.launcher import Launch
 from tests.helpers.shards import build, plain_spec, write_shards
 from tests.helpers.threads import one_thread  # noqa: F401
-from tests.programs.faults import KINDS, MODEL, RANDOM, STOP_IN, fit, in_step
+from tests.programs.faults import BROKEN, KINDS, MODEL, RANDOM, STOP_IN, fit, in_step, work
 
-ROOT = Path(__file__).parents[2]
+FIRST_BROKEN = {
+    "train": "train/part-00001.parquet",
+    "val": "val/part-00001.parquet",
+    "entities": "entities/users/part-00000.parquet",
+}
 STEPS = 14  # two epochs of 7
 
 
@@ -38,23 +41,8 @@ def shards(tmp_path_factory) -> Path:
 
 
 def launch(ranks: int, what: str, *paths: Path, restarts: int = 0) -> tuple[int, str]:
-    """(exit status, stderr) of tests/programs/faults.py on so many ranks; a hang is a failure."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see terminal.warn_of_restarts
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    command += [
-        "--max-restarts",
-        restarts,
-        "--nproc_per_node",
-        ranks,
-        "tests/programs/faults.py",
-        what,
-        *paths,
-    ]
-    process = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240
-    )
-    return process.returncode, process.stderr
+    """(exit status, what was printed) of a function of tests/programs/faults.py on so many ranks."""
+    return Launch(ranks, work, what, *paths, restarts=restarts).end()
 
 
 def records(folder: Path) -> list[dict]:
@@ -82,9 +70,9 @@ def weights(path: Path, config) -> dict[str, torch.Tensor]:
 def two_ranks(shards, tmp_path_factory) -> Path:
     """Trainings on two ranks: one that nothing disturbed, and some whose rank 1 has broken shards."""
     out = tmp_path_factory.mktemp("two")
-    for split in ("train", "val"):
-        copy = shutil.copytree(shards, shards.with_name(f"broken-{split}"))
-        break_vectors(copy / split / "part-00001.parquet")
+    for part, _ in BROKEN[::2]:
+        copy = shutil.copytree(shards, shards.with_name(f"broken-{part}"))
+        break_vectors(copy / FIRST_BROKEN[part])
     status, printed = launch(2, "undisturbed", shards, out)
     assert status == 0, printed[-5000:]
     return out
@@ -133,13 +121,13 @@ def test_restarts_that_would_share_a_store_are_warned_of(monkeypatch, capsys, sh
     assert ("TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1" in capsys.readouterr().err) == warned
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_broken_shard_of_one_rank_is_named_by_all(two_ranks, split, workers):
+@pytest.mark.parametrize(("part", "workers"), BROKEN)
+def test_a_broken_shard_of_one_rank_is_named_by_all(two_ranks, part, workers):
     for rank in range(2):
-        printed = (two_ranks / f"{split}-{workers}.{rank}").read_text()
-        assert f"broken-{split}/{split}/part-00001.parquet: damaged Parquet file" in printed
-        assert printed.startswith("rank 1: " if rank == 0 else "/")
+        printed = (two_ranks / f"{part}-{workers}.{rank}").read_text()
+        assert f"broken-{part}/{FIRST_BROKEN[part]}: damaged Parquet file" in printed
+        if part != "entities":  # met before the first step, when none waits
+            assert printed.startswith("rank 1: " if rank == 0 else "/")
         assert "Traceback" not in printed
 
 

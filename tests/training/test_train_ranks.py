@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +19,9 @@ from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.serving.score import Scorer
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.shard_facts import ShardFacts
+from tests.helpers.launcher import Launch
 from tests.helpers.shards import MODALITIES, write_shards
-from tests.programs.ranks import VARIANTS, train_all
-
-ROOT = Path(__file__).parents[2]
+from tests.programs.ranks import VARIANTS, train_all, work
 
 
 @pytest.fixture(scope="module")
@@ -35,22 +31,15 @@ def trained(tmp_path_factory):
     options = {"users": 50, "items": 30, "rows_per_shard": 64, "dims": {"item_text": 64, "item_image": 256}}
     shards = write_shards(folder / "shards", rows=(403, 101, 20), **options)
     small = write_shards(folder / "small", rows=(33, 1, 5), users=20, items=10)
-    # One thread for each process: threads that wait for each other on a busy machine take seconds a step.
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc_per_node", "2", "tests/programs/ranks.py", shards, small, folder / "2"]
-    process = subprocess.Popen(
-        list(map(str, command)), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True
-    )
+    two_ranks = Launch(2, work, shards, small, folder / "2")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         train_all(shards, small, folder / "1")
-        _, printed = process.communicate(timeout=300)
     finally:
         torch.set_num_threads(threads)
-        process.kill()
-    assert process.returncode == 0, printed[-5000:]
+        status, printed = two_ranks.end()
+    assert status == 0, printed[-5000:]
     return shards, {1: folder / "1", 2: folder / "2"}
 
 
