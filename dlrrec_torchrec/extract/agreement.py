@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
+from dlrrec_torchrec.metrics import mean_ranks
 from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.schema import ITEM_CONTENT, ITEMS, PRICE_TAGS, category_types
 
@@ -111,7 +111,7 @@ def micro_scores(ranked: list[list[str]], true_types: list[set[str]], k: int) ->
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:
     """Pearson correlation of ranks, ties sharing their mean rank; None where either is constant."""
-    ranks = rankdata(a), rankdata(b)
+    ranks = mean_ranks(a), mean_ranks(b)
     if min(np.ptp(r) for r in ranks) == 0:
         return None
     return round(float(np.corrcoef(*ranks)[0, 1]), 4)

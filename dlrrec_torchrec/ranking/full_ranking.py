@@ -33,9 +33,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import rankdata
 
 from dlrrec_torchrec.features.machine_code import machine_code
+from dlrrec_torchrec.metrics import mean_ranks
 from dlrrec_torchrec.store.errors import DataError
 
 CUTOFFS = (10, 20, 50)
@@ -105,7 +105,7 @@ class Ranking:
 
 def popularity_percentile(counts: np.ndarray) -> np.ndarray:
     """The popularity percentile f64 [items] of items with these training interactions, [items]."""
-    return (rankdata(counts) - 0.5) / max(len(counts), 1)
+    return (mean_ranks(counts) - 0.5) / max(len(counts), 1)
 
 
 def rank_lists(

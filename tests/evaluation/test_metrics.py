@@ -6,6 +6,7 @@ import pytest
 import sklearn.metrics as sk
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 
 from dlrrec_torchrec import metrics
 from dlrrec_torchrec.store.manifest import jsonable
@@ -160,3 +161,8 @@ def test_lengths_must_agree():
         metrics.binary_metrics([0, 1], [0.1, 0.2, 0.3])
     with pytest.raises(ValueError, match="user has 1 rows, label 2"):
         metrics.user_auc([0, 1], [0.1, 0.2], [0])
+
+
+@given(st.lists(st.sampled_from([-1.5, 0.0, 0.25, 3.0, 7.0]), max_size=30))
+def test_mean_ranks_against_scipy(values):
+    np.testing.assert_array_equal(metrics.mean_ranks(np.array(values)), rankdata(np.array(values)))
