@@ -182,7 +182,10 @@ def _columns(columns: dict, source: str) -> str | None:
 @_rule("ingest.test", "ingest.source")
 def _files(file: str, source: str) -> str | None:
     if file and source == "synthetic":
-        return f"{file!r} is not read: the world is synthetic; name the form of the file by ingest.source"
+        return (
+            f"{file!r} is not read: the world is synthetic; name the form of the file by ingest.source "
+            "(table for any file whose columns are named by ingest.columns)"
+        )
     return None
 
 

@@ -78,7 +78,8 @@ class ReviewCheck:
     schema, keys, duplicate = REVIEWS, 2, "duplicate user-item pair"
 
     def __init__(self) -> None:
-        self.unread = {"time": Unread("seconds since 1970, ISO 8601 or month/day/year hour:minute")}
+        forms = "seconds since 1970, ISO 8601, year/month/day or month/day/year, hour:minute after it or not"
+        self.unread = {"time": Unread(forms)}
 
     def __call__(self, fields: dict[str, Any], split: str | None) -> tuple:
         get = fields.get

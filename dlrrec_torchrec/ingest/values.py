@@ -17,8 +17,13 @@ FLOAT32_MAX = 3.4028234e38
 _NO_VALUE = {"", "none", "null", "nan", "n/a", "na", "-", "—"}
 # picture objects: the largest link first
 _LINKS = ("hi_res", "large_image_url", "large", "medium_image_url", "url", "small_image_url", "thumb", "id")
-_DATE = re.compile(r"(\d{1,2})/(\d{1,2})/(\d{4})(?:,?\s+(\d{1,2}):(\d{2})(?::(\d{2}))?\s*([AaPp][Mm])?)?")
-_TEXT_DATES = ("%m %d, %Y", "%b %d, %Y", "%B %d, %Y")
+_HOURS = r"(?:,?\s+(\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?\s*([AaPp][Mm])?)?"
+_DATE = re.compile(r"(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})" + _HOURS)
+_YEAR_FIRST = re.compile(r"(?P<year>\d{4})([/.-])(?P<month>\d{1,2})\2(?P<day>\d{1,2})" + _HOURS)
+_TEXT_DATES = (
+    *("%m %d, %Y", "%b %d, %Y", "%B %d, %Y", "%b %d %Y", "%B %d %Y", "%d %b %Y", "%d %B %Y", "%d-%b-%Y"),
+    *("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S %z"),
+)
 _AMOUNT = r"(\d[\d,.]*|\.\d+)"
 _PRICE = re.compile(rf"[^\d.\-]{{0,12}}{_AMOUNT}(?:\s*[-–—]\s*[^\d.\-]{{0,12}}{_AMOUNT})?[^\d]{{0,12}}")
 
@@ -110,8 +115,9 @@ def as_links(value: Any) -> list[str] | None:
 def as_seconds(value: Any) -> int | None:
     """Seconds since 1970: from a number (s, ms, us or ns, by its size), a date or a string with one.
 
-    Strings: a number, ISO 8601, `M/D/YYYY [H:MM[:SS] [AM|PM]]` (month first) and `Jan 3, 2015`; without a
-    zone they are UTC. None where there is no value. ValueError where it cannot be read.
+    Strings: a number, ISO 8601, `M/D/YYYY [H:MM[:SS] [AM|PM]]` (month first), `YYYY/M/D` (or `-`, `.`) with
+    the same, `Jan 3, 2015`, `3 Jan 2015`, and `Sat Jan 3 10:00:00 +0000 2015`; without a zone they are UTC.
+    None where there is no value. ValueError where it cannot be read.
     """
     if isinstance(value, str):
         value = value.strip()
@@ -194,16 +200,17 @@ def _as_word(value: Any, name: str) -> str:
 
 
 def _parse_date(text: str) -> datetime:
-    if match := _DATE.fullmatch(text):
-        month, day, year, hour, minute, second, am_pm = match.groups()
-        hour = int(hour or 0)
-        if am_pm:
-            hour = hour % 12 + 12 * (am_pm.lower() == "pm")
-        return datetime(int(year), int(month), int(day), hour, int(minute or 0), int(second or 0))
     try:
         return datetime.fromisoformat(text)
     except ValueError:
         pass
+    if match := _DATE.fullmatch(text) or _YEAR_FIRST.fullmatch(text):
+        hour, minute, second, am_pm = match.groups()[-4:]
+        hour = int(hour or 0)
+        if am_pm:
+            hour = hour % 12 + 12 * (am_pm.lower() == "pm")
+        day = (int(match[name]) for name in ("year", "month", "day"))
+        return datetime(*day, hour, int(minute or 0), int(second or 0))
     for form in _TEXT_DATES:
         try:
             return datetime.strptime(text, form)

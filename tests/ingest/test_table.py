@@ -130,6 +130,27 @@ def test_table_metadata(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("first", ["7,1002,4.0,978300760", "1,2,3,978300760"])
+@pytest.mark.parametrize("name", ["r.csv", "r.dat"])
+def test_columns_of_a_file_without_a_header_are_numbers(tmp_path, name, first):
+    (tmp_path / name).write_text(first + "\n8,1002,x,978300760\n8,1003,2.5,978300761\n")
+    columns = {"user": "1", "item": "2", "rating": "3", "time": "4"}
+    _, rows, _ = read(tmp_path, source="table", reviews=tmp_path / name, columns=columns)
+    user, item, rating, time = first.split(",")
+    assert rows == [
+        review(user, item, float(rating), None, int(time)),
+        review("8", "1003", 2.5, None, 978300761),
+    ]
+    assert [row["line"] for row in rejected(tmp_path)] == [2]
+
+
+def test_a_header_of_numbers_is_a_header(tmp_path):
+    (tmp_path / "r.csv").write_text("0,1,2\nann,pie,4\nbob,pie,5\n")
+    columns = {"user": "0", "item": "1", "rating": "2"}
+    _, rows, _ = read(tmp_path, source="table", reviews=tmp_path / "r.csv", columns=columns)
+    assert rows == [review("ann", "pie", 4.0), review("bob", "pie", 5.0)]
+
+
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
@@ -138,7 +159,11 @@ def test_table_metadata(tmp_path):
             r"r\.csv: column 'Stars' is missing \(found: who, .*mean 'stars'",
         ),
         ({"columns": COLUMNS | {"ratings": "stars"}}, "--columns: unknown name 'ratings'.*mean 'rating'"),
-        ({"columns": {"user": "who", "item": "what"}}, "--columns: say which column is 'rating'"),
+        (
+            {"columns": {"user": "who", "item": "what"}},
+            r"--columns: say which column is 'rating' .*r\.csv begins with: who,",
+        ),
+        ({"columns": {"user": "9", "item": "1", "rating": "2"}}, r"'9' is missing .*as user=1 item=2"),
         ({"reviews": "nowhere.csv"}, "--reviews .*nowhere.csv: no such file"),
         ({"reviews": ""}, "--reviews is missing"),
         ({"items": "i.csv", "item_columns": {}}, "--item-columns: say which column is 'item'"),
@@ -279,6 +304,17 @@ def test_prices(value, price):
         ("5/25/2019 3:54 PM", 1_558_799_640),
         ("5/25/2019 12:54 AM", 1_558_745_640),
         ("5/25/2019", 1_558_742_400),
+        ("2019/5/25", 1_558_742_400),
+        ("2019-5-25", 1_558_742_400),
+        ("2019.05.25 15:54", 1_558_799_640),
+        ("2019/05/25 3:54:00 PM", 1_558_799_640),
+        ("2019-05-25 15:54:00.5", 1_558_799_640),
+        ("25 May 2019", 1_558_742_400),
+        ("25-May-2019", 1_558_742_400),
+        ("Sat May 25 08:54:00 -0700 2019", 1_558_799_640),
+        ("Sat, 25 May 2019 15:54:00 +0000", 1_558_799_640),
+        ("2019/25/5", ValueError),
+        ("2019/5-25", ValueError),
         ("May 25, 2019", 1_558_742_400),
         ("05 25, 2019", 1_558_742_400),
         (date(2019, 5, 25), 1_558_742_400),
