@@ -44,6 +44,20 @@ def training_ids(train_dir: Path) -> tuple[pa.Array, pa.Array]:
     return sorted_names(table["user_id"]), sorted_names(table["item_id"])
 
 
+def check_ratings(folder: Path, rating: np.ndarray, rating_range: tuple[float, float]) -> None:
+    """Raises DataError, with the range that would do, for a rating f32 [rows] outside the range."""
+    low, high = rating_range
+    if len(rating) and not ((rating >= low) & (rating <= high)).all():  # NaN and null fail too
+        lowest, highest = float(np.nanmin(rating)), float(np.nanmax(rating))
+        raise DataError(
+            f"{folder}: column 'rating' holds {lowest:g} to {highest:g} (or nothing), outside the range "
+            f"{low:g} to {high:g}; give the source's own with --rating-range LOWEST HIGHEST, as "
+            f"--rating-range {min(lowest, low):g} {max(highest, high):g}, and with --positive-rating from "
+            "where on a rating is a positive label (counts, as of plays or hours, are not ratings: take "
+            "their logarithm first)"
+        )
+
+
 def read_split(
     folder: Path, users: pa.Array, items: pa.Array, rating_range: tuple[float, float]
 ) -> SplitRows:
@@ -58,13 +72,7 @@ def read_split(
                 f"({len(unknown)} such rows); every tested id needs one: run split again"
             )
     values = {c: table[c].to_numpy().astype(np.float32) for c in ("rating", "label")}
-    low, high = rating_range
-    if not ((values["rating"] >= low) & (values["rating"] <= high)).all():  # NaN and null fail too
-        worst = np.nanmin(values["rating"]), np.nanmax(values["rating"])
-        raise DataError(
-            f"{folder}: column 'rating' holds {worst[0]:g} to {worst[1]:g} (or nothing), outside the "
-            f"range {low:g} to {high:g}; give the source's own with --rating-range LOWEST HIGHEST"
-        )
+    check_ratings(folder, values["rating"], rating_range)
     time = None if table["timestamp"].null_count else table["timestamp"].to_numpy()
     return SplitRows(codes["user_id"], codes["item_id"], values["rating"], values["label"], time)
 

@@ -42,6 +42,7 @@ class Stage:
         "seed"  # it works once for each "seed", for each "variant" of each seed, or once for the "run"
     )
     check: Callable[[RunConfig], None] | None = None  # of settings that only its own code can judge
+    input_check: Callable[[Work], None] | None = None  # of what `split` wrote, before hours of other stages
     shown: Callable[[Work], str] | None = None  # what it prints of its result
     progress: bool = False  # it shows a progress bar
 
@@ -113,6 +114,7 @@ STAGES: dict[str, Stage] = {
             outputs=("shards",),
             sections=("prepare",),
             check=actions.check_prepare,
+            input_check=actions.check_prepare_input,
             progress=True,
         ),
         Stage(
@@ -239,7 +241,7 @@ def run(
     over, keeping only the cache of vectors.
 
     Raises DataError, before any stage has begun, naming all settings that are wrong, or a folder that a stage
-    would write but that holds something else.
+    would write but that holds something else; and after the split, for rows that a later stage would refuse.
     """
     raise_problems(settings_problems(config))
     all_paths = run_paths(root, config.seeds)
@@ -256,7 +258,18 @@ def run(
                     say(f"seed {number + 1} of {config.seeds}: {all_paths[number].root}")
                 for name in names:
                     run_stage(name, config, all_paths, number, say=say)
+                    if name == "split":
+                        _check_split(config, all_paths, number, chosen)
     return all_paths
+
+
+def _check_split(
+    config: RunConfig, all_paths: Sequence[RunPaths], number: int, later: Iterable[Stage]
+) -> None:
+    for stage in later:
+        if stage.input_check:
+            for work in work_of(stage, config, all_paths, number, None):
+                stage.input_check(work)
 
 
 def describe(stage: str, manifest: Manifest) -> str:

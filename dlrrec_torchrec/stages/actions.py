@@ -76,6 +76,16 @@ def check_prepare(config: RunConfig) -> None:
     vector_files(config.prepare.vectors)
 
 
+def check_prepare_input(work: Work) -> None:
+    from dlrrec_torchrec.prepare.inputs import check_ratings
+    from dlrrec_torchrec.store.files import read_table
+    from dlrrec_torchrec.store.schema import SPLIT, SPLITS
+
+    lowest, highest = work.config.prepare.rating_range
+    for folder in (work.paths.split / part for part in SPLITS):
+        check_ratings(folder, read_table(folder, SPLIT, ["rating"])["rating"].to_numpy(), (lowest, highest))
+
+
 def train(work: Work) -> Manifest:
     from dlrrec_torchrec.training.stage import train
 

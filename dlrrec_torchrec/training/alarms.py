@@ -151,8 +151,9 @@ def term_alarms(losses: Mapping[str, tuple[float, float]]) -> dict[str, str]:
         side = sides[name]
         if last == 0:
             found[name] = (
-                f"the contrastive term of {side}s has nothing to compare: no training row's {side} has a "
-                f"SWING neighbour (contrastive.{side}_weight=0 leaves it out)"
+                f"the contrastive term of {side}s has nothing to compare: no training row's {side} has "
+                f"both a content vector and a SWING neighbour with one (contrastive.{side}_weight=0 leaves "
+                "it out)"
             )
         elif math.isfinite(first) and abs(first - last) < EFFECT * first:
             found[name] = (

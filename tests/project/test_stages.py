@@ -196,6 +196,25 @@ def test_a_new_stage_is_one_entry(tmp_path, monkeypatch):
     assert build_parser().parse_args(["run", "--until", "count"]).until == "count"
 
 
+def test_ratings_outside_the_range_stop_a_run_after_the_split(tmp_path):
+    """Not hours later; and the message's range will do."""
+    rows = [f"u{n % 12},i{n % 7},{n % 10 / 2 + 0.5}" for n in range(84)]
+    (tmp_path / "r.csv").write_text("\n".join(["user,item,rating", *rows]))
+    own = {"source": "table", "reviews": str(tmp_path / "r.csv")}
+    own["columns"] = {"user": "user", "item": "item", "rating": "rating"}
+    settings = {f"ingest.{key}": value for key, value in own.items()}
+    with pytest.raises(DataError, match=r"holds 0\.5 to 5 .*--rating-range 0\.5 5, .*--positive-rating"):
+        run(load_config(None, settings), tmp_path / "run", say=lambda line: None)
+    assert (tmp_path / "run" / "split").exists() and not (tmp_path / "run" / "content").exists()
+    printed = []
+    run(
+        load_config(None, settings), tmp_path / "run", until="split", say=printed.append
+    )  # it is not needed yet
+    config = load_config(None, settings | {"prepare.rating_range": [0.5, 5.0]})
+    run(config, tmp_path / "run", until="prepare", say=printed.append)
+    assert printed[-1].startswith("prepare")
+
+
 def test_help_imports_nothing_heavy():
     code = "import sys; from dlrrec_torchrec.cli import build_parser; build_parser(); print(*sys.modules)"
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
