@@ -88,8 +88,16 @@ class ExtractConfig:
         "random folds, or blocks of time (for prepare.statistics=ordered: rows see earlier blocks only)",
         ("random", "time"),
     )
-    categories_from: str = option("text", "categories from review text or item metadata", ("text", "items"))
-    price_from: str = option("text", "price tag from review text or item metadata", ("text", "items"))
+    categories_from: str = option(
+        "auto",
+        "categories from review text or item metadata; auto: from metadata where no review has words",
+        ("auto", "text", "items"),
+    )
+    price_from: str = option(
+        "auto",
+        "price tag from review text or item metadata; auto: from metadata where no review has words",
+        ("auto", "text", "items"),
+    )
     category_slots: int = option(11, "category types kept of an item, best first, at most", least=1)
     seed: int = option(0, "seed of the fold assignment", least=0, most=MOST_SEED)
 

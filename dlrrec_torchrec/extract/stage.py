@@ -66,7 +66,7 @@ def extract(
         return current
     with stage_output(manifest, out_dir) as folder:
         embed = _CountedEmbedding(encoder, Path(cache_dir) / "vectors")
-        _write_content(
+        categories_from_items = _write_content(
             folder,
             manifest,
             Path(split_dir) / "train",
@@ -76,8 +76,8 @@ def extract(
             config.folds,
             config.fold_by == "time",
             config.seed,
-            config.categories_from == "items",
-            config.price_from == "items",
+            config.categories_from,
+            config.price_from,
             config.category_slots,
         )
         if (Path(split_dir) / "cold").exists():
@@ -87,7 +87,7 @@ def extract(
                 embed,
                 provider,
                 lambda items: _metadata(items_dir, items),
-                config.categories_from == "items",
+                categories_from_items,
                 config.category_slots,
             )
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
@@ -136,10 +136,11 @@ def _write_content(
     folds: int,
     by_time: bool,
     seed: int,
-    categories_from_items: bool,
-    price_from_items: bool,
+    categories_from: str,
+    price_from: str,
     slots: int,
-) -> None:
+) -> bool:
+    """Write it all; returns whether the categories are those of the metadata."""
     reviews = read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions", "timestamp"])
     users, user_code = _codes(reviews["user_id"])
     items, item_code = _codes(reviews["item_id"])
@@ -165,6 +166,11 @@ def _write_content(
     manifest.facts["vector_dims"] = {name.removesuffix("_vector"): dim for name, dim in dims.items()}
 
     n = reviews.num_rows
+    silent = not has_words[:n].any()
+    categories_from_items, price_from_items = (
+        chosen == "items" or (chosen == "auto" and silent and any(m.get(name) is not None for m in metadata))
+        for chosen, name in ((categories_from, "categories"), (price_from, "price"))
+    )
     columns = [reviews["user_id"], reviews["item_id"], fold]
     columns += [_vectors(text_vectors[:n], has_words[:n]), _vectors(image_vectors[:n], has_pictures[:n])]
     manifest.rows["reviews"] = _write(columns, with_vectors(schema.REVIEW_CONTENT, dims), folder / "reviews")
@@ -211,6 +217,8 @@ def _write_content(
     parts = [*([] if price_from_items else ["price"]), *([] if categories_from_items else ["categories"])]
     if items_dir and (comparison := agreement(folder, items_dir, slots, tuple(parts))):
         manifest.facts["agreement"] = comparison
+    manifest.facts["from_items"] = {"categories": categories_from_items, "price": price_from_items}
+    return categories_from_items
 
 
 def _codes(ids: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:

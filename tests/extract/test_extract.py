@@ -228,12 +228,30 @@ def test_price_and_categories_from_the_metadata(tmp_path):
     assert "agreement" not in manifest.facts  # nothing extracted to compare
 
 
+@pytest.mark.parametrize("words", [None, "Cheap pizza"])
+def test_reviews_without_words_leave_price_and_categories_to_the_metadata(tmp_path, words):
+    rows = [(f"u{i}", f"i{i}", None, None) for i in range(3)] + [("u3", "i3", words, None)]
+    items = [
+        {"item_id": f"i{i}", "text": "A film", "price": 10.0 * i, "categories": ["Film-Noir"]}
+        for i in range(3)
+    ]
+    manifest = run(rows, tmp_path, items=items)
+    content, _ = tables(tmp_path)
+    own = words is None
+    assert manifest.facts["from_items"] == {"categories": own, "price": own}
+    assert [content["items", f"i{i}", -1]["categories"] for i in range(3)] == [
+        ["Film-Noir"] if own else []
+    ] * 3
+    tags = [content["items", f"i{i}", -1]["price_tag"] for i in range(3)]
+    assert tags == (["cheap", "fair", "overpriced"] if own else ["none"] * 3)
+
+
 def test_metadata_counts_as_one_more_review(tmp_path):
     items = [
         {"item_id": "i", "text": "Biryani since 1950.", "captions": ["a photo of a hall"], "price": 5.0},
         {"item_id": "unseen", "text": "No training review.", "categories": ["Pizza"]},
     ]
-    manifest = run([("u", "i", None, None)], tmp_path, items=items)
+    manifest = run([("u", "i", None, None)], tmp_path, items=items, price_from="text")
     content, _ = tables(tmp_path)
     for fold in (-1, 0):
         row = content["items", "i", fold]
