@@ -52,7 +52,7 @@ def check_ratings(folder: Path, rating: np.ndarray, rating_range: tuple[float, f
         raise DataError(
             f"{folder}: column 'rating' holds {lowest:g} to {highest:g} (or nothing), outside the range "
             f"{low:g} to {high:g}; give the source's own with --rating-range LOWEST HIGHEST, as "
-            f"--rating-range {min(lowest, low):g} {max(highest, high):g}, and with --positive-rating from "
+            f"--rating-range {min(lowest, low):g} {max(highest, high):g}, and by split.positive_rating from "
             "where on a rating is a positive label (counts, as of plays or hours, are not ratings: take "
             "their logarithm first)"
         )

@@ -204,7 +204,7 @@ def test_ratings_outside_the_range_stop_a_run_after_the_split(tmp_path):
     own = {"source": "table", "reviews": str(tmp_path / "r.csv")}
     own["columns"] = {"user": "user", "item": "item", "rating": "rating"}
     settings = {f"ingest.{key}": value for key, value in own.items()}
-    with pytest.raises(DataError, match=r"holds 0\.5 to 5 .*--rating-range 0\.5 5, .*--positive-rating"):
+    with pytest.raises(DataError, match=r"holds 0\.5 to 5 .*--rating-range 0\.5 5, .*split.positive_rating"):
         run(load_config(None, settings), tmp_path / "run", say=lambda line: None)
     assert (tmp_path / "run" / "split").exists() and not (tmp_path / "run" / "content").exists()
     run(load_config(None, settings), tmp_path / "run", until="split", say=lambda line: None)  # needs no range
