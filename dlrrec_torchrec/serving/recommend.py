@@ -25,6 +25,7 @@ from dlrrec_torchrec.store.folders import stage_of
 from dlrrec_torchrec.store.manifest import jsonable
 
 _MANY_IDS = 50_000  # above this, only ids that begin alike are compared with a mistyped one
+ORDER = "order: what this user would choose next and like (list head); probability: liked, once chosen"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Recommendations:
     items: list[Recommended]
     similar_ids: list[str]  # known ids that look like an unknown one
     message: str
+    by_list: bool = False  # ranked by a list head, not by the probability
 
     def to_json(self) -> str:
         return json.dumps(jsonable(self), indent=2, ensure_ascii=False)
@@ -71,6 +73,8 @@ class Recommendations:
         console.print(escape(self.message))
         if self.items:
             console.print(table)
+        if self.by_list and self.items:
+            console.print(ORDER)
         return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
@@ -136,6 +140,7 @@ def recommend(
         _described(entities.items, candidates[best], probability, names),
         [],
         message,
+        scorer.has_lists,
     )
 
 

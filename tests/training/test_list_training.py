@@ -83,7 +83,7 @@ def test_scores_are_list_logits_and_a_share_of_the_rating(shards, trained):
     shown = recommend(shards, out, "user-3", n=4)
     assert len(shown.items) == 4
     order = [scorer.list_scores(users)[0, entities.items.codes[item.item_id]] for item in shown.items]
-    assert order == sorted(order, reverse=True)
+    assert order == sorted(order, reverse=True) and "order: what this user" in shown.to_text()
     for item in shown.items:
         logit = ratings.reshape(3, 30)[0, entities.items.codes[item.item_id]]
         assert item.probability == pytest.approx(float(scorer.calibration.probability(logit)), abs=1e-5)
