@@ -192,7 +192,7 @@ def assign_parts(
         unknown = (part == COLD) & ~np.isin(user, user[part == TRAIN])
         dropped["cold_unknown_user"] = int(unknown.sum())
         part[unknown] = DROPPED
-    _check_parts(part, dropped, strict and val_share > 0, cold_items > 0)
+    _check_parts(part, dropped, method, strict and val_share > 0, cold_items > 0)
     return part, facts
 
 
@@ -201,6 +201,11 @@ def _set_apart(part: np.ndarray, item: np.ndarray, share: float, seed: int) -> N
     order, all except one at most, and to COLD the others."""
     rng = np.random.default_rng([seed, COLD])
     items = np.unique(item[part == TRAIN])
+    if max(1, round(share * len(items))) == len(items):
+        raise DataError(
+            f"--cold-items {share:g}: sets all {len(items)} items apart, so that none is left to train on; "
+            "lower --cold-items (0: none is set apart), or use more items"
+        )
     cold = rng.choice(items, max(1, round(share * len(items))), replace=False)
     rows = rng.permutation(np.flatnonzero((part == TRAIN) & np.isin(item, cold)))
     rows = rows[np.argsort(item[rows], kind="stable")]
@@ -284,7 +289,7 @@ def _last_rows(user: np.ndarray, timestamp: np.ndarray, rng: np.random.Generator
     """The last row of every user with two rows or more, bool [N]; of equal times a random one: the order of
     ids must not tell it."""
     order = np.lexsort((rng.random(len(user)), timestamp, user))
-    ends = np.append(user[order][1:] != user[order][:-1], True)
+    ends = np.append(user[order][1:] != user[order][:-1], True)[: len(user)]  # of no rows none
     last = np.zeros(len(user), bool)
     last[order[ends]] = True
     return last & (np.bincount(user)[user] > 1)
@@ -382,16 +387,20 @@ def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
     )
 
 
-def _check_parts(part: np.ndarray, dropped: dict[str, int], wants_val: bool, wants_cold: bool) -> None:
-    for code, name, flag, required in (
-        (TEST, "test", "--test-share", True),
-        (VAL, "val", "--val-share", wants_val),
-        (COLD, "cold", "--cold-items", wants_cold),
+def _check_parts(
+    part: np.ndarray, dropped: dict[str, int], method: str, wants_val: bool, wants_cold: bool
+) -> None:
+    shared = method in ("random", "time")  # the other methods' test rows are not a share
+    for code, name, flag, required, other in (
+        (TEST, "test", "--test-share" if shared else "--method", True, ""),
+        (VAL, "val", "--val-share", wants_val, " (0: no such part)"),
+        (COLD, "cold", "--cold-items", wants_cold, " (0: no such part)"),
     ):
         if required and not (part == code).any():
             lost = sum(n for reason, n in dropped.items() if reason.startswith(name))
+            change = "take another --method than " + method if flag == "--method" else "raise " + flag
             raise DataError(
                 f"{flag}, --min-reviews: no {name} row is left ({lost} of them have a user or item that "
-                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews or raise "
-                f"{flag}" + (" (0: no such part)" if code != TEST else "")
+                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews, {change}"
+                f"{other}, or use more reviews"
             )
