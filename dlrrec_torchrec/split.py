@@ -201,12 +201,13 @@ def _set_apart(part: np.ndarray, item: np.ndarray, share: float, seed: int) -> N
     order, all except one at most, and to COLD the others."""
     rng = np.random.default_rng([seed, COLD])
     items = np.unique(item[part == TRAIN])
-    if max(1, round(share * len(items))) == len(items):
+    number = max(1, round(share * len(items)))
+    if number == len(items):
         raise DataError(
             f"--cold-items {share:g}: sets all {len(items)} items apart, so that none is left to train on; "
             "lower --cold-items (0: none is set apart), or use more items"
         )
-    cold = rng.choice(items, max(1, round(share * len(items))), replace=False)
+    cold = rng.choice(items, number, replace=False)
     rows = rng.permutation(np.flatnonzero((part == TRAIN) & np.isin(item, cold)))
     rows = rows[np.argsort(item[rows], kind="stable")]
     _, first, number = np.unique(item[rows], return_index=True, return_counts=True)
@@ -241,9 +242,8 @@ def known_test_rows(
     users_left = np.bincount(user[rows]).tolist()
     items_left = np.bincount(item[rows]).tolist()
     test = []
-    for row, u, i in zip(
-        candidates.tolist(), user[candidates].tolist(), item[candidates].tolist(), strict=True
-    ):
+    columns = (column.tolist() for column in (candidates, user[candidates], item[candidates]))
+    for row, u, i in zip(*columns, strict=True):
         if len(test) == limit:
             break
         if users_left[u] > 1 and items_left[i] > 1:
@@ -337,13 +337,11 @@ def copied_texts(text: pl.Series, item: pl.Series, part: np.ndarray) -> dict[str
     plain = text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
     rows = pl.DataFrame({"text": plain, "item": item, "part": part})
     rows = rows.filter(pl.col("text").str.len_chars() >= SHORT_TEXT)
-    described = (pl.col("text").n_unique() == 1) & (pl.len() > 1)
-    rows = rows.filter(~described.over("item"))
+    rows = rows.filter(~((pl.col("text").n_unique() == 1) & (pl.len() > 1)).over("item"))
     trained = rows.filter(pl.col("part") == TRAIN)["text"].unique()
-    held_out = {"val": VAL, "test": TEST}
     return {
         name: rows.filter((pl.col("part") == code) & pl.col("text").is_in(trained.implode())).height
-        for name, code in held_out.items()
+        for name, code in (("val", VAL), ("test", TEST))
     }
 
 
@@ -355,8 +353,7 @@ def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path, method: str) -> np.
     """The times of all reviews, [N]; None where the method needs none."""
     if method not in ("last", "time"):
         return None
-    missing = rows["timestamp"].null_count()
-    if missing:
+    if missing := rows["timestamp"].null_count():
         raise DataError(
             f"{reviews_dir}: column 'timestamp' is missing in {missing} of {rows.height} reviews, and "
             f"--method {method} needs it; name the source's time column at ingest, or use --method random"
@@ -365,8 +362,7 @@ def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path, method: str) -> np.
 
 
 def _published(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
-    published = rows["split"]
-    if published.null_count() == rows.height:
+    if (published := rows["split"]).null_count() == rows.height:
         raise DataError(
             f"{reviews_dir}: column 'split' is null everywhere: this source publishes no split; give its "
             "test file by `dlrrec ingest --test`, or take another split.method"
@@ -387,20 +383,18 @@ def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
     )
 
 
-def _check_parts(
-    part: np.ndarray, dropped: dict[str, int], method: str, wants_val: bool, wants_cold: bool
-) -> None:
-    shared = method in ("random", "time")  # the other methods' test rows are not a share
-    for code, name, flag, required, other in (
-        (TEST, "test", "--test-share" if shared else "--method", True, ""),
-        (VAL, "val", "--val-share", wants_val, " (0: no such part)"),
-        (COLD, "cold", "--cold-items", wants_cold, " (0: no such part)"),
+def _check_parts(part: np.ndarray, dropped: dict[str, int], method: str, val: bool, cold: bool) -> None:
+    for code, name, flag, required in (
+        (TEST, "test", "--test-share" if method in ("random", "time") else "--method", True),
+        (VAL, "val", "--val-share", val),
+        (COLD, "cold", "--cold-items", cold),
     ):
         if required and not (part == code).any():
             lost = sum(n for reason, n in dropped.items() if reason.startswith(name))
-            change = "take another --method than " + method if flag == "--method" else "raise " + flag
+            change = f"take another --method than {method}" if flag == "--method" else f"raise {flag}"
+            change += " (0: no such part)" if code != TEST else ""
             raise DataError(
                 f"{flag}, --min-reviews: no {name} row is left ({lost} of them have a user or item that "
-                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews, {change}"
-                f"{other}, or use more reviews"
+                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews, {change}, "
+                "or use more reviews"
             )
