@@ -395,6 +395,6 @@ def _check_parts(part: np.ndarray, dropped: dict[str, int], method: str, val: bo
             change += " (0: no such part)" if code != TEST else ""
             raise DataError(
                 f"{flag}, --min-reviews: no {name} row is left ({lost} of them have a user or item that "
-                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews, {change}, "
-                "or use more reviews"
+                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews, {change}"
+                ", or use more reviews"
             )
