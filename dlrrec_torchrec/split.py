@@ -192,7 +192,7 @@ def assign_parts(
         unknown = (part == COLD) & ~np.isin(user, user[part == TRAIN])
         dropped["cold_unknown_user"] = int(unknown.sum())
         part[unknown] = DROPPED
-    _check_parts(part, dropped, strict and val_share > 0, cold_items > 0)
+    _check_parts(part, dropped, method, strict and val_share > 0, cold_items > 0)
     return part, facts
 
 
@@ -201,7 +201,13 @@ def _set_apart(part: np.ndarray, item: np.ndarray, share: float, seed: int) -> N
     order, all except one at most, and to COLD the others."""
     rng = np.random.default_rng([seed, COLD])
     items = np.unique(item[part == TRAIN])
-    cold = rng.choice(items, max(1, round(share * len(items))), replace=False)
+    number = max(1, round(share * len(items)))
+    if number == len(items):
+        raise DataError(
+            f"--cold-items {share:g}: sets all {len(items)} items apart, so that none is left to train on; "
+            "lower --cold-items (0: none is set apart), or use more items"
+        )
+    cold = rng.choice(items, number, replace=False)
     rows = rng.permutation(np.flatnonzero((part == TRAIN) & np.isin(item, cold)))
     rows = rows[np.argsort(item[rows], kind="stable")]
     _, first, number = np.unique(item[rows], return_index=True, return_counts=True)
@@ -236,9 +242,8 @@ def known_test_rows(
     users_left = np.bincount(user[rows]).tolist()
     items_left = np.bincount(item[rows]).tolist()
     test = []
-    for row, u, i in zip(
-        candidates.tolist(), user[candidates].tolist(), item[candidates].tolist(), strict=True
-    ):
+    columns = (column.tolist() for column in (candidates, user[candidates], item[candidates]))
+    for row, u, i in zip(*columns, strict=True):
         if len(test) == limit:
             break
         if users_left[u] > 1 and items_left[i] > 1:
@@ -284,7 +289,7 @@ def _last_rows(user: np.ndarray, timestamp: np.ndarray, rng: np.random.Generator
     """The last row of every user with two rows or more, bool [N]; of equal times a random one: the order of
     ids must not tell it."""
     order = np.lexsort((rng.random(len(user)), timestamp, user))
-    ends = np.append(user[order][1:] != user[order][:-1], True)
+    ends = np.append(user[order][1:] != user[order][:-1], True)[: len(user)]  # of no rows none
     last = np.zeros(len(user), bool)
     last[order[ends]] = True
     return last & (np.bincount(user)[user] > 1)
@@ -332,13 +337,11 @@ def copied_texts(text: pl.Series, item: pl.Series, part: np.ndarray) -> dict[str
     plain = text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
     rows = pl.DataFrame({"text": plain, "item": item, "part": part})
     rows = rows.filter(pl.col("text").str.len_chars() >= SHORT_TEXT)
-    described = (pl.col("text").n_unique() == 1) & (pl.len() > 1)
-    rows = rows.filter(~described.over("item"))
+    rows = rows.filter(~((pl.col("text").n_unique() == 1) & (pl.len() > 1)).over("item"))
     trained = rows.filter(pl.col("part") == TRAIN)["text"].unique()
-    held_out = {"val": VAL, "test": TEST}
     return {
         name: rows.filter((pl.col("part") == code) & pl.col("text").is_in(trained.implode())).height
-        for name, code in held_out.items()
+        for name, code in (("val", VAL), ("test", TEST))
     }
 
 
@@ -350,8 +353,7 @@ def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path, method: str) -> np.
     """The times of all reviews, [N]; None where the method needs none."""
     if method not in ("last", "time"):
         return None
-    missing = rows["timestamp"].null_count()
-    if missing:
+    if missing := rows["timestamp"].null_count():
         raise DataError(
             f"{reviews_dir}: column 'timestamp' is missing in {missing} of {rows.height} reviews, and "
             f"--method {method} needs it; name the source's time column at ingest, or use --method random"
@@ -360,8 +362,7 @@ def _timestamps(rows: pl.DataFrame, reviews_dir: str | Path, method: str) -> np.
 
 
 def _published(rows: pl.DataFrame, reviews_dir: str | Path) -> np.ndarray:
-    published = rows["split"]
-    if published.null_count() == rows.height:
+    if (published := rows["split"]).null_count() == rows.height:
         raise DataError(
             f"{reviews_dir}: column 'split' is null everywhere: this source publishes no split; give its "
             "test file by `dlrrec ingest --test`, or take another split.method"
@@ -382,16 +383,18 @@ def _nothing_left(where: str, rows: int, min_reviews: int) -> DataError:
     )
 
 
-def _check_parts(part: np.ndarray, dropped: dict[str, int], wants_val: bool, wants_cold: bool) -> None:
+def _check_parts(part: np.ndarray, dropped: dict[str, int], method: str, val: bool, cold: bool) -> None:
     for code, name, flag, required in (
-        (TEST, "test", "--test-share", True),
-        (VAL, "val", "--val-share", wants_val),
-        (COLD, "cold", "--cold-items", wants_cold),
+        (TEST, "test", "--test-share" if method in ("random", "time") else "--method", True),
+        (VAL, "val", "--val-share", val),
+        (COLD, "cold", "--cold-items", cold),
     ):
         if required and not (part == code).any():
             lost = sum(n for reason, n in dropped.items() if reason.startswith(name))
+            change = f"take another --method than {method}" if flag == "--method" else f"raise {flag}"
+            change += " (0: no such part)" if code != TEST else ""
             raise DataError(
                 f"{flag}, --min-reviews: no {name} row is left ({lost} of them have a user or item that "
-                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews or raise "
-                f"{flag}" + (" (0: no such part)" if code != TEST else "")
+                f"training, with {(part == TRAIN).sum()} rows, does not know); lower --min-reviews, {change}"
+                ", or use more reviews"
             )

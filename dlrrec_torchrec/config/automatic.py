@@ -92,7 +92,7 @@ def latest_items(later: float) -> int:
     model; 0 where held-out rows lie in between, and what came before a training row tells nothing of them.
 
     Args:
-        later: share of the held-out rows that are not before any training row of their user.
+        later: share of the held-out rows that come after a training row of their user and before none.
     """
     return RECENT if later >= LATER else 0
 

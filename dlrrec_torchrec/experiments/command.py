@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
+from collections.abc import Callable
 from typing import Any
 
 from dlrrec_torchrec.config import RunConfig
@@ -38,7 +40,7 @@ def add_audit(commands: Any) -> None:
     )
     leakage.add_argument(
         "--tolerance",
-        type=float,
+        type=_finite(lambda value: value >= 0, "at least 0"),
         default=0.02,
         help="AUC by which the interval must exceed zero to be called a leak (default: 0.02)",
     )
@@ -64,7 +66,9 @@ def add_tune(commands: Any) -> None:
     )
     tune.add_argument("--variant", help="of the configuration (default: its first one)")
     tune.add_argument(
-        "--minutes", type=_positive, help="of training, over all calls; the trial under way is finished"
+        "--minutes",
+        type=_finite(lambda value: value > 0, "above 0"),
+        help="of training, over all calls; the trial under way is finished",
     )
     tune.add_argument("--trials", type=at_least(1), help="in all calls, the first one included")
     tune.add_argument(
@@ -83,11 +87,16 @@ def add_tune(commands: Any) -> None:
     tune.set_defaults(action=_tune)
 
 
-def _positive(text: str) -> float:
-    """argparse's type of a number above 0."""
-    if not (value := float(text)) > 0:
-        raise argparse.ArgumentTypeError(f"{text} must be above 0")
-    return value
+def _finite(holds: Callable[[float], bool], bound: str) -> Callable[[str], float]:
+    """argparse's type of a finite number for which `holds` is true, `bound` in words."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and holds(value)):
+            raise argparse.ArgumentTypeError(f"{text} must be a finite number {bound}")
+        return value
+
+    return number
 
 
 def _add_seed_number(command: argparse.ArgumentParser) -> None:

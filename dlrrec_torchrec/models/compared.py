@@ -9,7 +9,8 @@ from torch import Tensor
 @torch.fx.wrap
 def stacked(rows: Tensor, corpus: Tensor, codes: Tensor) -> Tensor:
     """The vectors of the rows [B, V], and below them those of the entities `codes` [N]."""
-    return torch.cat([rows, corpus.index_select(0, codes).to(rows.dtype)])
+    with torch.autocast(rows.device.type, enabled=False):  # on CPUs it refuses to join 16-bit floats
+        return torch.cat([rows, corpus.index_select(0, codes).to(rows.dtype)])
 
 
 @torch.fx.wrap

@@ -26,10 +26,15 @@ def histories(train: SplitRows, users: int) -> pa.ListArray:
 
 
 def later_share(train: SplitRows, held_out: SplitRows) -> float:
-    """Share of the held-out rows that are not before any training row of their user; 0 without rows or
-    where times are not known."""
+    """Share of the held-out rows that come after a training row of their user and before none; 0 without rows
+    or where times are not known. A row of the one time that all of them have is in no order with them.
+    """
     if train.time is None or held_out.time is None or not len(held_out.time):
         return 0.0
-    latest = np.full(int(train.user.max()) + 1, np.iinfo(np.int64).min)
+    ends = np.iinfo(np.int64)
+    users = int(train.user.max()) + 1
+    earliest, latest = np.full(users, ends.max), np.full(users, ends.min)
+    np.minimum.at(earliest, train.user, train.time)
     np.maximum.at(latest, train.user, train.time)
-    return float((held_out.time >= latest[held_out.user]).mean())
+    user, time = held_out.user, held_out.time
+    return float(((time >= latest[user]) & (time > earliest[user])).mean())

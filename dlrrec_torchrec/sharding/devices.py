@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -99,8 +100,8 @@ def named_device(name: str, hbm: float | None = None, ddr: float | None = None) 
         raise DataError(f"--device {name}: not known (known: {', '.join(DEVICES)}); --hbm changes its memory")
     device = DEVICES[name]
     for flag, size in (("--hbm", hbm), ("--ddr", ddr)):
-        if size is not None and not size > 0:
-            raise DataError(f"{flag} {size}: must be a size above 0, in GB")
+        if size is not None and not 0 < size < math.inf:
+            raise DataError(f"{flag} {size}: must be a size above 0 and finite, in GB")
     if hbm is not None and not device.hbm:
         raise DataError(f"--hbm: a {name} has no device memory; use --ddr")
     sizes = {"hbm": hbm, "ddr": ddr}

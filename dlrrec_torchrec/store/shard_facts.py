@@ -31,8 +31,8 @@ class ShardFacts:
         category_slots: category types of an item, at most.
         category_types: how many types there are; this number itself is the padding's code.
         label_counts: "negative", "positive" -> training rows with that label.
-        later: share of the validation rows (the test rows, where there are none) that are not before any
-            training row of their user; 0 where times are unknown.
+        later: share of the validation rows (the test rows, where there are none) that come after a
+            training row of their user and before none; 0 where times are unknown.
     """
 
     users: int

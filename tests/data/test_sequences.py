@@ -79,7 +79,9 @@ def test_share_of_rows_that_come_later():
         return SplitRows(codes, codes, codes, codes, None if time is None else np.array(time, np.int64))
 
     train = rows([0, 0, 1], [5, 7, 3])
-    assert later_share(train, rows([0, 1, 0, 1], [8, 2, 7, 3])) == 0.75
+    assert later_share(train, rows([0, 1, 0, 1], [8, 2, 7, 4])) == 0.75
+    assert later_share(train, rows([1, 0, 1, 0], [3, 7, 3, 6])) == 0.25  # all of user 1's have one time
+    assert later_share(rows([0, 0, 1], [5, 5, 5]), rows([0, 1], [5, 5])) == 0
     assert later_share(train, rows([], [])) == 0 == later_share(train, rows([0], None))
     assert later_share(rows([0], None), rows([0], [1])) == 0
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
-from dlrrec_torchrec.cli import main
+from dlrrec_torchrec.cli import build_parser, main
 from dlrrec_torchrec.config import RunConfig, load_config, variant
 from dlrrec_torchrec.config.automatic import DataSize
 from dlrrec_torchrec.evaluation.baselines import read_rows
@@ -376,3 +376,18 @@ def test_what_is_missing_is_named(shards, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(["tune", "--run-dir", str(tmp_path), "--trials", "1"]) == 2
     assert "pip install 'dlrrec-torchrec[tune]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "bound"),
+    [
+        (["tune", "--minutes"], "above 0"),
+        (["audit", "leakage", "--tolerance"], "at least 0"),
+    ],
+)
+@pytest.mark.parametrize("text", ["nan", "inf", "1e400", "-1"])
+def test_numbers_that_no_budget_or_tolerance_can_be_are_refused(capsys, flags, bound, text):
+    with pytest.raises(SystemExit):
+        build_parser().parse_args([*flags[:-1], f"{flags[-1]}={text}"])
+    assert f"{flags[-1]}: {text} must be a finite number {bound}" in capsys.readouterr().err
+    assert build_parser().parse_args([*flags[:-1], f"{flags[-1]}=0.5"])

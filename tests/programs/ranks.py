@@ -91,7 +91,7 @@ def train_all(shards: Path, small: Path, out: Path) -> None:
         tables = {table: TableConfig(sharding=[kind]) for table, kind in kinds.items()}
         settings = dataclasses.replace(TRAIN, epochs=1, **changes)
         train(dataclasses.replace(MODEL, tables=tables), off, settings, "strict", shards, out / name)
-    lists = ListConfig(dim=8, id_dropout=0.3)
+    lists = ListConfig(dim=8, id_dropout=0.3, recent=6)
     with_list = dataclasses.replace(TRAIN, table_optimizer="rowwise_adagrad", select="auto")
     kinds = {"list_user": "row_wise", "list_item": "row_wise", "list_category": "table_wise"}
     for name, candidates in (("list", "catalogue"), ("list sampled", "sampled"), ("list batch", "batch")):
@@ -99,6 +99,10 @@ def train_all(shards: Path, small: Path, out: Path) -> None:
         model = dataclasses.replace(MODEL, tables=tables)
         chosen = dataclasses.replace(lists, candidates=candidates, num_candidates=20)
         train(model, ContrastiveConfig(num_negatives=16), with_list, "strict", shards, out / name, chosen)
+    # Fused tables are updated after each micro-batch, and ids that are left out are drawn for each.
+    in_parts = dataclasses.replace(TRAIN, accumulate=2, select="auto")
+    whole = dataclasses.replace(lists, id_dropout=0.0)
+    train(MODEL, off, in_parts, "strict", shards, out / "list accumulate", whole)
     tiny = TrainConfig(epochs=1, batch_size=8, select="loss", device="cpu", table_optimizer="rowwise_adagrad")
     train(MODEL, ContrastiveConfig(num_negatives=16), tiny, "strict", small, out / "small")
 

@@ -143,6 +143,8 @@ def test_a_real_gpu_is_described_by_its_driver():
         (lambda: named_device("h300"), "--device h300: not known .*h200"),
         (lambda: named_device("cpu", hbm=4), "--hbm: a cpu has no device memory"),
         (lambda: named_device("l4", ddr=-1), "--ddr -1: must be a size"),
+        (lambda: named_device("l4", hbm=float("inf")), "--hbm inf: must be a size above 0 and finite"),
+        (lambda: named_device("l4", ddr=float("nan")), "--ddr nan: must be a size"),
         (lambda: Table("t", 0, 8), "table t: rows=0"),
         (lambda: Table("t", 9, 6), "table t: dim=6 must be a multiple of 4"),
         (lambda: Table("t", 9, 8, cache=0), "cache=0"),

@@ -194,6 +194,13 @@ def test_an_interrupted_training_goes_on_as_the_same(shards, trained, tmp_path, 
         assert got == pytest.approx(wanted)
 
 
+def test_a_list_head_trains_in_bf16_with_vectors_as_shards_have_them(shards, trained, tmp_path):
+    run(shards, tmp_path / "out", epochs=1, precision="bf16")
+    half, exact = records(tmp_path / "out")[1], records(trained[0])[1]
+    for name in ("train_loss_list", "train_loss_rec"):
+        assert half[name] != exact[name] and half[name] == pytest.approx(exact[name], rel=0.02)
+
+
 def test_a_list_head_without_weight_is_none(shards, tmp_path):
     manifest = run(shards, tmp_path / "out", dataclasses.replace(LISTS, weight=0.0), epochs=1)
     assert manifest.facts["list"] is None and not any("list" in t for t in manifest.facts["tables"])

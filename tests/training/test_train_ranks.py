@@ -14,6 +14,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from dlrrec_torchrec.config import ModelConfig, from_dict
 from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.metrics import cross_entropy
+from dlrrec_torchrec.models.list_head import RECENT_WEIGHT
 from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.serving.score import Scorer
@@ -152,15 +153,20 @@ def test_every_rank_has_the_plan_of_rank_0(trained):
     assert "row_wise: needs a fused adam" in first["problem"]
 
 
-@pytest.mark.parametrize("name", ["list", "list sampled", "list batch"])
+@pytest.mark.parametrize("name", ["list", "list sampled", "list batch", "list accumulate"])
 def test_two_ranks_train_a_list_head_as_one(trained, name):
-    """Its id tables sharded by rows, and the checkpoint of two ranks ranks items on one."""
+    """Users with their latest items, id tables sharded by rows; the checkpoint of two ranks ranks on one."""
     shards, folders = trained
     one_rank, two_ranks = (step_losses(folders[n] / name, ("loss_list",)) for n in (1, 2))
     assert one_rank["loss_list"][-1] < one_rank["loss_list"][0]
     assert one_rank["loss_list"] == pytest.approx(two_ranks["loss_list"], abs=1e-4)
     plan = Manifest.read(folders[2] / name).facts["tables"]
-    assert plan["t_list_user"] == plan["t_list_item"] == "row_wise"
+    kind = "data_parallel" if name == "list accumulate" else "row_wise"
+    assert plan["t_list_user"] == plan["t_list_item"] == kind
+    with torch.no_grad():
+        weights = [load_trained(folders[n] / name, shards).list_head.recent_weight for n in (1, 2)]
+        assert len(weights[0]) == 3 and bool((weights[0] != RECENT_WEIGHT).all())
+        torch.testing.assert_close(*weights, atol=1e-3, rtol=0)
     users = np.arange(50)
     scores = [Scorer(folders[n] / name, shards).list_scores(users) for n in (1, 2)]
     np.testing.assert_allclose(*scores, atol=2e-3)
