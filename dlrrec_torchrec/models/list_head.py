@@ -39,9 +39,9 @@ class ListHead(nn.Module):
         reduced: modality -> size R of its reduced vectors; none: by ids alone.
         temperature: tau.
         items: how many there are; `set_popularity` tells of each how often it was reviewed.
-        recent: ranges of a user's latest items, as of `data.listing.recent_ranges`; each adds the mean of its
-            items' id and category embeddings to the user's side, by a weight of its own and one linear map
-            that begins as the identity.
+        recent: ranges of a user's latest items, as of `data.listing.recent_ranges`; each adds the sum of its
+            items' id and category embeddings, divided by the range's length, to the user's side, by a weight
+            of its own and one linear map that begins as the identity. A user with fewer items has less of it.
 
     Attributes:
         by_category: whether items have an embedding of their categories.

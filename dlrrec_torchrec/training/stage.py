@@ -46,6 +46,10 @@ NOT_LEFT_OUT = (
     "vectors from tables: those of a training row know its own review (not leave-one-out), so metrics of "
     "training rows are too good; validation and test rows are not affected"
 )
+NO_ORDER = (
+    "list.recent: no held-out row is known to come after its user's training rows (without all times, these "
+    "are in random order), so the latest items may say nothing; --recent 0 leaves them out"
+)
 UNRATED = "all training rows are positive: the rating is not trained, and the list head learns alone"
 
 
@@ -144,6 +148,8 @@ def train(
                 print(NOT_LEFT_OUT, file=sys.stderr)
             if not rated(spec):
                 print(UNRATED, file=sys.stderr)
+            if lists is not None and lists.recent and not facts.later and evaluated is None:
+                print(NO_ORDER, file=sys.stderr)
         list_metrics = probe = None
         with ranks.together():
             if lists is not None and evaluated is None:
