@@ -18,7 +18,7 @@ import dataclasses
 import math
 from typing import Any
 
-from dlrrec_torchrec.config.sections import ModelConfig, TrainConfig
+from dlrrec_torchrec.config.sections import ListConfig, ModelConfig, TrainConfig
 
 SMALL = 5_000  # training rows of the rarer label below which steps are smaller and the top MLP is narrow
 LARGE = 50_000  # from which towers have a hidden layer, and dropout is weaker
@@ -33,13 +33,15 @@ LATER = 0.9  # share of held-out rows after their user's training rows from whic
 
 @dataclasses.dataclass(frozen=True)
 class DataSize:
-    """Training rows, those of the rarer label, users and items; whether the rows have affinity features."""
+    """Training rows, those of the rarer label, users and items; whether the rows have affinity features; the
+    share of the held-out rows that are not before any training row of their user."""
 
     rows: int
     rarer: int
     users: int
     items: int
     affinity: bool = False
+    later: float = 0.0
 
 
 def automatic(
@@ -85,6 +87,22 @@ def automatic(
         chosen["train.weight_decay"] = float(f"{decay:.2g}")
         sections["train"] = dataclasses.replace(settled, weight_decay=chosen["train.weight_decay"])
     return sections["model"], sections["train"], chosen
+
+
+def automatic_lists(lists: ListConfig, later: float = 0.0) -> tuple[ListConfig, dict[str, Any]]:
+    """The section with a value for every setting that is open, and the chosen ones by name.
+
+    list.recent is as of `latest_items`. list.tau is 0.2 with latest items, which tell more of what comes next
+    than who the user is does of what she would choose at all, and 0.3 without.
+
+    Args:
+        later: as of `latest_items`; 0 where no data is known.
+    """
+    recent = latest_items(later) if lists.recent is None else lists.recent
+    by_name = {"recent": recent, "tau": 0.2 if recent else 0.3}
+    chosen = {name: value for name, value in by_name.items() if getattr(lists, name) is None}
+    settled = dataclasses.replace(lists, **chosen)
+    return settled, {f"list.{name}": value for name, value in chosen.items()}
 
 
 def latest_items(later: float) -> int:

@@ -248,7 +248,9 @@ class ListConfig:
 
     weight: float = option(1.0, "weight of its loss beside the rating's; 0 switches it off", least=0)
     dim: int = option(64, "numbers of a user's and of an item's vector (a multiple of 4)", least=4)
-    tau: float = option(0.3, "temperature of the softmax over cosines", above=0)
+    tau: float | None = option(
+        None, "temperature of the softmax over cosines (default: 0.2 with list.recent, else 0.3)", above=0
+    )
     candidates: str = option(
         "auto",
         "the items that a row's item is compared with: catalogue (all), sampled, those of the batch (the two "

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dlrrec_torchrec.config import RunConfig
-from dlrrec_torchrec.config.automatic import DataSize, automatic
+from dlrrec_torchrec.config.automatic import DataSize, automatic, automatic_lists
 from dlrrec_torchrec.config.check import range_problem
 from dlrrec_torchrec.config.names import sections
 from dlrrec_torchrec.config.read import VARYING, field_value
@@ -167,7 +167,8 @@ def search_space(config: RunConfig, size: DataSize, asked: Iterable[str] = ()) -
     """
     asked = list(asked)
     model, train, _ = automatic(config.model, config.train, size)
-    chosen = dataclasses.replace(config, model=model, train=train)
+    lists, _ = automatic_lists(config.list, size.later)
+    chosen = dataclasses.replace(config, model=model, train=train, list=lists)
     if asked:
         given = dict(_parsed(text, chosen) for text in asked)
         fixed: dict[str, Any] = {}

@@ -11,7 +11,7 @@ from torchrec.modules.embedding_configs import DataType, EmbeddingBagConfig
 from torchrec.modules.embedding_modules import EmbeddingBagCollection
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig, TrainConfig
-from dlrrec_torchrec.config.automatic import automatic
+from dlrrec_torchrec.config.automatic import automatic, automatic_lists
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.listing import LIST_KEYS, ListRows, recent_ranges
@@ -117,7 +117,8 @@ def _list_head(model: ModelConfig, lists: ListConfig, spec: BatchSpec, device: t
     sizes = tower_sizes(model, spec.modalities)
     reduced = {name: layers[-1] for name, layers in sizes.items()} if lists.content else {}
     tables = EmbeddingBagCollection(tables=configs, device=device)
-    recent = recent_ranges(lists.recent or 0)
+    lists, _ = automatic_lists(lists)
+    recent = recent_ranges(lists.recent)
     return ListHead(tables, spec.modalities, reduced, lists.tau, spec.facts.items, recent)
 
 

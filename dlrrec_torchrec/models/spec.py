@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
-from dlrrec_torchrec.config.automatic import DataSize
+from dlrrec_torchrec.config.automatic import DataSize, automatic_lists
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.draws import Draws, permuted_positives
 from dlrrec_torchrec.data.entities import entity_positives
@@ -26,7 +26,7 @@ CATALOGUE = 20_000  # items up to which list.candidates=auto takes all of them
 def data_size(facts: ShardFacts) -> DataSize:
     """What settings that are open follow from (`config.automatic`)."""
     counts = facts.label_counts.values()
-    return DataSize(sum(counts), min(counts), facts.users, facts.items, bool(facts.affinity))
+    return DataSize(sum(counts), min(counts), facts.users, facts.items, bool(facts.affinity), facts.later)
 
 
 def batch_spec(
@@ -41,7 +41,7 @@ def batch_spec(
     Args:
         facts: of the shards that it is trained on.
         contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
-        lists: also what the list head looks up, where it is on (`recent`, where open, is none); what it
+        lists: also what the list head looks up, where it is on (open settings by `automatic_lists`); what it
             needs of the shards' rows comes from `with_rows`, and permuted positives from `with_permuted`.
 
     Raises:
@@ -86,7 +86,7 @@ def _list_rows(lists: ListConfig, facts: ShardFacts, seed: int) -> ListRows:
         padding=padding,
         content=lists.content,
         mask_seen=lists.mask_seen,
-        recent=recent_ranges(lists.recent or 0),
+        recent=recent_ranges(automatic_lists(lists)[0].recent),
     )
 
 

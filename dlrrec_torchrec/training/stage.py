@@ -8,7 +8,6 @@ training that was killed goes on from its last checkpoint as the same run.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import sys
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
-from dlrrec_torchrec.config.automatic import automatic, chosen_text, latest_items
+from dlrrec_torchrec.config.automatic import automatic, automatic_lists, chosen_text
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
@@ -93,9 +92,9 @@ def train(
     shards = Manifest.read(shards_dir)
     facts = ShardFacts.of(shards, shards_dir)
     model, train, chosen = automatic(model, train, data_size(facts))
-    if lists is not None and lists.recent is None:
-        chosen["list.recent"] = latest_items(facts.later)
-        lists = dataclasses.replace(lists, recent=chosen["list.recent"])
+    if lists is not None:
+        lists, of_lists = automatic_lists(lists, facts.later)
+        chosen |= of_lists
     check_settings(model, contrastive, train, protocol=protocol)  # the chosen ones beside the given ones
     settings = jsonable({"model": model, "contrastive": contrastive, "list": lists, "train": train})
     for name in FREE:

@@ -351,7 +351,7 @@ def test_the_command(shards, tmp_path, capsys):
     assert out.err == "" and "'bce' by validation" in out.out
     assert "dlrrec run --config" in out.out and "best.yaml" in out.out
     manifest = json.loads((tmp_path / "tune" / "manifest.json").read_text())
-    assert manifest["config"]["train"]["lr"] == 0.004 and manifest["config"]["list"]["tau"] == 0.2
+    assert manifest["config"]["train"]["lr"] == 0.004 and manifest["config"]["list"]["id_lr"] == 0.01
 
 
 @pytest.mark.parametrize(

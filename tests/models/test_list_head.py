@@ -278,8 +278,8 @@ def test_padding_counts_nothing(recent):
         {m: torch.cat([v, torch.zeros(1, 8)]) for m, v in wrapper.model.reduce(plain.vectors).items()},
         {m: wrapper.model.dense_arch.towers[m](random_corpus()[m]) for m in wrapper.compared},
     )
-    rating = torch.cat([plain.rating, torch.zeros(1)])
-    total = wrapper.lists(sides, listed, padded["item"], padded["label"], 0.2, rating)
+    rating, head = torch.cat([plain.rating, torch.zeros(1)]), wrapper.model.list_head
+    total = wrapper.lists(sides, listed, padded["item"], padded["label"], head.temperature, rating)
     torch.testing.assert_close(total / len(plain), wrapper(batch, step=0)[1]["loss_list"])
 
 

@@ -138,6 +138,7 @@ def test_the_latest_items_count_where_held_out_rows_come_later(tmp_path, later, 
     manifest.write(shards)
     done = run(shards, tmp_path / "out", dataclasses.replace(LISTS, recent=None), epochs=1)
     assert done.config["list"]["recent"] == latest == done.facts["chosen"]["list.recent"]
+    assert done.config["list"]["tau"] == (0.2 if latest else 0.3) == done.facts["chosen"]["list.tau"]
     assert bool(Scorer(tmp_path / "out", shards)._model.list_head.recent) == bool(latest)
 
 
