@@ -61,7 +61,7 @@ def test_what_is_there_is_not_written_again(shards):
 def test_the_plain_read_is_of_the_columns_that_the_loader_reads(shards):
     loader = rows(shards, positives=0)
     columns = loader.dataset.reader.columns
-    assert columns == ["label", "user", "item", "dense", "category", "user_text"]
+    assert columns == ["label", "rating", "user", "item", "dense", "category", "user_text"]
     ranges = loading.column_ranges(shards / "train", columns)
     expected = 0
     for part in part_files(shards / "train"):

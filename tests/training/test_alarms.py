@@ -63,7 +63,7 @@ def test_parts_without_effect():
     assert not term_alarms({"loss_ii": (5.1, 4.9), "loss_uu": (5.1, 5.3)})
     found = term_alarms({"loss_ii": (5.1, 5.1001), "loss_uu": (0.0, 0.0)})
     assert "does not fall (5.1000 at first, 5.1001 now)" in found["loss_ii"]
-    assert "no training row's user has a SWING neighbour" in found["loss_uu"]
+    assert "no training row's user has both a content vector and a SWING neighbour" in found["loss_uu"]
 
 
 def test_an_epoch_is_judged_by_its_first_steps_its_logits_and_its_effects():
