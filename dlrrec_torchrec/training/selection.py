@@ -15,6 +15,9 @@ from dlrrec_torchrec.store.manifest import Manifest
 # starts after 300 epochs and waits for 50.
 PAPER_STOP_AFTER = 300
 PAPER_PATIENCE = 50
+# By the mixture an epoch may be the best only while the rating's loss is at most this share above the lowest
+# so far: else lists that go on improving would be bought with a rating that over-fits.
+MOST_LOSS = 0.01
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Selection:
         split: the rows that the metrics are of; None: there are none, and every epoch counts as better.
         epoch: the last epoch seen.
         best_epoch, best: the best epoch and its metrics; 0 and empty at the start.
+        lowest: the lowest loss so far, of epochs whose AUC is defined.
     """
 
     rule: str
@@ -64,12 +68,16 @@ class Selection:
     epoch: int = 0
     best_epoch: int = 0
     best: dict[str, float] = dataclasses.field(default_factory=dict)
+    lowest: float = math.inf
 
     def update(self, epoch: int, metrics: Mapping[str, float]) -> bool:
         """Take in an epoch's metrics. Returns whether it is the best; a tie keeps the earlier one."""
         self.epoch = epoch
         # Without held-out rows, hence metrics, every epoch is better than the one before.
         better = not self.best or selection_key(self.rule, metrics) > selection_key(self.rule, self.best)
+        if self.rule == "mixture" and math.isfinite(metrics["auc"]):
+            self.lowest = min(self.lowest, metrics["loss"])
+            better = better and metrics["loss"] <= (1 + MOST_LOSS) * self.lowest
         if better:
             self.best_epoch, self.best = epoch, dict(metrics)
         return better
@@ -82,11 +90,13 @@ class Selection:
 
     def state(self) -> dict[str, Any]:
         """What `restore` needs, as plain values."""
-        return {"epoch": self.epoch, "best_epoch": self.best_epoch, "best": self.best}
+        lowest = self.lowest if math.isfinite(self.lowest) else None
+        return {"epoch": self.epoch, "best_epoch": self.best_epoch, "best": self.best, "lowest": lowest}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a `state`."""
         self.epoch, self.best_epoch = state["epoch"], state["best_epoch"]
+        self.lowest = math.inf if state["lowest"] is None else state["lowest"]
         self.best = {name: math.nan if value is None else value for name, value in state["best"].items()}
 
 

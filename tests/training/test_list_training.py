@@ -62,7 +62,11 @@ def trained(shards, tmp_path_factory):
 def test_the_best_epoch_is_that_of_the_mixture(trained):
     out, manifest = trained
     history = records(out)
-    mixture = [r["ndcg@20"] + r["recall@20"] / 2 + r["auc"] for r in history]
+    lowest = np.minimum.accumulate([r["loss"] for r in history])
+    mixture = [
+        r["ndcg@20"] + r["recall@20"] / 2 + r["auc"] if r["loss"] <= 1.01 * low else -1
+        for r, low in zip(history, lowest, strict=True)
+    ]
     assert manifest.facts["best_epoch"] == int(np.argmax(mixture))
     assert [r["epoch"] for r in history] == [0, 1, 2, 3]  # with what the wide path starts as
     assert history[-1]["train_loss_list"] < history[1]["train_loss_list"]
@@ -275,7 +279,13 @@ def test_the_rule_of_selection():
     for epoch, (ndcg, recall, auc, best) in enumerate(
         [(0.1, 0.2, 0.7, True), (0.2, 0.1, 0.7, True), (0.2, 0.2, 0.6, False), (0.2, 0.1, 0.71, True)], 1
     ):
-        assert selection.update(epoch, {"ndcg@20": ndcg, "recall@20": recall, "auc": auc}) is best
+        found = {"ndcg@20": ndcg, "recall@20": recall, "auc": auc, "loss": 0.5}
+        assert selection.update(epoch, found) is best
+    better = {"ndcg@20": 0.4, "recall@20": 0.4, "auc": 0.71}
+    assert not selection.update(5, better | {"loss": 0.506})  # the rating over-fits
+    resumed = Selection("mixture", 0)
+    resumed.restore(json.loads(json.dumps(selection.state())))
+    assert not resumed.update(6, better | {"loss": 0.506}) and resumed.update(7, better | {"loss": 0.504})
     unrated = Selection("mixture", 0)
-    assert unrated.update(1, {"ndcg@20": 0.1, "recall@20": 0.1, "auc": math.nan})
-    assert unrated.update(2, {"ndcg@20": 0.2, "recall@20": 0.1, "auc": math.nan})
+    assert unrated.update(1, {"ndcg@20": 0.1, "recall@20": 0.1, "auc": math.nan, "loss": 0.1})
+    assert unrated.update(2, {"ndcg@20": 0.2, "recall@20": 0.1, "auc": math.nan, "loss": 0.9})
