@@ -33,8 +33,8 @@ LATER = 0.9  # share of held-out rows after their user's training rows from whic
 
 @dataclasses.dataclass(frozen=True)
 class DataSize:
-    """Training rows, those of the rarer label, users and items; whether the rows have affinity features; the
-    share of the held-out rows that are not before any training row of their user."""
+    """Training rows, those of the rarer label, users and items; whether the rows have affinity features;
+    `later` as of `latest_items`."""
 
     rows: int
     rarer: int

@@ -64,14 +64,7 @@ def auc_difference(
         label: [N] of 0 and 1. first, second: floats [N]. user: [N] codes or strings of the rows' users.
     """
     names, codes = np.unique(user, return_inverse=True)
-    ordered = [_ordered(label, score, codes) for score in (first, second)]
-
-    def difference(times: np.ndarray) -> float:
-        one, other = (_weighted_auc(*rows, times) for rows in ordered)
-        return one - other
-
-    drawn = _over_draws(difference, len(names), draws, seed)
-    return _interval(difference(np.ones(len(names), np.int64)), drawn, share)
+    return _over_users(_auc_gap(label, first, second, codes), len(names), draws, seed, share)
 
 
 def mixture_difference(
@@ -97,22 +90,39 @@ def mixture_difference(
     """
     names, codes = np.unique(np.concatenate([user, list_user]), return_inverse=True)
     of_row, of_list = codes[: len(user)], codes[len(user) :]
-    ordered = [_ordered(label, score, of_row) for score in (first, second)]
+    auc_gap = _auc_gap(label, first, second, of_row)
     gaps = np.asarray(first_lists, np.float64) - np.asarray(second_lists, np.float64)
     both = len(np.unique(np.asarray(label) > 0)) == 2
 
     def difference(times: np.ndarray) -> float:
-        total = 0.0
-        if both:
-            one, other = (_weighted_auc(*rows, times) for rows in ordered)
-            total += one - other
+        total = auc_gap(times) if both else 0.0
         if len(gaps):
             drawn = times[of_list]
             total += float(drawn @ gaps) / drawn.sum() if drawn.any() else np.nan
         return total
 
-    drawn = _over_draws(difference, len(names), draws, seed)
-    return _interval(difference(np.ones(len(names), np.int64)), drawn, share)
+    return _over_users(difference, len(names), draws, seed, share)
+
+
+def _auc_gap(
+    label: np.ndarray, first: np.ndarray, second: np.ndarray, user: np.ndarray
+) -> Callable[[np.ndarray], float]:
+    """How often each user was drawn, int64 [users] -> the AUC of `first` less that of `second`."""
+    ordered = [_ordered(label, score, user) for score in (first, second)]
+
+    def gap(times: np.ndarray) -> float:
+        one, other = (_weighted_auc(*rows, times) for rows in ordered)
+        return one - other
+
+    return gap
+
+
+def _over_users(
+    difference: Callable[[np.ndarray], float], users: int, draws: int, seed: int, share: float
+) -> Interval:
+    """The difference of the users themselves, and its interval over draws of them."""
+    drawn = _over_draws(difference, users, draws, seed)
+    return _interval(difference(np.ones(users, np.int64)), drawn, share)
 
 
 def _over_draws(

@@ -10,6 +10,7 @@ from scipy import sparse
 
 from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.evaluation.baselines import Rows
+from dlrrec_torchrec.models.list_loss import MIDDLE
 from dlrrec_torchrec.ranking.full_ranking import Scores
 
 
@@ -44,7 +45,7 @@ class Histories:
         middle says little: who rates an item has chosen it.
         """
         lowest, highest = rating_range
-        middle = lowest + 0.4 * (highest - lowest)
+        middle = lowest + MIDDLE * (highest - lowest)
         grades = np.clip((rows.rating - middle) / (highest - middle), -0.2, 1).astype(np.float32)
         return Histories(
             liked_matrix(rows, users, items),
