@@ -73,7 +73,9 @@ def random_history(rows: int, rows_a_user: float, items: int, seed: int) -> Hist
     category[:, 1:][category[:, 1:] == category[:, :-1]] = TYPES
     label = (rating >= 4).astype(np.float32)
     price = rng.integers(0, PRICES, items)
-    return History(user, item, rating, label, users, items, vectors, category, TYPES, price)
+    said = rng.random((2, users, 1)) < 0.2
+    likes, avoids = np.where(said, rng.integers(0, TYPES, said.shape), TYPES)
+    return History(user, item, rating, label, users, items, vectors, category, TYPES, price, likes, avoids)
 
 
 def _measure(rows: int, rows_a_user: float, items: int, folds: int, seed: int) -> dict[str, Any]:

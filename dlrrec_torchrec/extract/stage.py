@@ -189,7 +189,8 @@ def _write_content(
 
     writer = provider.read(words)
     user_side = [(c, f, rows) for c, f, rows in versions(user_code, fold, len(users), by_time)]
-    columns, summary_vectors, _ = _described(writer, "user", users, user_side, words, embed)
+    columns, summary_vectors, contents = _described(writer, "user", users, user_side, words, embed)
+    columns += [[content.likes[:slots] for content in contents], [c.avoids[:slots] for c in contents]]
     kind = with_vectors(schema.USER_CONTENT, {"text_vector": dims["text_vector"]})
     manifest.rows["users"] = _write([*columns, summary_vectors], kind, folder / "users")
 
@@ -230,14 +231,23 @@ def _codes(ids: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
 
 
 def _metadata(items_dir: Path | None, items: list[str]) -> list[dict]:
-    """What is known of each of `items`, {} where nothing is."""
+    """What is known of each of `items`, {} where nothing is; its text begins with the title."""
     if items_dir is None:
         return [{} for _ in items]
-    names = ["item_id", "text", "categories", "price", "captions"]
+    names = ["item_id", "title", "text", "categories", "price", "captions"]
     table = read_table(items_dir, schema.ITEMS, names)
     rows = table.filter(pa.compute.is_in(table["item_id"], value_set=pa.array(items, pa.string())))
-    known = {row["item_id"]: row for row in rows.to_pylist()}
+    known = {
+        row["item_id"]: row | {"text": _own_words(row["title"], row["text"])} for row in rows.to_pylist()
+    }
     return [known.get(item, {}) for item in items]
+
+
+def _own_words(title: str | None, text: str | None) -> str | None:
+    """An item's title and text as one text; sources often begin the text with the title."""
+    if not title or (text or "").startswith(title):
+        return text or None
+    return f"{title}\n{text}" if text else title
 
 
 def _described(
@@ -278,13 +288,13 @@ def _check_contents(contents: list[Content], entities: int) -> None:
                 f"extract.provider: answered {content!r:.80}; each answer must be a Content "
                 "(extract/providers/base.py)"
             )
-        for field in ("summary", "categories"):
-            texts = getattr(content, field)
+        for field in ("summary", "categories", "likes", "avoids"):
+            texts, names = getattr(content, field), field != "summary"
             right = isinstance(texts, tuple | list) and all(isinstance(text, str) and text for text in texts)
-            if not right or (field == "categories" and len(set(texts)) < len(texts)):
+            if not right or (names and len(set(texts)) < len(texts)):
                 raise DataError(
                     f"extract.provider: {field} {texts!r:.80} must be a tuple of texts, none of them empty"
-                    + (", each once" if field == "categories" else "")
+                    + (", each once" if names else "")
                 )
         if content.price_tag not in schema.PRICE_TAGS:
             tags = ", ".join(schema.PRICE_TAGS)

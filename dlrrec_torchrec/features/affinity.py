@@ -16,17 +16,16 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sparse
 
-from dlrrec_torchrec.features.affinity_terms import KINDS, ByVectors, ByVisits, Dot, Own, Term
+from dlrrec_torchrec.features.affinity_terms import KINDS, ByVectors, ByVisits, Dot, Own, Part, Term
 from dlrrec_torchrec.features.biases import fit_biases
+from dlrrec_torchrec.features.categories import by_categories
 from dlrrec_torchrec.features.factors import factorise
-from dlrrec_torchrec.features.low_rank import basis, centred, leading_directions, normalised_rows, unit
+from dlrrec_torchrec.features.low_rank import basis, centred, leading_directions, unit
 from dlrrec_torchrec.features.review_lists import Lists, Similar, make_lists, make_similar
 from dlrrec_torchrec.store.errors import DataError
 
 LIST = 256  # reviews of a user or an item that neighbourhoods walk through
 SIMILAR = 200  # entities that share reviewers, kept of each
-CATEGORY_RANK = 64  # of categories, where there are more
-PROFILE_RANKS = (4, 8, 16)  # of the users' category profiles
 TEXT_RANKS = (8, 24)
 VISIT_RANKS = (8, 24)
 INDEX = "affinity.json"
@@ -43,6 +42,7 @@ class History:
             name after `user_` and `item_` are of one space.
         category: int [I, slots] codes, best first; category_types and above: none.
         price: int [I], positions in PRICE_TAGS.
+        likes, avoids: int [U, slots] codes as `category`, of what users say of their taste anywhere.
     """
 
     user: np.ndarray
@@ -55,6 +55,8 @@ class History:
     category: np.ndarray
     category_types: int
     price: np.ndarray
+    likes: np.ndarray
+    avoids: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,9 +139,7 @@ def fit_affinity(history: History) -> Affinity:
         M.history: cosine of sum_{j in H(u)} x_j with x_i; M.residual: sum_j r_uj x_j . x_i / (2 + |H(u)|);
         M.own: cosine of the user's own vector of the same space with x_i; M.svdK, M.own_svdK: both in the K
         leading directions of users' vectors.
-    By categories c_i (1 / sqrt(rank) by place, times idf, unit length; `Dot`):
-        category.cosine: cosine of sum_j c_j with c_i; category.residual: sum_j r_uj c_j . c_i / (1 + sum_j
-        c_j . c_i); category.svdK: cosine in the K leading directions of users' profiles.
+    By categories: see `categories.by_categories`.
     By price: price.residual: sum of r over the user's items of this tag / (3 + their number); price.share.
     By ids: visits.svdK: of the interactions divided by sqrt(user's count x item's count); factors: product of
         the factors of residuals (`factorise`).
@@ -170,10 +170,12 @@ def fit_affinity(history: History) -> Affinity:
 
     parts = [
         _by_contents(history.vectors, visits, residuals, user_count),
-        _by_categories(history, visits, residuals),
+        by_categories(
+            history.category, history.likes, history.avoids, history.category_types, visits, residuals
+        ),
         _by_prices(history.price, user, item, residual, user_count),
     ]
-    terms += [dot for dots, _, _ in parts for dot in dots]
+    terms += [term for own, _, _ in parts for term in own]
     if len(user):
         terms += _by_ids(visits, user_count, item_count, by_user, by_item)
     for side, lists, vectors in (
@@ -188,10 +190,6 @@ def fit_affinity(history: History) -> Affinity:
         similar = make_similar(own, others, degree, SIMILAR)
         terms.append(ByVisits(f"{side}_knn.visits", side, lists, similar, 0.3))
     return Affinity(tuple(terms))
-
-
-Compared = tuple[str, np.ndarray, int, float]  # name, vectors, power, shrinkage of a `ByVectors`
-Part = tuple[list[Dot], list[Compared], list[Compared]]  # dots, what compares items, what compares users
 
 
 def _by_contents(
@@ -229,43 +227,6 @@ def _by_contents(
         of_items.append((name, x, 3, 0.3))
         of_users.append((f"{name}_history", walked, 2, 0.5))
     return dots, of_items, of_users
-
-
-def _by_categories(history: History, visits: sparse.csr_matrix, residuals: sparse.csr_matrix) -> Part:
-    items, slots = history.category.shape
-    known = history.category < history.category_types
-    if not known.any():
-        return [], [], []
-    place = np.broadcast_to(1 / np.sqrt(1 + np.arange(slots)), known.shape)
-    rows = np.broadcast_to(np.arange(items)[:, None], known.shape)
-    weights = sparse.csr_matrix(
-        (place[known].astype(np.float32), (rows[known], history.category[known])),
-        (items, history.category_types),
-    )
-    idf = np.log(items / np.maximum(weights.getnnz(0), 1)).clip(0.1)
-    of_items = normalised_rows((weights @ sparse.diags(idf.astype(np.float32))).tocsr())
-    walked = (visits @ of_items).tocsr()
-    profile = normalised_rows(walked)
-    used = np.flatnonzero(weights.getnnz(0))
-    if len(used) <= CATEGORY_RANK:
-        directions = np.eye(history.category_types, dtype=np.float32)[:, used]
-    else:
-        directions = leading_directions(of_items, CATEGORY_RANK)
-    x = np.asarray(of_items @ directions, np.float32)
-    dots = [
-        Dot("category.cosine", np.asarray(profile @ directions, np.float32), x),
-        Dot(
-            "category.residual",
-            np.asarray(residuals @ of_items @ directions, np.float32),
-            x,
-            support=np.asarray(walked @ directions, np.float32),
-        ),
-    ]
-    leading = leading_directions(profile, max(PROFILE_RANKS))
-    of_user, of_item = np.asarray(profile @ leading), np.asarray(of_items @ leading)
-    for rank in PROFILE_RANKS:
-        dots.append(Dot(f"category.svd{rank}", unit(of_user[:, :rank]), unit(of_item[:, :rank])))
-    return dots, [("category", x, 1, 0.5)], [("category", unit(of_user), 2, 0.5)]
 
 
 def _by_prices(

@@ -34,6 +34,26 @@ class Own:
 
 
 @dataclasses.dataclass(frozen=True)
+class Vector:
+    """A vector of the user, or of the item, alone: what a model may multiply with the other side's.
+
+    Attributes:
+        name: begins the names of its K columns; side: "user" or "item"; values: float32 [E, K].
+    """
+
+    name: str
+    side: str
+    values: np.ndarray
+
+    @property
+    def names(self) -> list[str]:
+        return [f"{self.name}{k}" for k in range(self.values.shape[1])]
+
+    def columns(self, user: np.ndarray, item: np.ndarray) -> np.ndarray:
+        return self.values[user if self.side == "user" else item]
+
+
+@dataclasses.dataclass(frozen=True)
 class Dot:
     """u . i, or (u . i) / (1 + s . i) where the user has a support s.
 
@@ -111,5 +131,9 @@ def _walked_and_target(side: str, user: np.ndarray, item: np.ndarray) -> tuple[n
     return (user, item) if side == "item" else (item, user)
 
 
-Term = Own | Dot | ByVectors | ByVisits
-KINDS = {kind.__name__: kind for kind in (Own, Dot, ByVectors, ByVisits)}
+Term = Own | Vector | Dot | ByVectors | ByVisits
+KINDS = {kind.__name__: kind for kind in (Own, Vector, Dot, ByVectors, ByVisits)}
+
+Compared = tuple[str, np.ndarray, int, float]  # name, vectors, power, shrinkage of a `ByVectors`
+# Terms of one kind of knowledge, by what it compares items, by what it compares users.
+Part = tuple[list[Term], list[Compared], list[Compared]]

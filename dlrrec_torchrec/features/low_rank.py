@@ -47,3 +47,15 @@ def normalised_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     norm = np.sqrt(np.asarray(matrix.multiply(matrix).sum(1)).ravel())
     scale = np.divide(1, norm, out=np.zeros_like(norm), where=norm > 0)
     return (sparse.diags(scale) @ matrix).tocsr()
+
+
+def steady(directions: np.ndarray) -> np.ndarray:
+    """Orthonormal directions float32 [C, K], turned within their space so that like spaces get like ones.
+
+    Singular vectors of two samples differ in sign, order and turn even where their spaces agree, so numbers
+    along them mean different things. These are the ones nearest to K fixed random directions (the orthogonal
+    Procrustes problem, Schönemann 1966): they follow from the space alone.
+    """
+    fixed = np.random.default_rng(SEED).standard_normal(directions.shape)
+    left, _, right = np.linalg.svd(directions.T @ fixed)
+    return (directions @ (left @ right)).astype(np.float32)

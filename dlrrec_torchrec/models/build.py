@@ -94,6 +94,7 @@ def build_model(
         content=_content(model, spec, table_device) if spec.in_tables else None,
         managed=managed,
         wide=model.wide,
+        products=facts.profile_columns,
         list_head=_list_head(model, lists, spec, table_device) if lists and lists.weight else None,
     )
     return built if meta else built.to(device)

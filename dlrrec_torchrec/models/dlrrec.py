@@ -44,6 +44,7 @@ class DLRREC(DLRM):
         wide: add a linear path over the dense features to the logit, and standardise them for the dense MLP
             too (`wide.WidePath`). The deep part's last layer then starts at zero: the first logits are the
             linear path's.
+        products: two ranges of dense features whose products the wide path has too.
         list_head: for lists of the best items; apart from the logit.
         dense_device: where the dense part is built.
 
@@ -86,6 +87,7 @@ class DLRREC(DLRM):
         content: ContentTables | None = None,
         managed: ManagedTables | None = None,
         wide: bool = False,
+        products: tuple[range, range] | None = None,
         list_head: ListHead | None = None,
         dense_device: torch.device | None = None,
     ) -> None:
@@ -122,7 +124,7 @@ class DLRREC(DLRM):
             self.inter_arch = kind(width).to(dense_device)
             over_in_features = self.inter_arch.out_features
         self.over_arch = OverArch(over_in_features, over_arch_layer_sizes, dropout, dense_device)
-        self.wide = WidePath(dense_in_features, device=dense_device) if wide else None
+        self.wide = WidePath(dense_in_features, products, device=dense_device) if wide else None
         if wide:
             for parameter in self.over_arch.model[-1].parameters():
                 nn.init.zeros_(parameter)
@@ -140,7 +142,8 @@ class DLRREC(DLRM):
     ) -> Tensor:
         """Logits f32 [B] of rows with dense features f32 [B, D], jagged ids and reduced vectors."""
         if self.wide is not None:
-            dense = self.wide.standardize(dense)
+            standardized = self.wide.standardize(dense)
+            dense = standardized[:, : self.wide.in_features]
         embedded_dense = self.dense_arch(dense)
         embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
         if self.managed is not None:
@@ -154,7 +157,7 @@ class DLRREC(DLRM):
                 torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
             )
         logits = self.over_arch(crossed).squeeze(1).float()
-        return logits if self.wide is None else logits + self.wide(dense)
+        return logits if self.wide is None else logits + self.wide(standardized)
 
     def score(self, batch: Batch, without: Collection[str] = ()) -> Tensor:
         """Logits f32 [B] of a batch, wherever its vectors come from; those of `without` count as missing."""

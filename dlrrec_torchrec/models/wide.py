@@ -9,11 +9,13 @@ LIMIT = 5.0  # standard deviations: a column with a long tail must not decide al
 
 
 class WidePath(nn.Module):
-    """w . z + b on standardised dense features z, added to the deep part's logit.
+    """w . z + b on standardised features z, added to the deep part's logit.
 
     z = (x - mean) / scale, kept within +-`limit`. Cheng et al. 2016, "Wide & Deep Learning for Recommender
-    Systems", section 3: P(y = 1 | x) = sigmoid(w_wide . x + w_deep . a + b). The feature's mean and scale are
-    buffers, saved with the weights; 0 and 1 until they are set (`training.warm_start`).
+    Systems", section 3: P(y = 1 | x) = sigmoid(w_wide . [x, phi(x)] + w_deep . a + b). The features are the
+    dense ones and, as phi, the products of two groups of them: a factorisation machine between a user's
+    profile and an item's. Mean and scale are buffers, saved with the weights; 0 and 1 until they are set
+    (`training.warm_start`).
 
     It has no tables of ids: what an id says by itself is the joint, shrunken bias of its user or item, which
     is computed without the row itself and comes as a dense feature. A free weight for each id would learn
@@ -21,6 +23,7 @@ class WidePath(nn.Module):
 
     Args:
         in_features: width D of the dense features.
+        products: two ranges of dense features, of sizes P and Q, of which every product is a feature too.
         limit: of |z|.
 
     Example::
@@ -29,33 +32,49 @@ class WidePath(nn.Module):
         >>> wide.set_scaling(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([2.0, 1.0, 1.0]))
         >>> wide.standardize(torch.tensor([[5.0, 0.5, -99.0]]))
         tensor([[ 2.0000,  0.5000, -5.0000]])
+        >>> WidePath(4, products=(range(0, 2), range(2, 4))).expand(torch.tensor([[1.0, 2.0, 3.0, 4.0]]))
+        tensor([[1., 2., 3., 4., 3., 4., 6., 8.]])
     """
 
-    def __init__(self, in_features: int, limit: float = LIMIT, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        products: tuple[range, range] | None = None,
+        limit: float = LIMIT,
+        device: torch.device | None = None,
+    ) -> None:
         super().__init__()
-        self.limit = limit
-        self.register_buffer("mean", torch.zeros(in_features, device=device))
-        self.register_buffer("scale", torch.ones(in_features, device=device))
+        self.limit, self.in_features, self.products = limit, in_features, products
+        self.features = in_features + (len(products[0]) * len(products[1]) if products else 0)
+        self.register_buffer("mean", torch.zeros(self.features, device=device))
+        self.register_buffer("scale", torch.ones(self.features, device=device))
         # A vector, not a matrix: weight decay, which is for matrices, would pull it away from its start.
-        self.weight = nn.Parameter(torch.zeros(in_features, device=device))
+        self.weight = nn.Parameter(torch.zeros(self.features, device=device))
         self.bias = nn.Parameter(torch.zeros(1, device=device))
 
     @torch.no_grad()
     def set_scaling(self, mean: Tensor, scale: Tensor) -> None:
-        """Set mean and scale, f32 [D] each."""
+        """Set mean and scale, f32 [F] each, of all features F = D + P Q; of an infinite scale: z is 0."""
         self.mean.copy_(mean)
         self.scale.copy_(scale)
 
     @torch.no_grad()
     def set_weights(self, weight: Tensor, bias: float) -> None:
-        """Set the weights, f32 [D] for standardised features, and the bias."""
+        """Set the weights, f32 [F] for standardised features, and the bias."""
         self.weight.copy_(weight)
         self.bias.fill_(bias)
 
+    def expand(self, dense: Tensor) -> Tensor:
+        """Dense features f32 [B, D] and their products, f32 [B, F]."""
+        if self.products is None:
+            return dense
+        left, right = (dense[:, group.start : group.stop] for group in self.products)
+        return torch.cat([dense, (left.unsqueeze(2) * right.unsqueeze(1)).flatten(1)], dim=1)
+
     def standardize(self, dense: Tensor) -> Tensor:
-        """Features f32 [B, D] to z, f32 [B, D]."""
-        return ((dense - self.mean) / self.scale).clamp(-self.limit, self.limit)
+        """Dense features f32 [B, D] to z, f32 [B, F], of which the first D are the dense features'."""
+        return ((self.expand(dense) - self.mean) / self.scale).clamp(-self.limit, self.limit)
 
     def forward(self, standardized: Tensor) -> Tensor:
-        """Logits f32 [B] of z, f32 [B, D]. Not a matrix product: autocast would make it half precision."""
+        """Logits f32 [B] of z, f32 [B, F]. Not a matrix product: autocast would make it half precision."""
         return (standardized * self.weight).sum(1) + self.bias

@@ -35,6 +35,7 @@ def affinity_columns(
 
     def fitted(fold: int) -> Affinity:
         category, price = sides.items.labels.seen_by(fold)
+        likes, avoids = sides.users.tastes.seen_by(fold)
         rows = slice(None)
         if fold >= 0:
             rows = np.flatnonzero(sides.fold < fold if earlier else sides.fold != fold)
@@ -50,6 +51,8 @@ def affinity_columns(
                 category=category,
                 category_types=sides.items.labels.padding,
                 price=price,
+                likes=likes,
+                avoids=avoids,
             )
         )
 

@@ -21,7 +21,7 @@ from dlrrec_torchrec.prepare.inputs import (
     read_positives,
 )
 from dlrrec_torchrec.prepare.own_vectors import VectorFile, read_vector_file
-from dlrrec_torchrec.prepare.sides import ItemLabels, Side
+from dlrrec_torchrec.prepare.sides import ItemLabels, Side, Tastes
 from dlrrec_torchrec.prepare.vocabulary import CategoryVocabulary, category_codes, category_vocabulary, encode
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table
@@ -101,14 +101,21 @@ def join_sides(
     earlier = statistics == "ordered"
     review_text = review_vectors("text") if text == "mean" else None
     text_source = "reviews" if text == "mean" else "summary"
+    contents = {
+        "user": read_table(content_dir / "users", USER_CONTENT),
+        "item": read_table(content_dir / "items", ITEM_CONTENT),
+    }
+    vocabulary = category_vocabulary(
+        contents["item"]["categories"], contents["item"]["fold"].to_numpy() == -1, category_types
+    )
+
+    def codes(names: pa.ChunkedArray) -> np.ndarray:
+        return category_codes(names, vocabulary.names, facts["category_slots"], category_types)
+
     sides: dict[str, Side] = {}
     modalities: list[Modality] = []
-    for side, schema, ids, entity in (
-        ("user", USER_CONTENT, user_ids, train.user),
-        ("item", ITEM_CONTENT, item_ids, train.item),
-    ):
-        folder = content_dir / f"{side}s"
-        content = read_table(folder, schema)
+    for side, ids, entity in (("user", user_ids, train.user), ("item", item_ids, train.item)):
+        folder, content = content_dir / f"{side}s", contents[side]
         index = FoldIndex(content, ids)
         groups = Groups(entity, reviews.fold, earlier)
         by_row, by_entity = _find_content(folder, index, ids, entity, reviews.fold, groups)
@@ -121,22 +128,19 @@ def join_sides(
             stored = map_vectors(folder, "text_vector", dims["text"], scratch / f"{side}-text")
             text_vectors = StoredVectors(stored, by_row, by_entity, by_fold)
         named = modality(f"{side}_text", dims["text"], source=text_source, encoder=encoder, flag="extract")
-        vectors, labels = {named.name: text_vectors}, None
+        vectors, labels, tastes = {named.name: text_vectors}, None, None
         modalities.append(named)
+        if side == "user":
+            tastes = Tastes(codes(content["likes"]), codes(content["avoids"]), by_entity, by_fold)
         if side == "item":
             named = modality("item_image", dims["image"], source="captions", encoder=encoder, flag="extract")
             modalities.append(named)
             vectors[named.name] = PooledVectors(
                 review_vectors("image"), entity, len(ids), left_out, metadata_vectors("image")
             )
-            vocabulary = category_vocabulary(
-                content["categories"], content["fold"].to_numpy() == -1, category_types
-            )
             labels = ItemLabels(
                 _price_codes(folder, content["price_tag"]),
-                category_codes(
-                    content["categories"], vocabulary.names, facts["category_slots"], category_types
-                ),
+                codes(content["categories"]),
                 category_types,
                 by_row,
                 by_entity,
@@ -148,6 +152,7 @@ def join_sides(
             vectors,
             read_positives(swing_dir / f"{side}s", ids, positives),
             labels,
+            tastes,
         )
     for file in files:
         described, stored = read_vector_file(file, {"user": user_ids, "item": item_ids}, scratch / file.name)

@@ -33,6 +33,21 @@ class ItemLabels:
 
 
 @dataclass(frozen=True)
+class Tastes:
+    """Categories that users say to like or avoid, by content row, and where to look them up."""
+
+    likes: np.ndarray  # unsigned [C, slots]
+    avoids: np.ndarray  # unsigned [C, slots]
+    by_entity: np.ndarray  # int64 [E], content row of each user, from all their reviews
+    by_fold: Callable[[int], np.ndarray]  # fold -> int64 [E], content rows that a row of the fold may see
+
+    def seen_by(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of likes and avoids, int64 [E, slots] each, as rows of `fold` see them; -1: as all others."""
+        content = self.by_entity if fold < 0 else self.by_fold(fold)
+        return self.likes[content].astype(np.int64), self.avoids[content].astype(np.int64)
+
+
+@dataclass(frozen=True)
 class Features:
     """What n rows see of one side."""
 
@@ -53,7 +68,8 @@ class Side:
     ratings: RatingStatistics
     vectors: dict[str, Vectors]
     positives: pa.ListArray  # in code order
-    labels: ItemLabels | None = None
+    labels: ItemLabels | None = None  # of items
+    tastes: Tastes | None = None  # of users
 
     def __len__(self) -> int:
         """How many entities there are."""

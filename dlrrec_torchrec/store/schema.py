@@ -13,9 +13,10 @@ import pyarrow as pa
 
 from dlrrec_torchrec.store.modality import Modality
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 PRICE_TAGS = ("none", "cheap", "fair", "overpriced")
 SPLITS = ("train", "val", "test")
+USER_PROFILE, ITEM_PROFILE = "category.user", "category.item"  # begin the names of affinity columns
 AFFINITY = "affinity"  # folder beside the shards: what computes these features of any user and item
 
 _str_list = pa.list_(pa.string())
@@ -57,10 +58,12 @@ def with_vectors(columns: pa.Schema, dims: Mapping[str, int]) -> pa.Schema:
 # its training reviews except those of fold k (cross-fitting: what a training row of fold k may see).
 # Vectors: text_vector (of the summary; null: no words), and of items image_vector (mean over captions; null:
 # no picture).
-USER_CONTENT = pa.schema([("id", pa.string()), ("fold", pa.int16()), ("summary", pa.string())])
+_CONTENT = [("id", pa.string()), ("fold", pa.int16()), ("summary", pa.string())]
+# Names of categories that the user says to like or to avoid anywhere, most often said first.
+USER_CONTENT = pa.schema([*_CONTENT, ("likes", _str_list), ("avoids", _str_list)])
 ITEM_CONTENT = pa.schema(
     [
-        *USER_CONTENT,
+        *_CONTENT,
         ("price_tag", pa.string()),  # one of PRICE_TAGS
         ("categories", _str_list),  # best first
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,21 @@ class ShardFacts:
     def entities(self) -> dict[str, int]:
         """ "user", "item" -> how many there are."""
         return dict(zip(SIDES, (self.users, self.items), strict=True))
+
+    @property
+    def profile_columns(self) -> tuple[range, range] | None:
+        """Where among the dense features the user's category profile is, and the item's; None: they are not.
+
+        See `features.categories`; each is in one run of columns.
+        """
+        found = []
+        for name in (schema.USER_PROFILE, schema.ITEM_PROFILE):
+            places = [k for k, column in enumerate(self.affinity) if re.fullmatch(rf"{name}\d+", column)]
+            if not places:
+                return None
+            first = self.dense_width - len(self.affinity) + places[0]
+            found.append(range(first, first + len(places)))
+        return found[0], found[1]
 
     @property
     def row_modalities(self) -> tuple[Modality, ...]:

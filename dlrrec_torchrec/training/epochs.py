@@ -114,10 +114,10 @@ class Run:
     def _begin(self, wide: WidePath) -> None:
         """Epoch 0: the logistic regression that the wide path starts as is a candidate like every epoch."""
         held_out = self.selection.split if self.protocol == "strict" else None
-        penalty = self.evaluated.penalty if self.evaluated else None
+        given = self.evaluated.start if self.evaluated else None
         weights = self.assembly.wrapper.class_weights.tolist()
         seed = self.settings.seed
-        self.start = warm_start(wide, self.shards_dir, weights, held_out, seed, self.ranks, penalty)
+        self.start = warm_start(wide, self.shards_dir, weights, held_out, seed, self.ranks, given)
         initialize(self.assembly.optimizer)
         self._end_epoch({"epoch": 0, "step": 0}, {})
 

@@ -10,6 +10,7 @@ from typing import Any
 from dlrrec_torchrec.metrics import selection_key
 from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.training.warm_start import Given
 
 # DLRREC section 4.2: the best model is that of the lowest false-positive rate on the test set; early stopping
 # starts after 300 epochs and waits for 50.
@@ -27,14 +28,14 @@ class Evaluated:
     Attributes:
         fingerprint: of the evaluated training.
         epochs: its best epoch; 0: the wide path's start.
-        penalty: of the wide path's start (`warm_start`); None where there is none.
+        start: what the wide path's start was fitted with (`warm_start`); None where there is none.
         calibration: of its probabilities.
         mix: its fact `list`, the share of the rating logit in lists; None without a list head.
     """
 
     fingerprint: str
     epochs: int
-    penalty: float | None
+    start: Given | None
     calibration: Calibration
     mix: dict[str, float] | None
 
@@ -42,9 +43,10 @@ class Evaluated:
     def of(trained: Manifest) -> Evaluated:
         """From the manifest of a finished training."""
         facts = trained.facts
-        penalty = (facts["start"] or {}).get("C")
+        start = facts["start"] or {}
+        given = Given(start["C"], start["products"]) if "C" in start else None
         calibration = Calibration.of(facts)
-        return Evaluated(trained.fingerprint, facts["best_epoch"], penalty, calibration, facts["list"])
+        return Evaluated(trained.fingerprint, facts["best_epoch"], given, calibration, facts["list"])
 
 
 @dataclasses.dataclass

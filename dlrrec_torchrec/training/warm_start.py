@@ -2,7 +2,8 @@
 
 The wide path gets the features' mean and scale on the training rows, and the weights of an L2 logistic
 regression on what it makes of them; the deep part adds nothing yet. So the first prediction is that
-regression, a strong one, and training has to improve on it.
+regression, a strong one, and training has to improve on it. Its products of profiles stay out, for the whole
+training, unless held-out rows say that they help.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,17 @@ MOST_ROWS = 1_000_000  # of a split that the regression sees
 # scikit-learn's C: weight of the sum of losses beside |w|^2 / 2
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 TOLERANCE = 0.5  # standard errors
-DEFAULT_PENALTY = 0.01  # where no rows are held out that could choose
+DEFAULT_PENALTY = 0.01
+PRODUCT_SCALE = 2.0  # deviations that one unit of a product is: they are many, so each weighs less
 LEAST_ROWS = 50  # held-out rows that may choose
+
+
+@dataclasses.dataclass(frozen=True)
+class Given:
+    """What holds where no rows are held out that could choose."""
+
+    penalty: float = DEFAULT_PENALTY
+    products: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,9 +48,10 @@ class Start:
     """What a wide path begins with.
 
     Attributes:
-        mean, scale: f32 [D], of the dense features; the scale of a constant one is 1.
-        weight, bias: f32 [D] for standardised features, and the intercept.
-        facts: rows, penalty, what chose it, for the training's manifest.
+        mean, scale: f32 [F], of all features of the path; the scale of a constant one is 1, that of a product
+            that is left out infinite.
+        weight, bias: f32 [F] for standardised features, and the intercept.
+        facts: rows, penalty, what chose it, whether products are used, for the training's manifest.
     """
 
     mean: np.ndarray
@@ -62,7 +73,7 @@ def warm_start(
     held_out: str | None,
     seed: int,
     ranks: Ranks,
-    penalty: float | None = None,
+    given: Given | None = None,
 ) -> dict[str, Any]:
     """Fit the regression on rank 0 and write it into the wide path of every rank; call it on all ranks.
 
@@ -70,7 +81,7 @@ def warm_start(
         class_weights: of the labels 0 and 1, as in the training's loss.
         held_out: the split that chooses the penalty (`strongest`); None: none does.
         seed: of the parts that are read where a split has more than MOST_ROWS.
-        penalty: where no split chooses (default: DEFAULT_PENALTY).
+        given: what holds where no split chooses.
 
     Returns:
         `Start.facts`.
@@ -80,7 +91,7 @@ def warm_start(
         facts = ShardFacts.read(shards_dir)
         rows = dense_rows(shards_dir, "train", facts, seed)
         others = dense_rows(shards_dir, held_out, facts, seed) if held_out else None
-        start = fit(*rows, others, class_weights, penalty)
+        start = fit(*rows, others, class_weights, given, wide.products)
     start = ranks.share(start)
     start.write(wide)
     return start.facts
@@ -91,53 +102,96 @@ def fit(
     label: np.ndarray,
     held_out: tuple[np.ndarray, np.ndarray] | None,
     class_weights: Sequence[float],
-    given: float | None = None,
+    given: Given | None = None,
+    products: tuple[range, range] | None = None,
 ) -> Start:
     """Standardisation and regression of training rows: dense f32 [N, D], label [N] of 0 and 1.
 
-    `held_out`, dense and label of other rows, chooses the penalty if there are LEAST_ROWS of both labels;
-    else it is the `given` one (default: DEFAULT_PENALTY). Of training rows with one label only the regression
+    `held_out`, dense and label of other rows, chooses the penalty, and whether `products` (as in `WidePath`)
+    are used, if there are LEAST_ROWS of both labels; else it is as `given`. They are used where that lowers
+    the mean loss by more than TOLERANCE standard errors. Of training rows with one label only the regression
     is left out: weights and bias are 0.
     """
-    wide = WidePath(dense.shape[1])
-    mean, scale = scaling(dense)
+    wide = WidePath(width := dense.shape[1], products)
+    with torch.no_grad():
+        mean, scale = scaling(wide.expand(torch.from_numpy(dense)).numpy())
+    scale[width:] *= PRODUCT_SCALE
     wide.set_scaling(torch.from_numpy(mean), torch.from_numpy(scale))
-    facts: dict[str, Any] = {"rows": len(label), "features": dense.shape[1]}
-    if len(np.unique(label)) < 2 or not dense.shape[1]:
-        return Start(
-            mean, scale, np.zeros_like(mean), 0.0, facts | {"note": "one label only: nothing to fit"}
-        )
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
+    facts: dict[str, Any] = {"rows": len(label), "features": width}
+    without_products = np.where(np.arange(len(scale)) < width, scale, np.float32(np.inf))
+    if len(np.unique(label)) < 2 or not width:
+        nothing = np.zeros_like(mean)
+        return Start(mean, without_products, nothing, 0.0, facts | {"note": "one label only: nothing to fit"})
 
     def z(rows: np.ndarray) -> np.ndarray:
         return wide.standardize(torch.from_numpy(rows)).numpy().astype(np.float64)
 
-    chooses = held_out is not None and min(np.bincount(held_out[1].astype(int), minlength=2)) > 0
-    chooses = chooses and len(held_out[1]) >= LEAST_ROWS
     x, y = z(dense), label.astype(int)
+    chooses = held_out is not None and min(np.bincount(held_out[1].astype(int), minlength=2)) > 0
+    if chooses and len(held_out[1]) >= LEAST_ROWS:
+        x_held_out, facts["chosen_by"] = z(held_out[0]), "loss"
+        plain = _Grid(x[:, :width], y, class_weights, x_held_out[:, :width], held_out[1])
+        chosen = plain
+        facts["grid"] = plain.means
+        if products:
+            crossed = _Grid(x, y, class_weights, x_held_out, held_out[1])
+            gain = plain.losses[plain.best] - crossed.losses[crossed.best]
+            if gain.mean() > TOLERANCE * gain.std() / math.sqrt(len(gain)):
+                chosen = crossed
+            facts["grid_with_products"] = crossed.means
+        penalty, weight, bias = chosen.best, *chosen.fitted[chosen.best]
+    else:
+        given, facts["chosen_by"] = (
+            (Given(), "default") if given is None else (given, "the evaluated training")
+        )
+        penalty = given.penalty
+        weight, bias = _regression(class_weights)(x if given.products else x[:, :width], y, penalty)
+    facts |= {"C": penalty, "products": len(weight) > width}
+    if not facts["products"]:
+        weight, scale = np.pad(weight, (0, len(mean) - width)), without_products
+    return Start(mean, scale, weight, bias, facts)
+
+
+class _Grid:
+    """Regressions with all PENALTIES: their losses on held-out rows, and the strongest that does as well."""
+
+    def __init__(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        class_weights: Sequence[float],
+        x_held_out: np.ndarray,
+        held_out: np.ndarray,
+    ):
+        regression = _regression(class_weights)
+        self.fitted = {penalty: regression(x, y, penalty) for penalty in PENALTIES}
+        logits = {c: x_held_out @ weight + bias for c, (weight, bias) in self.fitted.items()}
+        self.losses = {c: np.logaddexp(0, np.where(held_out > 0, -of, of)) for c, of in logits.items()}
+        self.means = {f"{c:g}": float(loss.mean()) for c, loss in self.losses.items()}
+        self.best = strongest(self.losses)
+
+
+def _regression(
+    class_weights: Sequence[float],
+) -> Callable[[np.ndarray, np.ndarray, float], tuple[np.ndarray, float]]:
+    """(standardised features, labels, penalty) -> weights f32 and bias, from where the last fit ended."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
     model = LogisticRegression(
         solver="newton-cholesky",  # few passes over many rows, where the features are few
         tol=1e-8,
         warm_start=True,  # from the stronger penalty's weights
         class_weight=dict(enumerate(map(float, class_weights))),
     )
-    without, why = (DEFAULT_PENALTY, "default") if given is None else (given, "the evaluated training")
-    fitted: dict[float, tuple[np.ndarray, float]] = {}
-    losses: dict[float, np.ndarray] = {}
-    for penalty in PENALTIES if chooses else (without,):
+
+    def fitted(x: np.ndarray, y: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
             model.set_params(C=penalty).fit(x, y)
-        fitted[penalty] = model.coef_[0].astype(np.float32), float(model.intercept_[0])
-        if chooses:
-            logit = model.decision_function(z(held_out[0]))
-            losses[penalty] = np.logaddexp(0, np.where(held_out[1] > 0, -logit, logit))
-    penalty = strongest(losses) if chooses else without
-    facts |= {"C": penalty, "chosen_by": "loss" if chooses else why}
-    if chooses:
-        facts["grid"] = {f"{c:g}": float(loss.mean()) for c, loss in losses.items()}
-    return Start(mean, scale, *fitted[penalty], facts)
+        return model.coef_[0].astype(np.float32), float(model.intercept_[0])
+
+    return fitted
 
 
 def strongest(losses: Mapping[float, np.ndarray]) -> float:

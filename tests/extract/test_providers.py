@@ -27,7 +27,7 @@ class Shouting:
     """Says what the reviews say, in capitals."""
 
     name, model = "shouting", "upper"
-    tag, answers = "fair", None
+    tag, likes, answers = "fair", ("Tea", "Cake"), None
 
     def __init__(self, summary_sentences: int, mark: str = "!"):
         self.limit, self.mark = summary_sentences, mark
@@ -41,11 +41,18 @@ class Shouting:
         for entity in list(entities)[: self.answers]:
             assert entity.corpus is self.corpus
             said = tuple(text.rstrip(".").upper() + self.mark for text in entity.texts[: self.limit])
-            yield Content(said) if entity.side == "user" else Content(said, self.tag, ("Soup",))
+            if entity.side == "user":
+                yield Content(said, likes=self.likes, avoids=("Soup",))
+            else:
+                yield Content(said, self.tag, ("Soup",))
 
 
 class Dear(Shouting):
     tag = "dear"
+
+
+class Twice(Shouting):
+    likes = ("Tea", "Tea")
 
 
 class Silent(Shouting):
@@ -62,6 +69,8 @@ def test_a_provider_of_ones_own_writes_the_content(tmp_path):
     manifest = run(tmp_path, provider=OWN, provider_options={"mark": "?"})
     content, _ = tables(tmp_path)
     assert content["users", "v", -1]["summary"] == "SLOW?"
+    assert content["users", "v", -1]["likes"] == ["Tea", "Cake"]
+    assert content["users", "v", -1]["avoids"] == ["Soup"]
     assert content["items", "i", -1]["summary"] == "GOOD SOUP? SLOW?"
     assert content["items", "i", -1]["price_tag"] == "fair"
     assert content["items", "i", -1]["categories"] == ["Soup"]
@@ -102,6 +111,7 @@ def test_an_identity_is_known_before_a_text_is_read():
         ({"provider": OWN, "provider_options": {"marks": "x"}}, "provider_options.*'marks'"),
         ({"provider_options": {"mark": "x"}}, "provider_options.*OfflineProvider.*'mark'"),
         ({"provider": f"{__name__}:Dear"}, "price tag 'dear' is not one of none"),
+        ({"provider": f"{__name__}:Twice"}, r"likes \('Tea', 'Tea'\) must be .* each once"),
         ({"provider": f"{__name__}:Silent"}, r"answered 0 of \d+ requests"),
     ],
 )

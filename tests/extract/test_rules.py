@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dlrrec_torchrec.extract.rules import lexicon
 from dlrrec_torchrec.extract.rules.categories import TypeMatcher, rank_types
 from dlrrec_torchrec.extract.rules.price import CHEAP, FAIR, OVER, price_evidence, price_tag
+from dlrrec_torchrec.extract.rules.taste import AVOIDED, LIKED, PLACE, of_whom
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
 from dlrrec_torchrec.store.schema import category_types
 
@@ -197,3 +198,29 @@ def test_ranking_follows_the_formula_and_its_limit():
     assert rank_types(mentions, 10, prevalence).tolist() == [1, 2, 0]
     assert len(rank_types(np.ones(50), 2, np.full(50, 0.02))) == 50
     assert len(rank_types(np.zeros(50), 2, np.full(50, 0.02))) == 0
+
+
+@pytest.mark.parametrize(
+    ("sentence", "whom"),
+    [
+        ("I could eat ramen every day", LIKED),
+        ("I'm a big fan of dim sum.", LIKED),
+        ("We usually go for Thai", LIKED),
+        ("My favorite cuisine is Ethiopian", LIKED),
+        ("I always order the biryani", LIKED),
+        ("Give me a burger over anything else", LIKED),
+        ("I\u2019m not a fan of sushi", AVOIDED),
+        ("It isn't my cup of tea", AVOIDED),
+        ("I've never liked liver", AVOIDED),
+        ("I don't really eat meat", AVOIDED),
+        ("Normally I avoid buffets, but this one is good", AVOIDED),
+        ("my favourite dish was the ramen", PLACE),
+        ("The biryani is to die for", PLACE),
+        ("Their sushi was cold and I hated it", PLACE),
+        ("We came for tacos and loved them", PLACE),
+        ("I will always remember this pizza", PLACE),
+        ("", PLACE),
+    ],
+)
+def test_whom_a_sentence_speaks_of(sentence, whom):
+    assert of_whom(sentence) == whom

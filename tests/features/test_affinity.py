@@ -43,6 +43,8 @@ def random_history(seed: int, rows: int = 34) -> History:
         category=np.minimum(category, TYPES),
         category_types=TYPES,
         price=rng.integers(0, 4, ITEMS),
+        likes=np.sort(rng.integers(0, TYPES + 3, (USERS, 2))),
+        avoids=rng.integers(0, TYPES + 3, (USERS, 1)),
     )
 
 
@@ -80,6 +82,14 @@ def test_columns_equal_plain_loops(seed):
         for place, code in enumerate(slots):
             if code < TYPES:
                 types[i, code] = max(idf[code], 0.1) / np.sqrt(1 + place)
+    used = (history.category[..., None] == np.arange(TYPES)).any((0, 1))
+    size = np.maximum(idf, 0.1) / np.sqrt(np.mean(np.maximum(idf, 0.1)[used] ** 2))
+    stated = np.zeros((USERS, TYPES))
+    for sign, said in ((1, history.likes), (-1, history.avoids)):
+        for u, slots in enumerate(said):
+            for place, code in enumerate(slots):
+                if code < TYPES:
+                    stated[u, code] += sign * 2 * size[code] / np.sqrt(1 + place)
     norm = np.linalg.norm(types, axis=1, keepdims=True)
     types = np.divide(types, norm, out=np.zeros_like(types), where=norm > 0)
     common = np.zeros((ITEMS, ITEMS), int)
@@ -111,7 +121,7 @@ def test_columns_equal_plain_loops(seed):
             "item_text.history": cosine(walked, text[i]),
             "item_text.residual": disliked @ text[i] / (2 + len(mine)),
             "item_text.own": own[u] @ text[i],
-            "category.cosine": cosine(profile, types[i]),
+            "category.cosine": cosine(profile + stated[u], types[i]),
             "category.residual": signed @ types[i] / (1 + profile @ types[i]),
             "item_knn.item_text.mean": np.dot(weights, values) / (sum(weights) + 0.3) if them else 0,
             "item_knn.item_text.mass": np.mean(weights) if them else 0,
@@ -125,6 +135,13 @@ def test_columns_equal_plain_loops(seed):
             expected["price.residual"] = sum(tag) / (3 + len(tag))
         for name, value in expected.items():
             assert columns[name][n] == pytest.approx(value, abs=3e-4), (name, u, i)
+        rank = sum(name.startswith("category.user") for name in columns)
+        mine, its = (
+            np.array([columns[f"category.{side}{k}"][n] for k in range(rank)]) for side in ("user", "item")
+        )
+        if rank == TYPES:  # nothing is cut off: turning changes no product of vectors
+            product = cosine(profile + stated[u], types[i]) * np.linalg.norm(types[i])
+            assert mine @ its == pytest.approx(product, abs=3e-4)
 
 
 @settings(max_examples=10)
@@ -135,6 +152,7 @@ def test_users_and_items_change_places(seed):
     turned = dataclasses.replace(
         history, user=history.item, item=history.user, users=ITEMS, items=USERS,
         category=np.full((USERS, 1), TYPES), price=np.zeros(USERS, int), vectors={},
+        likes=np.full((ITEMS, 1), TYPES), avoids=np.full((ITEMS, 1), TYPES),
     )  # fmt: skip
     history = dataclasses.replace(
         history, category=np.full((ITEMS, 1), TYPES), price=np.zeros(ITEMS, int), vectors={}

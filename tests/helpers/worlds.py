@@ -217,6 +217,8 @@ def content(seen: list[Review], world: World) -> dict:
         "image_vector": _mean(images),
         "price_tag": PRICE_TAGS[tenths % len(PRICE_TAGS)] if seen else "none",
         "categories": [names[(tenths + 7 * k) % len(names)] for k in range(most)],
+        "likes": [names[(tenths + 5 * k) % len(names)] for k in range(len(seen) % 3)],
+        "avoids": [names[(tenths + 1) % len(names)]] * (len(seen) > 1),
     }
 
 

@@ -35,6 +35,32 @@ def test_the_path_is_a_linear_model_of_clipped_standardised_features(width, rows
     assert logits == pytest.approx(z @ weight - 0.7, abs=1e-4)
 
 
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 9), st.integers(0, 999))
+@settings(max_examples=25, deadline=None)
+def test_products_are_a_bilinear_form_of_the_two_groups(left, right, rows, seed):
+    """With a matrix W between the groups u and i the logit is w . x + u W i, in plain loops."""
+    draw = np.random.default_rng(seed)
+    width = 2 + left + right
+    x = draw.normal(size=(rows, width)).astype(np.float32)
+    path = WidePath(width, (range(1, 1 + left), range(2 + left, width)), limit=1e6)
+    weight = draw.normal(size=width + left * right).astype(np.float32)
+    path.set_weights(torch.from_numpy(weight), 0.2)
+    matrix = weight[width:].reshape(left, right)
+    expected = [row @ weight[:width] + row[1 : 1 + left] @ matrix @ row[2 + left :] + 0.2 for row in x]
+    logits = path(path.standardize(torch.from_numpy(x))).detach().numpy()
+    assert logits == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_a_feature_of_infinite_scale_is_left_out_and_never_learns():
+    path = WidePath(2, (range(0, 1), range(1, 2)))
+    path.set_scaling(torch.zeros(3), torch.tensor([1.0, 1.0, torch.inf]))
+    path.set_weights(torch.tensor([1.0, 2.0, 3.0]), 0.0)
+    logits = path(path.standardize(torch.tensor([[1.0, 2.0], [-1.0, 0.5]])))
+    assert logits.tolist() == [5.0, 0.0]
+    logits.sum().backward()
+    assert path.weight.grad.tolist() == [0.0, 2.5, 0.0]
+
+
 def test_the_first_logits_are_the_linear_paths_whatever_the_deep_part_sees():
     model = with_weights(small_model(wide=True)).train()
     dense, sparse, vectors = random_inputs()

@@ -22,7 +22,7 @@ class EntityReviews:
     """What a provider may know of one user or item.
 
     fold is -1 for all training reviews, else the fold that is left out. `documents` are positions in the
-    corpus, i64 [n], the reviews in the table's order and then the item's own metadata text.
+    corpus, i64 [n], the reviews in the table's order and then, of an item, its own metadata text.
     """
 
     id: str
@@ -40,11 +40,16 @@ class EntityReviews:
 
 @dataclasses.dataclass(frozen=True)
 class Content:
-    """What a writer answers. Users have neither price tag nor categories."""
+    """What a writer answers: price tag and categories of an item, likes and avoids of a user.
+
+    Names of categories are distinct, best first; the stage keeps extract.category_slots of each.
+    """
 
     summary: tuple[str, ...] = ()  # its sentences
     price_tag: str = "none"  # one of schema.PRICE_TAGS
-    categories: tuple[str, ...] = ()  # best first; the stage keeps extract.category_slots of them
+    categories: tuple[str, ...] = ()
+    likes: tuple[str, ...] = ()  # categories that the user says to like anywhere, not of a place alone
+    avoids: tuple[str, ...] = ()
 
 
 class Writer(Protocol):

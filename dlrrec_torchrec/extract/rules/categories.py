@@ -67,7 +67,7 @@ class TypeMatcher:
         return terms
 
 
-def rank_types(mentions: np.ndarray, documents: int, prevalence: np.ndarray) -> np.ndarray:
+def rank_types(mentions: np.ndarray, documents: float, prevalence: np.ndarray) -> np.ndarray:
     """Codes of the types that stand out, best first, i64 [n].
 
     A type's score is its part of the binomial log likelihood ratio, p log(p / q), of its share p of the

@@ -86,88 +86,138 @@ NAMES = {
 }
 
 DISHES = {
+    "African": "jollof, fufu, suya, egusi",
     "American": "burger, hot dog, mac and cheese, buffalo wings, chicken wings, fried chicken, steak, "
-    "nachos, pancake",
+    "nachos, pancake, onion ring, turkey club, meatloaf, root beer, sloppy joe, loaded chili, clam "
+    "chowder",
     "Andhra": "gongura, royyala, royalla, vepudu, natu kodi, pulusu, ragi sangati, gadwal, andhra meal, "
     "ulavacharu, kodi, avakaya, mamsam",
     "Arabian": "kabsa, mandi rice, kunafa, shawarma",
+    "Argentinian": "empanada, chimichurri, asado",
     "Asian": "thai curry, dim sum, dimsum, sushi, ramen, stir fry, wok, pad thai, momo, kimchi, bao, "
     "satay, tom yum",
     "Asian Fusion": "fusion, bao",
-    "BBQ": "live grill, live barbeque, grill on the table, skewer, rib",
-    "Bakery": "cake, pastry, cupcake, bread, puff, croissant, brownie, cookie, muffin, tart, pie, "
-    "red velvet, birthday cake, eggless cake",
+    "BBQ": "live grill, live barbeque, grill on the table, skewer, rib, brisket, pulled pork, smoked "
+    "meat, burnt end, baby back, baked bean, coleslaw, smoked sausage",
+    "Bagels": "lox, schmear",
+    "Bakery": "cake, pastry, cupcake, bread, puff, croissant, brownie, cookie, muffin, tart, pie, red "
+    "velvet, birthday cake, eggless cake",
+    "Bar Food": "mozzarella stick, slider, soft pretzel, onion ring, loaded fries, jalapeno popper, "
+    "buffalo wings",
     "Beverages": "drink, juice, mocktail, shake, iced tea, ice tea, mojito, lassi, lemonade, tea, chai, "
     "coffee",
     "Biryani": "dum, mirchi ka salan, haleem",
+    "Brazilian": "churrasco, feijoada, picanha, caipirinha, pao de queijo",
+    "Breakfast": "omelette, omelet, eggs benedict, oatmeal, granola, hash brown, scrambled egg, avocado "
+    "toast, bacon and eggs, shakshuka",
+    "British": "shepherds pie, cottage pie, scotch egg, bangers and mash, sunday roast, sticky toffee "
+    "pudding",
+    "Bruncheria": "eggs benedict, avocado toast, mimosa, bloody mary, shakshuka",
     "Burger": "whopper, zinger, patty",
     "Cafe": "coffee, cappuccino, sandwich, hot chocolate, latte, croissant, cheesecake, pancake, waffle",
-    "Chinese": "manchurian, manchuria, chowmein, chow mein, hakka, fried rice, chilli chicken, "
-    "chilly chicken, noodle, schezwan, chopsuey, chop suey, hot and sour, spring roll, dragon chicken, "
-    "dim sum, kung pao, manchow, sweet and sour, chicken 65, wonton, crispy corn, dumpling, chili chicken, "
-    "lollipop, chicken lollipop",
-    "Coffee": "brew coffee, mocha, frappe, frappuccino, barista",
-    "Continental": "pasta, steak, sizzler, grilled chicken, grilled fish, mashed potato, lasagna, lasagne, "
-    "risotto, fish and chips, stroganoff, au gratin, roast, garlic bread, bruschetta, peri peri, cutlet, "
-    "saute vegetable, grilled vegetable, chicken breast",
+    "Cajun": "jambalaya, gumbo, crawfish, etouffee, po boy, beignet",
+    "Caribbean": "jerk chicken, plantain, oxtail",
+    "Chinese": "manchurian, manchuria, chowmein, chow mein, hakka, fried rice, chilli chicken, chilly "
+    "chicken, noodle, schezwan, chopsuey, chop suey, hot and sour, spring roll, dragon chicken, dim sum, "
+    "kung pao, manchow, sweet and sour, chicken 65, wonton, peking duck, siu mai, mapo "
+    "tofu, crispy corn, dumpling, chili chicken, lollipop, chicken lollipop",
+    "Cocktail Bar": "margarita, old fashioned, negroni, martini, gin and tonic, bloody mary, whiskey "
+    "sour, bourbon, daiquiri, manhattan",
+    "Coffee": "brew coffee, mocha, frappe, frappuccino, barista, cold brew, flat white, cortado, macchiato",
+    "Continental": "pasta, steak, sizzler, grilled chicken, grilled fish, mashed potato, lasagna, "
+    "lasagne, risotto, fish and chips, stroganoff, au gratin, roast, garlic bread, bruschetta, peri peri, "
+    "cutlet, saute vegetable, grilled vegetable, chicken breast",
+    "Cuban": "cubano, cuban sandwich, ropa vieja",
+    "Deli": "pastrami, reuben, corned beef, turkey club, matzo ball",
     "Desserts": "cake, brownie, cheesecake, gulab jamun, ice cream, pastry, tiramisu, pudding, mousse, "
-    "kulfi, sundae, waffle, apricot, qubani ka meetha, double ka meetha, gelato, sizzling brownie, cupcake, "
-    "red velvet",
-    "European": "lasagna, risotto, fondue, schnitzel, bruschetta, pasta, goulash",
+    "kulfi, sundae, waffle, apricot, qubani ka meetha, double ka meetha, gelato, sizzling brownie, "
+    "cupcake, red velvet",
+    "Ethiopian": "injera, doro wat, berbere, tibs",
+    "European": "lasagna, risotto, fondue, schnitzel, bruschetta, pasta, goulash, duck confit, bratwurst, "
+    "pierogi, borscht, shepherds pie, hot cider",
     "Fast Food": "burger, french fries, fries, pizza, sandwich, fried chicken, nugget, hot dog, wrap, "
     "zinger, combo meal, drive thru, maggi, popcorn chicken",
+    "Filipino": "lumpia, adobo, pancit, sisig",
     "Finger Food": "fries, nachos, finger, nibble, wings, potato wedge, snack, tapas, platter",
+    "French": "duck confit, escargot, coq au vin, ratatouille, foie gras, french onion soup, onion "
+    "gratinee, bouillabaisse, steak frites, creme brulee, quiche",
+    "German": "bratwurst, schnitzel, sauerkraut, spaetzle, currywurst",
     "Goan": "vindaloo, xacuti, bebinca, balchao, recheado, sorpotel",
-    "Hyderabadi": "haleem, pathar ka gosht, double ka meetha, qubani ka meetha, mirchi ka salan, "
-    "dum biryani, nihari",
+    "Greek": "gyro, souvlaki, moussaka, spanakopita, tzatziki, dolma",
+    "Hawaiian": "poke bowl, spam musubi, loco moco",
+    "Healthy Food": "kombucha, smoothie bowl, acai, kale, quinoa, grilled tofu, veggie burger, zucchini "
+    "noodle, beetroot, cauliflower steak, granola",
+    "Hungarian": "goulash, langos",
+    "Hyderabadi": "haleem, pathar ka gosht, double ka meetha, qubani ka meetha, mirchi ka salan, dum "
+    "biryani, nihari",
     "Ice Cream": "scoop, sundae, cone, cold stone",
     "Indian": "curry, masala, naan, thali",
     "Indonesian": "nasi goreng, satay, rendang, mie goreng",
     "Italian": "pasta, pizza, lasagna, lasagne, risotto, tiramisu, spaghetti, penne, ravioli, gnocchi, "
-    "alfredo, bruschetta, carbonara, fettuccine, arrabiata, arabiata, aglio olio, garlic bread, panna cotta, "
-    "pesto",
-    "Japanese": "sushi, ramen, teppanyaki, tempura, sashimi, teriyaki, miso, wasabi, udon, bento",
+    "alfredo, bruschetta, carbonara, fettuccine, arrabiata, arabiata, aglio olio, garlic bread, panna "
+    "cotta, pesto, calzone, parmigiana, chicken parm, chianti, limoncello, focaccia, osso buco, cannoli, "
+    "antipasto",
+    "Jamaican": "jerk chicken, oxtail, ackee",
+    "Japanese": "sushi, ramen, teppanyaki, tempura, sashimi, teriyaki, miso, katsu, gyoza, sake, wasabi, "
+    "udon, bento",
     "Juices": "fresh fruit, watermelon juice, sugarcane",
     "Kebab": "tikka, tangdi, malai tikka, reshmi, hariyali, skewer, grill, tandoor, seekh kebab, galouti",
     "Kerala": "appam, puttu, kerala parotta, malabar parotta, fish moilee, sadhya",
-    "Korean": "kimchi, bibimbap, bulgogi, korean bbq, tteokbokki",
+    "Korean": "kimchi, bibimbap, bulgogi, korean bbq, tteokbokki, japchae, galbi, gochujang",
+    "Latin American": "empanada, arepa, ceviche, pupusa, tamale, plantain, black bean, churrasco",
     "Lebanese": "shawarma, hummus, falafel, pita, tabbouleh, baba ganoush, fattoush, toum",
     "Malaysian": "laksa, nasi lemak, satay, roti canai, rendang",
     "Mediterranean": "hummus, pita, falafel, tzatziki, feta, olive, mezze, couscous, moussaka",
-    "Mexican": "taco, burrito, nachos, quesadilla, enchilada, fajita, salsa, guacamole, tortilla, churro",
-    "Middle Eastern": "hummus, falafel, shawarma, kebab, pita, baklava",
+    "Mexican": "taco, burrito, nachos, quesadilla, enchilada, fajita, salsa, guacamole, tortilla, churro, "
+    "pozole, tamale, horchata, carnitas, al pastor, mole, margarita, elote, chilaquiles",
+    "Middle Eastern": "hummus, falafel, shawarma, kebab, pita, baklava, tagine, lentil stew, tahini, "
+    "shakshuka, mint tea, lamb tagine",
     "Mithai": "laddu, ladoo, jalebi, rasgulla, rasmalai, barfi, halwa, kaju, gulab jamun, peda, sohan papdi",
     "Modern Indian": "molecular, gastronomy, modern twist, deconstructed, fusion",
+    "Moroccan": "tagine, couscous, harira, mint tea",
     "Mughlai": "korma, nihari, rogan josh, butter chicken, seekh kebab, shahi, kurma, handi, rumali, "
     "mughlai biryani",
     "Nepalese": "thukpa, sel roti",
     "Noodles": "chowmein, chow mein, hakka noodle, ramen, udon",
-    "North Indian": "paneer, butter chicken, naan, nan, roti, dal, daal, tandoori, tikka, kulcha, paratha, "
-    "parantha, rajma, chole, bhature, palak, kadai, kadhai, makhani, makhni, lassi, butter naan, "
+    "North Indian": "paneer, butter chicken, naan, nan, roti, dal, daal, tandoori, tikka, kulcha, "
+    "paratha, parantha, rajma, chole, bhature, palak, kadai, kadhai, makhani, makhni, lassi, butter naan, "
     "rumali roti, phulka, malai kofta, butter masala, tikka masala, rogan josh, thali, curry, gravy, "
     "mushroom masala, sabzi, chapati",
     "Pan Asian": "thai curry, sushi, dim sum, bao, wok",
     "Pasta": "spaghetti, penne, lasagna, alfredo, ravioli, fettuccine, carbonara, arrabiata",
+    "Peruvian": "ceviche, lomo saltado, pisco sour",
     "Pizza": "margherita, pepperoni, thin crust, cheese burst",
+    "Polish": "pierogi, kielbasa, bigos",
     "Pub": "beer, craft beer, dj, dance floor, draught, pitcher",
     "Punjabi": "sarson ka saag, chole bhature, makki ki roti, lassi, amritsari, dhaba",
     "Rajasthani": "dal bati, laal maas, gatte, ker sangri",
+    "Roast Chicken": "rotisserie chicken",
+    "Russian": "borscht, pelmeni, blini",
     "Salad": "quinoa, lettuce, bowl, green",
-    "Seafood": "fish, apollo fish, fish curry, pomfret, salmon, tuna, oyster, mussel, clam",
+    "Seafood": "fish, apollo fish, fish curry, pomfret, salmon, tuna, oyster, mussel, clam, ceviche, "
+    "chowder, scallop, crab cake",
     "Shakes": "oreo shake, kitkat shake, ferrero shake",
+    "Soul Food": "fried chicken, collard green, cornbread, candied yam, black eyed pea",
     "South Indian": "dosa, idli, idly, vada, sambar, sambhar, uttapam, rasam, upma, pongal, poori, puri, "
     "curd rice, filter coffee, chettinad, appam, parotta, pesarattu, banana leaf, south indian meal, "
     "chicken 65",
-    "Southern": "grits, gumbo, cornbread, biscuits and gravy",
+    "Southern": "grits, gumbo, cornbread, biscuits and gravy, fried chicken, collard green, sweet tea, "
+    "hush puppy, pulled pork, baked bean, bourbon",
     "Spanish": "paella, tapas, sangria, churro, patatas bravas, chorizo",
     "Sports Bar": "big screen, match screening, live match, football match, cricket match",
     "Street Food": "pav bhaji, vada pav, bhel, bhel puri, samosa, dahi puri, sev puri, papdi, tikki, "
     "kachori, momo, dabeli, jhal muri, puchka",
     "Sushi": "sashimi, maki, nigiri, california roll, uramaki",
+    "Tapas": "patatas bravas, marinated olive, croqueta, jamon",
     "Tea House": "tea, chai, green tea, irani chai",
-    "Thai": "pad thai, tom yum, thai curry, green curry, red curry, som tam, khao, massaman, lemongrass",
+    "Thai": "pad thai, tom yum, thai curry, green curry, red curry, som tam, papaya salad, khao, massaman, "
+    "lemongrass",
     "Tibetan": "thukpa, momo, tingmo",
+    "Turkish": "doner, lahmacun, borek, pide, ayran",
+    "Vegan": "tofu, seitan, tempeh",
     "Vietnamese": "pho, banh mi, vietnamese roll",
+    "Wine Bar": "pinot noir, cheese board, chianti, cabernet, merlot, chardonnay, white wine, red wine, "
+    "charcuterie",
     "Wraps": "tortilla wrap, rolls and wraps",
 }
 
