@@ -205,8 +205,8 @@ def _dense(names: list) -> str | None:
 
 
 @_rule("prepare.rating_range")
-def _rating_range(bounds: list) -> str | None:
-    if len(bounds) != 2 or bounds[0] >= bounds[1]:
+def _rating_range(bounds: list | None) -> str | None:
+    if bounds is not None and (len(bounds) != 2 or bounds[0] >= bounds[1]):
         return f"{bounds} is not a lowest and a highest rating, as [1, 5]"
     return None
 
@@ -221,7 +221,9 @@ def _order(statistics: str, fold_by: str) -> str | None:
 
 
 @_rule("split.positive_rating", "prepare.rating_range")
-def _positive_rating(positive: float, bounds: list) -> str | None:
+def _positive_rating(positive: float | None, bounds: list | None) -> str | None:
+    if positive is None or bounds is None:
+        return None
     if len(bounds) == 2 and not bounds[0] < positive <= bounds[1]:
         return (
             f"{positive:g} leaves one label only among ratings from {bounds[0]:g} to {bounds[1]:g}; if the "

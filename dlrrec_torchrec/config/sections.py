@@ -53,7 +53,10 @@ class SplitConfig:
     val_share: float = option(
         0.1, "share of the remaining rows that selects the model (none under 'paper')", least=0, below=1
     )
-    positive_rating: float = option(4.0, "a rating of at least this is a positive label")
+    positive_rating: float | None = option(
+        None,
+        "a rating of at least this is a positive label (default: three quarters up the scale, 4 of 1 to 5)",
+    )
     cold_items: float = option(
         0.0,
         "share of the items that lose all training and validation rows: a test of what content alone can do",
@@ -148,7 +151,11 @@ class PrepareConfig:
     smoothing: float = option(
         3.0, "pseudo-reviews of the middle of rating_range added to each mean rating", least=0
     )
-    rating_range: list = option([1.0, 5.0], "lowest and highest possible rating")
+    rating_range: list | None = option(
+        None,
+        "lowest and highest possible rating (default: of the narrowest common scale that holds them all)",
+        of=float,
+    )
     vectors: dict = option(
         {},
         "vectors that you have: NAME=FILE:ID,VECTOR, where NAME begins with user_ or item_ and FILE is "

@@ -18,7 +18,7 @@ import scipy.sparse as sparse
 
 from dlrrec_torchrec.features.affinity_terms import KINDS, ByVectors, ByVisits, Dot, Own, Part, Term
 from dlrrec_torchrec.features.biases import fit_biases
-from dlrrec_torchrec.features.categories import by_categories
+from dlrrec_torchrec.features.category_profiles import by_categories
 from dlrrec_torchrec.features.factors import factorise
 from dlrrec_torchrec.features.low_rank import basis, centred, leading_directions, unit
 from dlrrec_torchrec.features.review_lists import Lists, Similar, make_lists, make_similar
@@ -139,7 +139,7 @@ def fit_affinity(history: History) -> Affinity:
         M.history: cosine of sum_{j in H(u)} x_j with x_i; M.residual: sum_j r_uj x_j . x_i / (2 + |H(u)|);
         M.own: cosine of the user's own vector of the same space with x_i; M.svdK, M.own_svdK: both in the K
         leading directions of users' vectors.
-    By categories: see `categories.by_categories`.
+    By categories: see `category_profiles.by_categories`.
     By price: price.residual: sum of r over the user's items of this tag / (3 + their number); price.share.
     By ids: visits.svdK: of the interactions divided by sqrt(user's count x item's count); factors: product of
         the factors of residuals (`factorise`).

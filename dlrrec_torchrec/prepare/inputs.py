@@ -14,6 +14,7 @@ from dlrrec_torchrec.features.left_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.vocabulary import encode, encode_lists, sorted_names
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
+from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.schema import (
     ITEMS,
     METADATA_CONTENT,
@@ -42,6 +43,20 @@ def training_ids(train_dir: Path) -> tuple[pa.Array, pa.Array]:
     if table.num_rows == 0:
         raise DataError(f"{train_dir}: no training rows; relax the filters, by `dlrrec split --min-reviews`")
     return sorted_names(table["user_id"]), sorted_names(table["item_id"])
+
+
+def rating_range(setting: list | None, split_dir: Path) -> tuple[float, float]:
+    """Lowest and highest rating: those of prepare.rating_range, else the scale that `split` found.
+
+    Raises DataError where it found none.
+    """
+    bounds = Manifest.read(split_dir).facts.get("rating_range") if setting is None else setting
+    if bounds is None:
+        raise DataError(
+            f"{split_dir}: its ratings are on no common scale; say how far they reach by --rating-range "
+            "LOWEST HIGHEST"
+        )
+    return float(bounds[0]), float(bounds[1])
 
 
 def check_ratings(folder: Path, rating: np.ndarray, rating_range: tuple[float, float]) -> None:

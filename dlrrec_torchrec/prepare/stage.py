@@ -70,7 +70,7 @@ def prepare(
         sources["items"] = items_dir
     fingerprints = {name: Manifest.read(folder).fingerprint for name, folder in sources.items()}
     fingerprints |= {f"vectors/{file.name}": file_digest(file.files) for file in files}
-    rating_range = (float(config.rating_range[0]), float(config.rating_range[1]))
+    rating_range = inputs.rating_range(config.rating_range, split_dir)
     prior = sum(rating_range) / 2  # a constant, the middle of the range, as an entity without reviews has
     manifest = Manifest("prepare", jsonable(config) | {"prior": prior}, fingerprints)
     if previous := manifest.current(out_dir):

@@ -30,7 +30,7 @@ def ingest(work: Work) -> Manifest:
 
 
 def split(work: Work) -> Manifest:
-    from dlrrec_torchrec.split import split
+    from dlrrec_torchrec.split.stage import split
 
     return split(work.config.split, work.config.protocol, work.paths.reviews, work.paths.split)
 
@@ -77,13 +77,13 @@ def check_prepare(config: RunConfig) -> None:
 
 
 def check_prepare_input(work: Work) -> None:
-    from dlrrec_torchrec.prepare.inputs import check_ratings
+    from dlrrec_torchrec.prepare.inputs import check_ratings, rating_range
     from dlrrec_torchrec.store.files import read_table
     from dlrrec_torchrec.store.schema import SPLIT, SPLITS
 
-    lowest, highest = work.config.prepare.rating_range
+    bounds = rating_range(work.config.prepare.rating_range, work.paths.split)
     for folder in (work.paths.split / part for part in SPLITS):
-        check_ratings(folder, read_table(folder, SPLIT, ["rating"])["rating"].to_numpy(), (lowest, highest))
+        check_ratings(folder, read_table(folder, SPLIT, ["rating"])["rating"].to_numpy(), bounds)
 
 
 def train(work: Work) -> Manifest:

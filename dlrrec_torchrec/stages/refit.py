@@ -23,7 +23,7 @@ from dlrrec_torchrec.distributed.launcher import is_launched
 from dlrrec_torchrec.extract.stage import extract
 from dlrrec_torchrec.prepare.stage import prepare
 from dlrrec_torchrec.serving.choose import REFIT, preferred, refit_inputs, trained_variants
-from dlrrec_torchrec.split import keep_all
+from dlrrec_torchrec.split.stage import keep_all
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import MANIFEST, UNFINISHED, check_output, remove_own, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed

@@ -82,7 +82,7 @@ class ShardFacts:
     def profile_columns(self) -> tuple[range, range] | None:
         """Where among the dense features the user's category profile is, and the item's; None: they are not.
 
-        See `features.categories`; each is in one run of columns.
+        See `features.category_profiles`; each is in one run of columns.
         """
         found = []
         for name in (schema.USER_PROFILE, schema.ITEM_PROFILE):

@@ -128,7 +128,10 @@ def test_numbers_that_are_none_are_refused(value):
         ({"swing.max_item_users": 1}, "swing.max_item_users .*2 or more"),
         ({"prepare.rating_range": [5, 1]}, "prepare.rating_range .*lowest and a highest"),
         ({"prepare.rating_range": [1]}, "prepare.rating_range .*lowest and a highest"),
-        ({"split.positive_rating": 7}, "split.positive_rating .*one label only.*prepare.rating_range"),
+        (
+            {"split.positive_rating": 7, "prepare.rating_range": [1, 5]},
+            "split.positive_rating .*one label only.*prepare.rating_range",
+        ),
         ({"prepare.dense": []}, "prepare.dense .*names no feature"),
         ({"ingest.columns": {"user": "u"}}, r"ingest.columns \(--columns\): is for ingest.source=table"),
         ({"ingest.test": "x"}, "ingest.test .*the world is synthetic"),

@@ -165,7 +165,7 @@ def write_split(world: World, folder: Path) -> None:
             for r in getattr(world, name)
         ]
         write_table(_table(rows, SPLIT), folder / name)
-    _manifest("split", folder)
+    _manifest("split", folder, {"rating_range": [1.0, 5.0]})
 
 
 def write_content(world: World, folder: Path) -> None:

@@ -26,7 +26,7 @@ from dlrrec_torchrec.ingest.synthetic.words import DISHES, FAMILIES, FAMILY_TYPE
 from dlrrec_torchrec.ingest.synthetic.world import SIZES, Bilinear, make_world, visits
 from dlrrec_torchrec.ingest.synthetic.write import write_world
 from dlrrec_torchrec.metrics import expected_auc
-from dlrrec_torchrec.split import TEST, TRAIN, active_rows, assign_parts
+from dlrrec_torchrec.split.stage import TEST, TRAIN, active_rows, assign_parts
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.schema import ITEMS, REVIEWS, category_types
 

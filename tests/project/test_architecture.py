@@ -26,7 +26,7 @@ LEVELS = [
     {"__main__"},
 ]
 READS_TABLES = {"split", "ingest"}  # the only ones that import Polars
-ROOT_FILES = {"cli", "doctor", "metrics", "split", "swing_stage", "__init__", "__main__"}
+ROOT_FILES = {"cli", "doctor", "metrics", "swing_stage", "__init__", "__main__"}
 SAME_NAMES = {"__init__", "stage", "command"}  # of files in several folders
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -197,18 +198,48 @@ def test_a_new_stage_is_one_entry(tmp_path, monkeypatch):
     assert build_parser().parse_args(["run", "--until", "count"]).until == "count"
 
 
+def half_stars(folder: Path, factor: float = 1.0) -> dict:
+    """Settings of a file of ratings, half a star to five, times `factor`."""
+    rows = [f"u{n % 12},i{n % 7},{(n % 10 / 2 + 0.5) * factor}" for n in range(84)]
+    (folder / "r.csv").write_text("\n".join(["user,item,rating", *rows]))
+    columns = {"user": "user", "item": "item", "rating": "rating"}
+    return {"ingest.source": "table", "ingest.reviews": str(folder / "r.csv"), "ingest.columns": columns}
+
+
+def test_a_common_scale_of_ratings_needs_no_setting(tmp_path, capsys):
+    config = load_config(None, half_stars(tmp_path))
+    run(config, tmp_path / "run", until="split", say=lambda line: None)
+    assert "note: ratings of 0.5 to 5: positive from 4, 29% of them" in capsys.readouterr().err
+    facts = Manifest.read(tmp_path / "run" / "split").facts
+    for positive in (0.5, 7):
+        wrong = load_config(None, half_stars(tmp_path) | {"split.positive_rating": positive})
+        with pytest.raises(DataError, match=f"{positive} leaves one label only among ratings of 0.5 to 5"):
+            run(wrong, tmp_path / "wrong", until="split", say=lambda line: None)
+    assert facts["rating_range"] == [0.5, 5.0] and facts["positive_rating"] == 4.0
+    check_prepare_input(Work(config, *run_paths(tmp_path / "run"), ()))
+
+
 def test_ratings_outside_the_range_stop_a_run_after_the_split(tmp_path):
     """Not hours later; and the message's range will do."""
-    rows = [f"u{n % 12},i{n % 7},{n % 10 / 2 + 0.5}" for n in range(84)]
-    (tmp_path / "r.csv").write_text("\n".join(["user,item,rating", *rows]))
-    own = {"source": "table", "reviews": str(tmp_path / "r.csv")}
-    own["columns"] = {"user": "user", "item": "item", "rating": "rating"}
-    settings = {f"ingest.{key}": value for key, value in own.items()}
+    settings = half_stars(tmp_path) | {"prepare.rating_range": [1.0, 5.0]}
     with pytest.raises(DataError, match=r"holds 0\.5 to 5 .*--rating-range 0\.5 5, .*split.positive_rating"):
         run(load_config(None, settings), tmp_path / "run", say=lambda line: None)
     assert (tmp_path / "run" / "split").exists() and not (tmp_path / "run" / "content").exists()
     run(load_config(None, settings), tmp_path / "run", until="split", say=lambda line: None)  # needs no range
     config = load_config(None, settings | {"prepare.rating_range": [0.5, 5.0]})
+    check_prepare_input(Work(config, *run_paths(tmp_path / "run"), ()))
+
+
+def test_ratings_on_no_common_scale_name_the_flags(tmp_path):
+    settings = half_stars(tmp_path, factor=100)
+    with pytest.raises(DataError, match="holds 50 to 500.*prepare.rating_range .* 50 to 500") as error:
+        run(load_config(None, settings), tmp_path / "run", say=lambda line: None)
+    assert "--positive-rating" in str(error.value) and "counts" in str(error.value)
+    settings |= {"split.positive_rating": 400}
+    with pytest.raises(DataError, match="no common scale.*--rating-range"):
+        run(load_config(None, settings), tmp_path / "run", say=lambda line: None)
+    config = load_config(None, settings | {"prepare.rating_range": [50, 500]})
+    run(config, tmp_path / "run", until="split", say=lambda line: None)
     check_prepare_input(Work(config, *run_paths(tmp_path / "run"), ()))
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import polars as pl
 
-from dlrrec_torchrec.split import TEST, TRAIN, VAL, copied_texts
+from dlrrec_torchrec.split.copied_texts import copied_texts
+from dlrrec_torchrec.split.stage import TEST, TRAIN, VAL
 
 
 def test_held_out_rows_with_the_text_of_a_training_row_are_counted():

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlrrec_torchrec.split import DROPPED, TEST, TRAIN, VAL, assign_parts
+from dlrrec_torchrec.split.stage import DROPPED, TEST, TRAIN, VAL, assign_parts
 
 
 @given(st.data())

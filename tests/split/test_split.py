@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import SplitConfig
-from dlrrec_torchrec.split import (
+from dlrrec_torchrec.split.stage import (
     COLD,
     DROPPED,
     SHOWN,

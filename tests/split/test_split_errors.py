@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlrrec_torchrec.config import SplitConfig
-from dlrrec_torchrec.split import assign_parts, split
+from dlrrec_torchrec.split.stage import assign_parts, split
 from dlrrec_torchrec.store.errors import DataError
 from tests.helpers.reviews import random_rows, write_reviews
 

@@ -12,7 +12,6 @@ Every random choice is drawn over rows sorted by (user, item), so the order of t
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -22,21 +21,23 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from dlrrec_torchrec.config import SplitConfig
 from dlrrec_torchrec.config.check import check_settings
+from dlrrec_torchrec.split.copied_texts import copied_texts, say_copied
+from dlrrec_torchrec.split.labels import labelled
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
-from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
+from dlrrec_torchrec.store.schema import SPLIT, SPLITS
 
 TRAIN, VAL, TEST, DROPPED, COLD, SHOWN = range(6)
 MOST_SHOWN = 3  # reviews of an item without training rows that may be known of it
-SHORT_TEXT = 40  # characters below which equal texts ("Good food.") are no sign of a copied review
 
 
 def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
     """Write `out_dir`/{train,val,test} (schema.SPLIT, sorted by user and item) and return the manifest; with
     `cold_items` also {cold,shown}.
 
-    The manifest's facts have `parts` (rows, users, items and positives of each part), `dropped` (rows by
+    The manifest's facts have `parts` (rows, users, items and positives of each part), `rating_range`
+    and `positive_rating` (the scale, and from where on a rating is positive), `dropped` (rows by
     reason), `test_wanted` (test rows requested by share or method) and `kept_for_training` (requested test
     rows that stay because they are the last of their user or item under `paper`) and `copied_texts`
     (`copied_texts`). A pair of user and item is in one part only, since it must not be repeated.
@@ -50,7 +51,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
     if previous := manifest.current(out_dir):
         return previous
     with stage_output(manifest, out_dir) as folder:
-        rows = _labelled(reviews_dir, config.positive_rating)
+        rows, scale = labelled(reviews_dir, config.positive_rating)
         user, item = _codes(rows["user_id"]), _codes(rows["item_id"])
         part, manifest.facts = assign_parts(
             user,
@@ -67,18 +68,14 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
             cold_items=config.cold_items,
             seed=config.seed,
         )
+        manifest.facts |= scale
         manifest.facts["copied_texts"] = copied_texts(rows["text"], rows["item_id"], part)
         _write_parts(rows, part, manifest, folder)
-    for name, count in manifest.facts["copied_texts"].items():
-        if count:
-            print(
-                f"note: {count:,} {name} rows have the text of a training row (copied reviews)",
-                file=sys.stderr,
-            )
+    say_copied(manifest.facts["copied_texts"])
     return manifest
 
 
-def keep_all(positive_rating: float, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
+def keep_all(positive_rating: float | None, reviews_dir: str | Path, out_dir: str | Path) -> Manifest:
     """Write `out_dir`/{train,val,test} as `split` does: every review in `train`, no row in the others.
 
     For the model that is put to use: it is evaluated nowhere, and no user or item with a review is unknown
@@ -89,7 +86,8 @@ def keep_all(positive_rating: float, reviews_dir: str | Path, out_dir: str | Pat
     if previous := manifest.current(out_dir):
         return previous
     with stage_output(manifest, out_dir) as folder:
-        rows = _labelled(reviews_dir, positive_rating)
+        rows, scale = labelled(reviews_dir, positive_rating)
+        manifest.facts |= scale
         _write_parts(rows, np.full(rows.height, TRAIN, np.int8), manifest, folder)
     return manifest
 
@@ -309,40 +307,6 @@ def _drop_unknown(
     for rows in reasons.values():
         part[rows] = DROPPED
     return {reason: int(rows.sum()) for reason, rows in reasons.items()}
-
-
-def _labelled(reviews_dir: str | Path, positive_rating: float) -> pl.DataFrame:
-    """All reviews in canonical order, with column `label`."""
-    rows = pl.from_arrow(read_table(reviews_dir, REVIEWS)).sort("user_id", "item_id")
-    twice = rows.filter(pl.struct("user_id", "item_id").is_duplicated())
-    if twice.height:
-        raise DataError(
-            f"{reviews_dir}: columns 'user_id', 'item_id': the pair ({twice['user_id'][0]}, "
-            f"{twice['item_id'][0]}) occurs more than once; ingest the source again, which drops repeats"
-        )
-    if not rows.height:
-        raise DataError(f"{reviews_dir}: no reviews; check the source that was ingested")
-    return rows.with_columns((rows["rating"] >= positive_rating).cast(pl.Float32).alias("label"))
-
-
-def copied_texts(text: pl.Series, item: pl.Series, part: np.ndarray) -> dict[str, int]:
-    """How many validation ("val") and test ("test") rows have the text of a training row.
-
-    Texts are equal but for case and white space; those below SHORT_TEXT characters do not count, nor do
-    those of an item whose reviews all have one text: that describes the item, as a film's title does.
-
-    Args:
-        text: of the reviews, [N] strings or null; item: their items, [N]; part: [N], as of `assign_parts`.
-    """
-    plain = text.str.to_lowercase().str.replace_all(r"\s+", " ").str.strip_chars()
-    rows = pl.DataFrame({"text": plain, "item": item, "part": part})
-    rows = rows.filter(pl.col("text").str.len_chars() >= SHORT_TEXT)
-    rows = rows.filter(~((pl.col("text").n_unique() == 1) & (pl.len() > 1)).over("item"))
-    trained = rows.filter(pl.col("part") == TRAIN)["text"].unique()
-    return {
-        name: rows.filter((pl.col("part") == code) & pl.col("text").is_in(trained.implode())).height
-        for name, code in (("val", VAL), ("test", TEST))
-    }
 
 
 def _codes(ids: pl.Series) -> np.ndarray:

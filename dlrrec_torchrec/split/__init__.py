@@ -1,0 +1,1 @@
+"""Reviews -> training, validation and test rows. The stage is `split.stage.split`."""
