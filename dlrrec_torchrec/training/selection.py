@@ -44,7 +44,7 @@ class Evaluated:
         """From the manifest of a finished training."""
         facts = trained.facts
         start = facts["start"] or {}
-        given = Given(start["C"], start["products"]) if "C" in start else None
+        given = Given(start["C"], start["profiles"]) if "C" in start else None
         calibration = Calibration.of(facts)
         return Evaluated(trained.fingerprint, facts["best_epoch"], given, calibration, facts["list"])
 

@@ -2,8 +2,8 @@
 
 The wide path gets the features' mean and scale on the training rows, and the weights of an L2 logistic
 regression on what it makes of them; the deep part adds nothing yet. So the first prediction is that
-regression, a strong one, and training has to improve on it. Its products of profiles stay out, for the whole
-training, unless held-out rows say that they help.
+regression, a strong one, and training has to improve on it. Category profiles and their products stay out,
+for the whole training and of the deep part too, unless held-out rows say that they help.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ MOST_ROWS = 1_000_000  # of a split that the regression sees
 PENALTIES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 1.0)
 TOLERANCE = 0.5  # standard errors
 DEFAULT_PENALTY = 0.01
+PROFILES = ("none", "alone", "products")  # category profiles: left out, as columns, with their products too
 PRODUCT_SCALE = 2.0  # deviations that one unit of a product is: they are many, so each weighs less
 LEAST_ROWS = 50  # held-out rows that may choose
 
 
 @dataclasses.dataclass(frozen=True)
 class Given:
-    """What holds where no rows are held out that could choose."""
+    """What holds where no rows are held out that could choose: the penalty, and which of PROFILES."""
 
     penalty: float = DEFAULT_PENALTY
-    products: bool = False
+    profiles: str = "none"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,10 +49,10 @@ class Start:
     """What a wide path begins with.
 
     Attributes:
-        mean, scale: f32 [F], of all features of the path; the scale of a constant one is 1, that of a product
-            that is left out infinite.
+        mean, scale: f32 [F], of all features of the path; the scale of a constant one is 1, of one that is
+            left out infinite.
         weight, bias: f32 [F] for standardised features, and the intercept.
-        facts: rows, penalty, what chose it, whether products are used, for the training's manifest.
+        facts: rows, penalty, what chose it, which of PROFILES, for the training's manifest.
     """
 
     mean: np.ndarray
@@ -107,10 +108,10 @@ def fit(
 ) -> Start:
     """Standardisation and regression of training rows: dense f32 [N, D], label [N] of 0 and 1.
 
-    `held_out`, dense and label of other rows, chooses the penalty, and whether `products` (as in `WidePath`)
-    are used, if there are LEAST_ROWS of both labels; else it is as `given`. They are used where that lowers
-    the mean loss by more than TOLERANCE standard errors. Of training rows with one label only the regression
-    is left out: weights and bias are 0.
+    `held_out`, dense and label of other rows, chooses the penalty, and which of PROFILES where there are
+    `products` (as in `WidePath`), if there are LEAST_ROWS of both labels; else it is as `given`. More
+    features are used where they lower the mean loss by more than TOLERANCE standard errors. Of training rows
+    with one label only the regression is left out: weights and bias are 0.
     """
     wide = WidePath(width := dense.shape[1], products)
     with torch.no_grad():
@@ -118,10 +119,23 @@ def fit(
     scale[width:] *= PRODUCT_SCALE
     wide.set_scaling(torch.from_numpy(mean), torch.from_numpy(scale))
     facts: dict[str, Any] = {"rows": len(label), "features": width}
-    without_products = np.where(np.arange(len(scale)) < width, scale, np.float32(np.inf))
+    columns = {"none": np.arange(width)}
+    if products:
+        in_profile = np.isin(columns["none"], [k for group in products for k in group])
+        columns = {
+            "none": np.flatnonzero(~in_profile),
+            "alone": np.arange(width),
+            "products": np.arange(len(mean)),
+        }
+
+    def start(used: np.ndarray, weight: np.ndarray, bias: float) -> Start:
+        weights, scales = np.zeros_like(mean), np.full_like(scale, np.inf)
+        weights[used], scales[used] = weight, scale[used]
+        return Start(mean, scales, weights, bias, facts)
+
     if len(np.unique(label)) < 2 or not width:
-        nothing = np.zeros_like(mean)
-        return Start(mean, without_products, nothing, 0.0, facts | {"note": "one label only: nothing to fit"})
+        facts["note"] = "one label only: nothing to fit"
+        return start(columns["none"], np.zeros(len(columns["none"]), np.float32), 0.0)
 
     def z(rows: np.ndarray) -> np.ndarray:
         return wide.standardize(torch.from_numpy(rows)).numpy().astype(np.float64)
@@ -129,27 +143,29 @@ def fit(
     x, y = z(dense), label.astype(int)
     chooses = held_out is not None and min(np.bincount(held_out[1].astype(int), minlength=2)) > 0
     if chooses and len(held_out[1]) >= LEAST_ROWS:
-        x_held_out, facts["chosen_by"] = z(held_out[0]), "loss"
-        plain = _Grid(x[:, :width], y, class_weights, x_held_out[:, :width], held_out[1])
-        chosen = plain
-        facts["grid"] = plain.means
-        if products:
-            crossed = _Grid(x, y, class_weights, x_held_out, held_out[1])
-            gain = plain.losses[plain.best] - crossed.losses[crossed.best]
+        rest = z(held_out[0])
+        grids = {
+            name: _Grid(x[:, used], y, class_weights, rest[:, used], held_out[1])
+            for name, used in columns.items()
+        }
+        profiles = "none"
+        for name, grid in grids.items():
+            before = grids[profiles]
+            gain = before.losses[before.best] - grid.losses[grid.best]
             if gain.mean() > TOLERANCE * gain.std() / math.sqrt(len(gain)):
-                chosen = crossed
-            facts["grid_with_products"] = crossed.means
+                profiles = name
+        chosen = grids[profiles]
         penalty, weight, bias = chosen.best, *chosen.fitted[chosen.best]
+        facts |= {"chosen_by": "loss", "grid": chosen.means}
+        if products:
+            facts["grids"] = {name: grid.means for name, grid in grids.items()}
     else:
-        given, facts["chosen_by"] = (
-            (Given(), "default") if given is None else (given, "the evaluated training")
-        )
-        penalty = given.penalty
-        weight, bias = _regression(class_weights)(x if given.products else x[:, :width], y, penalty)
-    facts |= {"C": penalty, "products": len(weight) > width}
-    if not facts["products"]:
-        weight, scale = np.pad(weight, (0, len(mean) - width)), without_products
-    return Start(mean, scale, weight, bias, facts)
+        facts["chosen_by"] = "default" if given is None else "the evaluated training"
+        given = given or Given()
+        penalty, profiles = given.penalty, given.profiles if given.profiles in columns else "none"
+        weight, bias = _regression(class_weights)(x[:, columns[profiles]], y, penalty)
+    facts |= {"C": penalty, "profiles": profiles}
+    return start(columns[profiles], weight, bias)
 
 
 class _Grid:

@@ -165,30 +165,37 @@ def test_rows_that_cannot_choose_or_be_fitted(shards):
     assert not alone.weight.any() and alone.bias == 0 and "one label" in alone.facts["note"]
 
 
-def test_products_are_used_only_where_held_out_rows_gain_from_them():
+def test_profiles_are_used_only_where_held_out_rows_gain_from_them():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(6000, 5)).astype(np.float32)
     groups = (range(1, 3), range(3, 5))
     product = 2 * x[:, 1] * x[:, 3] - x[:, 2] * x[:, 4]
-    for logit, useful in ((x[:, 0] + product, True), (x[:, 0], False)):
+    with_them = np.c_[x, (x[:, 1:3, None] * x[:, None, 3:5]).reshape(len(x), 4)]
+    for logit, useful, number in (
+        (x[:, 0], "none", 1),
+        (x[:, 0] + x[:, 3], "alone", 5),
+        (product, "products", 9),
+    ):
         y = (rng.random(6000) < 1 / (1 + np.exp(-logit))).astype(np.float32)
         held_out = x[4000:], y[4000:]
         start = fit(x[:4000], y[:4000], held_out, (1.0, 1.0), products=groups)
-        assert start.facts["products"] is useful and len(start.weight) == 9
-        assert np.isinf(start.scale[5:]).all() != useful and bool(start.weight[5:].any()) == useful
-        best = {name: min(start.facts[name].values()) for name in ("grid", "grid_with_products")}
-        assert (best["grid_with_products"] < best["grid"] - 0.05) == useful
-        with_them = np.c_[x, (x[:, 1:3, None] * x[:, None, 3:5]).reshape(len(x), 4)]
+        assert start.facts["profiles"] == useful and len(start.weight) == 9
+        assert np.isinf(start.scale[number:]).all() and not start.weight[number:].any()
+        best = {name: min(grid.values()) for name, grid in start.facts["grids"].items()}
+        assert start.facts["grid"] == start.facts["grids"][useful]
+        assert best[useful] <= min(best.values()) + 0.003
         z = np.clip((with_them - start.mean) / start.scale, -5, 5)
-        seen = z if useful else z[:, :5]
+        seen = z[:, :number]
         decide = LogisticRegression(C=start.facts["C"], tol=1e-10, max_iter=5000).fit(seen[:4000], y[:4000])
         expected = decide.decision_function(seen[4000:])
-        assert z[4000:] @ start.weight + start.bias == pytest.approx(expected, abs=1e-3)
-        deviations = with_them[:4000].std(0) * np.repeat([1, PRODUCT_SCALE if useful else np.inf], (5, 4))
-        assert start.scale == pytest.approx(deviations, rel=1e-5)
+        assert z[4000:] @ start.weight + start.bias == pytest.approx(expected, rel=1e-3, abs=1e-3)
+        deviations = with_them[:4000].std(0)[:number] * np.where(np.arange(number) < 5, 1, PRODUCT_SCALE)
+        assert start.scale[:number] == pytest.approx(deviations, rel=1e-5)
         again = fit(x[:4000], y[:4000], None, (1.0, 1.0), Given(start.facts["C"], useful), groups)
         assert again.weight == pytest.approx(start.weight, abs=1e-4)
         assert np.array_equal(again.scale, start.scale)
+    without = fit(x[:4000], y[:4000], None, (1.0, 1.0), Given(0.1, "products"))  # the columns are not there
+    assert without.facts["profiles"] == "none" and np.isfinite(without.scale).all()
 
 
 def test_the_strongest_penalty_that_few_rows_cannot_tell_from_the_best():
