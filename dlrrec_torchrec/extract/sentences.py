@@ -25,6 +25,7 @@ _END = re.compile(
 )
 _WORD_BEFORE = re.compile(r"[\w.'\u2019]*\Z")
 _WORD_AFTER = re.compile(r"[^\W_]+")
+_NEAR = 64  # characters around a mark that are looked at: work grows with the text, not with its square
 _SPACE = re.compile(r"[^\S\n]+")
 _WORD = re.compile(r"[^\W_]")
 _CAPTION_LEAD = re.compile(
@@ -69,8 +70,9 @@ def clean_caption(caption: str | None) -> str:
 
 def _split_line(line: str) -> list[str]:
     pieces, start = [], 0
+    last_word = max((match.start() for match in _WORD.finditer(line)), default=-1)
     for match in _END.finditer(line):
-        if match.end() > start and _ends_here(line, match):
+        if match.end() > start and match.end() <= last_word and _ends_here(line, match):
             pieces.append(line[start : match.end()].strip())
             start = match.end()
     pieces.append(line[start:].strip())
@@ -78,14 +80,13 @@ def _split_line(line: str) -> list[str]:
 
 
 def _ends_here(line: str, match: re.Match) -> bool:
-    """Whether the run of marks `match` ends a sentence."""
-    marks, rest = match.group().rstrip("\"'\u2019\u201d)]"), line[match.end() :]
-    if not rest:
-        return True
+    """Whether the run of marks `match`, after which there are more words, ends a sentence."""
+    marks = match.group().rstrip("\"'\u2019\u201d)]")
+    rest = line[match.end() : match.end() + _NEAR]
     spaced, following = rest[0].isspace(), rest.lstrip()
-    if not _WORD.search(following):
-        return False  # only marks remain: they belong to this sentence
-    before = _WORD_BEFORE.search(line, 0, match.start()).group()
+    if not following:
+        return True
+    before = _WORD_BEFORE.search(line, max(0, match.start() - _NEAR), match.start()).group()
     if marks == ".":
         initial = len(before.rpartition(".")[2]) == 1 and before[-1:].isalpha()
         if before.lower() in _ABBREVIATIONS or (initial and (before.isupper() or "." in before)):

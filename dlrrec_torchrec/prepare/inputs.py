@@ -50,11 +50,13 @@ def rating_range(setting: list | None, split_dir: Path) -> tuple[float, float]:
 
     Raises DataError where it found none.
     """
-    bounds = Manifest.read(split_dir).facts.get("rating_range") if setting is None else setting
+    facts = Manifest.read(split_dir).facts
+    bounds = facts.get("rating_range") if setting is None else setting
     if bounds is None:
+        lowest, highest = facts["ratings"]
         raise DataError(
-            f"{split_dir}: its ratings are on no common scale; say how far they reach by --rating-range "
-            "LOWEST HIGHEST"
+            f"{split_dir}: its ratings, {lowest:g} to {highest:g}, are on no common scale; say how far they "
+            f"can reach, as --rating-range {lowest:g} {highest:g}"
         )
     return float(bounds[0]), float(bounds[1])
 

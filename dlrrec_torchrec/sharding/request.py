@@ -19,7 +19,7 @@ from dlrrec_torchrec.sharding.planner import Request
 from dlrrec_torchrec.sharding.tables import configured, dense_bytes, tables_in
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import BUILT_IN, SIDES, Modality, modality
-from dlrrec_torchrec.store.rating_scale import SCALES
+from dlrrec_torchrec.store.rating_scale import USUAL
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
@@ -95,7 +95,7 @@ def _planned_facts(config: RunConfig) -> ShardFacts:
         dense=tuple(config.prepare.dense),
         affinity=(),
         dense_width=dense_width(config.prepare.dense),
-        rating_range=tuple(config.prepare.rating_range or SCALES[1]),
+        rating_range=tuple(config.prepare.rating_range or USUAL),
         modalities=modalities,
         in_rows=tuple(names),
         positives=config.prepare.positives,

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 
-# Common scales, the narrowest first: likes, stars, half stars, marks, percent.
-SCALES = ((0, 1), (1, 5), (0.5, 5), (0, 5), (1, 10), (0, 10), (-10, 10), (1, 100), (0, 100))
+# Common scales, the narrowest first: likes, thumbs, stars, half stars, marks, percent.
+SCALES = ((0, 1), (-1, 1), (1, 5), (0.5, 5), (0, 5), (1, 10), (0, 10), (-10, 10), (1, 100), (0, 100))
+
+USUAL = (1.0, 5.0)
 
 
 def rating_scale(lowest: float, highest: float) -> tuple[float, float] | None:
@@ -23,12 +25,15 @@ def rating_scale(lowest: float, highest: float) -> tuple[float, float] | None:
 
 
 def positive_from(scale: tuple[float, float]) -> float:
-    """The least positive rating: three quarters up the scale, on a half; 4 of 1 to 5, as the papers have it.
+    """The least positive rating: three quarters up the scale; 4 of 1 to 5, as the papers have it.
+
+    On a half, where the scale is longer than that of thumbs.
 
     Example::
 
-        >>> [positive_from(scale) for scale in ((1, 5), (0.5, 5), (1, 10), (0, 100), (0, 1))]
-        [4.0, 4.0, 8.0, 75.0, 1.0]
+        >>> [positive_from(scale) for scale in ((1, 5), (0.5, 5), (1, 10), (0, 100), (0, 1), (-1, 1))]
+        [4.0, 4.0, 8.0, 75.0, 0.75, 0.5]
     """
     low, high = scale
-    return math.ceil(2 * (low + 0.75 * (high - low))) / 2
+    point = low + 0.75 * (high - low)
+    return point if high - low <= 2 else math.ceil(2 * point) / 2

@@ -227,3 +227,12 @@ def test_long_histories_leave_the_slow_peers_out(monkeypatch):
     assert "60 x 60 items is above" in dict(rating_peers(train, validation, test, (1.0, 5.0)))["item kNN"]
     none = rows_of(*(np.zeros(0),) * 3)
     assert set(dict(rating_peers(none, none, none, (1.0, 5.0))).values()) == {"there are no training rows"}
+
+
+def test_ratings_that_are_all_the_same_leave_the_rating_peers_out():
+    """scikit-surprise divides by their spread."""
+    ones = np.ones(40, np.float32)
+    codes = np.arange(40, dtype=np.int32)
+    rows = Rows(ones, ones, codes % 8, codes % 5, np.zeros((40, 1), np.float32))
+    peers = list(rating_peers(rows, rows, rows, (0.0, 1.0)))
+    assert peers and all(why == "all training ratings are the same" for _, why in peers)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 
 import numpy as np
@@ -59,6 +60,18 @@ def test_sentences_keep_every_letter_and_the_limit(text, limit):
     assert all(0 < len(p.split()) <= limit and p == p.strip() for p in pieces)
     letters = [c for c in unicodedata.normalize("NFKC", text) if c.isalnum()]
     assert [c for p in pieces for c in p if c.isalnum()] == letters
+
+
+@pytest.mark.parametrize(
+    "unit", ["a! ", "The food was good. ", "a.", '."', "\u597d\u5403\u3002", "aaaa-", "?!"]
+)
+def test_work_grows_with_the_text_and_not_with_its_square(unit):
+    """100,000 characters in one line; the square took minutes, this takes a part of a second."""
+    text = unit * (100_000 // len(unit))
+    start = time.process_time()
+    split_sentences(text + "end")
+    of_whom(text)
+    assert time.process_time() - start < 5
 
 
 def test_long_sentences_are_cut_evenly_after_a_comma():
@@ -207,7 +220,7 @@ def test_ranking_follows_the_formula_and_its_limit():
         ("I'm a big fan of dim sum.", LIKED),
         ("We usually go for Thai", LIKED),
         ("My favorite cuisine is Ethiopian", LIKED),
-        ("I always order the biryani", LIKED),
+        ("I always order biryani", LIKED),
         ("Give me a burger over anything else", LIKED),
         ("I\u2019m not a fan of sushi", AVOIDED),
         ("It isn't my cup of tea", AVOIDED),
@@ -219,6 +232,15 @@ def test_ranking_follows_the_formula_and_its_limit():
         ("Their sushi was cold and I hated it", PLACE),
         ("We came for tacos and loved them", PLACE),
         ("I will always remember this pizza", PLACE),
+        ("Kids are crazy about their pasta", PLACE),
+        ("I prefer the dumplings at this place", PLACE),
+        ("I always order the pizza here", PLACE),
+        ("We could eat the whole pizza", PLACE),
+        ("Better than anything I had; the pizza", PLACE),
+        ("Not a fan of the waiter but the curry is great", PLACE),
+        ("I never liked pizza until I ate here", PLACE),
+        ("I am not a big fan of sushi but theirs is superb", PLACE),
+        ("Being crazy about ramen we came here", LIKED),
         ("", PLACE),
     ],
 )

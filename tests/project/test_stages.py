@@ -219,6 +219,14 @@ def test_a_common_scale_of_ratings_needs_no_setting(tmp_path, capsys):
     check_prepare_input(Work(config, *run_paths(tmp_path / "run"), ()))
 
 
+def test_no_positive_rating_names_the_flag(tmp_path):
+    settings = half_stars(tmp_path, factor=0.6)
+    with pytest.raises(DataError, match="no rating is positive.* 0.3 to 3.*--positive-rating 3"):
+        run(load_config(None, settings), tmp_path / "run", until="split", say=lambda line: None)
+    config = load_config(None, settings | {"split.positive_rating": 3})
+    run(config, tmp_path / "run", until="split", say=lambda line: None)
+
+
 def test_ratings_outside_the_range_stop_a_run_after_the_split(tmp_path):
     """Not hours later; and the message's range will do."""
     settings = half_stars(tmp_path) | {"prepare.rating_range": [1.0, 5.0]}
@@ -236,7 +244,7 @@ def test_ratings_on_no_common_scale_name_the_flags(tmp_path):
         run(load_config(None, settings), tmp_path / "run", say=lambda line: None)
     assert "--positive-rating" in str(error.value) and "counts" in str(error.value)
     settings |= {"split.positive_rating": 400}
-    with pytest.raises(DataError, match="no common scale.*--rating-range"):
+    with pytest.raises(DataError, match="50 to 500, are on no common scale.*--rating-range 50 500"):
         run(load_config(None, settings), tmp_path / "run", say=lambda line: None)
     config = load_config(None, settings | {"prepare.rating_range": [50, 500]})
     run(config, tmp_path / "run", until="split", say=lambda line: None)

@@ -30,7 +30,12 @@ def rating_peers(
 ) -> Iterator[tuple[str, Callable[[], Prediction] | str]]:
     """Name of each peer, and a function that fits it and predicts `test`, or why it is left out."""
     for name, (fit, refusal) in _PEERS.items():
-        why = "there are no training rows" if not len(train) else refusal(train)
+        if not len(train):
+            why = "there are no training rows"
+        elif np.ptp(train.rating) == 0:
+            why = "all training ratings are the same"
+        else:
+            why = refusal(train)
 
         def predict(fit: Fit = fit) -> Prediction:
             return _predicted(fit, train, validation, test, rating_range)

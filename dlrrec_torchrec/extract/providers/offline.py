@@ -127,7 +127,7 @@ def _fingerprint(summary_sentences: int) -> str:
     """A hash of the word lists, rules and limits behind the offline provider's content."""
     words = {k: v for k, v in vars(lexicon).items() if k.isupper()}
     patterns = [(column, pattern.pattern) for column, pattern in price.PATTERNS]
-    patterns += [("likes", taste.LIKES.pattern), ("avoids", taste.AVOIDS.pattern)]
+    patterns += [(name, getattr(taste, name).pattern) for name in ("LIKES", "AVOIDS", "OF_PLACE")]
     limits = [summary_sentences, summarize.RELEVANCE, summarize.CANDIDATES, _TELLING_WORDS, price.CLEAR]
     limits.append(_OWN_WORDS)
     return digest([_RULES, category_types(), words, patterns, limits])
