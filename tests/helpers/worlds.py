@@ -210,7 +210,7 @@ def content(seen: list[Review], world: World) -> dict:
     names = world.category_names
     most = min(len(seen) * 4, world.slots + 3)
     texts, images = ([v for r in seen if (v := getattr(r, kind)) is not None] for kind in ("text", "image"))
-    tenths = sum(round(r.rating * 10) for r in seen) + sum(int(1000 * abs(v[0])) for v in texts)
+    tenths = sum(round(r.rating * 10) for r in seen) + sum(int(1000 * abs(float(v[0]))) for v in texts)
     return {
         "summary": f"{len(seen)} reviews",
         "text_vector": _mean(texts),

@@ -79,6 +79,7 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
     assert after.facts["epochs"] == after.facts["best_epoch"] == best
     assert after.rows == {"train": 500} and after.facts["split"] is None
     assert after.facts["start"]["C"] == before.facts["start"]["C"]
+    assert after.facts["start"]["profiles"] == before.facts["start"]["profiles"]
     for name in ("calibration", "list"):
         assert after.facts[name] == before.facts[name]
     assert evaluated.calibration.temperature != 1
@@ -94,7 +95,7 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
 
 def test_a_killed_one_goes_on_as_the_same(alone, tmp_path, monkeypatch):
     evaluated = Evaluated.of(
-        Manifest("train", {}, {}, facts={"start": {"C": 0.01}, "best_epoch": 3, "list": None})
+        Manifest("train", {}, {}, facts={"start": {"C": 0.01, "profiles": "none"}, "best_epoch": 3, "list": None})
     )
     run(alone, tmp_path / "whole", None, evaluated)
     plain, steps = PlainPipeline.progress, []
