@@ -94,9 +94,8 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
 
 
 def test_a_killed_one_goes_on_as_the_same(alone, tmp_path, monkeypatch):
-    evaluated = Evaluated.of(
-        Manifest("train", {}, {}, facts={"start": {"C": 0.01, "profiles": "none"}, "best_epoch": 3, "list": None})
-    )
+    facts = {"start": {"C": 0.01, "profiles": "none"}, "best_epoch": 3, "list": None}
+    evaluated = Evaluated.of(Manifest("train", {}, {}, facts=facts))
     run(alone, tmp_path / "whole", None, evaluated)
     plain, steps = PlainPipeline.progress, []
 
