@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sparse
 
 from dlrrec_torchrec.features.affinity_terms import Dot, Part, Term, Vector
-from dlrrec_torchrec.features.low_rank import leading_directions, normalised_rows, steady, unit
+from dlrrec_torchrec.features.low_rank import leading_directions, normalised_rows, steady_turn, unit
 from dlrrec_torchrec.store.schema import ITEM_PROFILE, USER_PROFILE
 
 CATEGORY_RANK = 64  # of categories, where there are more
@@ -31,7 +31,7 @@ def by_categories(
         category.cosine: cosine of p_u with c_i; category.residual: sum_j r_uj c_j . c_i / (1 + sum_j c_j .
         c_i); category.svdK: cosine in the K leading directions of all profiles;
         category.userK, category.itemK: numbers of p_u, at unit length, and of c_i in 16 leading directions
-        (turned as `low_rank.steady` has it), for products of the two in the model (Rendle 2010,
+        (turned as `low_rank.steady_turn` has it), for products of the two in the model (Rendle 2010,
         "Factorization Machines", equation 1, with a full matrix between the two groups of features).
 
     Args:
@@ -68,10 +68,9 @@ def by_categories(
     of_user, of_item = np.asarray(profile @ leading), np.asarray(of_items @ leading)
     for rank in PROFILE_RANKS:
         terms.append(Dot(f"category.svd{rank}", unit(of_user[:, :rank]), unit(of_item[:, :rank])))
-    turned = steady(leading)
-    for name, side, rows in ((USER_PROFILE, "user", profile), (ITEM_PROFILE, "item", of_items)):
-        values = np.asarray(rows @ turned, np.float32)
-        terms.append(Vector(name, side, unit(values) if side == "user" else values))
+    turn = steady_turn(leading)
+    terms.append(Vector(USER_PROFILE, "user", unit(of_user @ turn)))
+    terms.append(Vector(ITEM_PROFILE, "item", of_item @ turn))
     return terms, [("category", x, 1, 0.5)], [("category", unit(of_user), 2, 0.5)]
 
 

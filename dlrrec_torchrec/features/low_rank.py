@@ -49,13 +49,14 @@ def normalised_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:
     return (sparse.diags(scale) @ matrix).tocsr()
 
 
-def steady(directions: np.ndarray) -> np.ndarray:
-    """Orthonormal directions float32 [C, K], turned within their space so that like spaces get like ones.
+def steady_turn(directions: np.ndarray) -> np.ndarray:
+    """How to turn orthonormal directions float32 [C, K] within their space so that like spaces get like ones:
+    float32 [K, K], to be multiplied from the right with them, or with numbers along them.
 
     Singular vectors of two samples differ in sign, order and turn even where their spaces agree, so numbers
-    along them mean different things. These are the ones nearest to K fixed random directions (the orthogonal
-    Procrustes problem, Schönemann 1966): they follow from the space alone.
+    along them mean different things. Turned, they are the ones nearest to K fixed random directions (the
+    orthogonal Procrustes problem, Schönemann 1966), which follow from the space alone.
     """
     fixed = np.random.default_rng(SEED).standard_normal(directions.shape)
     left, _, right = np.linalg.svd(directions.T @ fixed)
-    return (directions @ (left @ right)).astype(np.float32)
+    return (left @ right).astype(np.float32)

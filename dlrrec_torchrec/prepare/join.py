@@ -131,7 +131,12 @@ def join_sides(
         vectors, labels, tastes = {named.name: text_vectors}, None, None
         modalities.append(named)
         if side == "user":
-            tastes = Tastes(codes(content["likes"]), codes(content["avoids"]), by_entity, by_fold)
+            tastes = Tastes(
+                likes=codes(content["likes"]),
+                avoids=codes(content["avoids"]),
+                by_entity=by_entity,
+                by_fold=by_fold,
+            )
         if side == "item":
             named = modality("item_image", dims["image"], source="captions", encoder=encoder, flag="extract")
             modalities.append(named)
@@ -139,12 +144,12 @@ def join_sides(
                 review_vectors("image"), entity, len(ids), left_out, metadata_vectors("image")
             )
             labels = ItemLabels(
-                _price_codes(folder, content["price_tag"]),
-                codes(content["categories"]),
-                category_types,
-                by_row,
-                by_entity,
-                by_fold,
+                price=_price_codes(folder, content["price_tag"]),
+                category=codes(content["categories"]),
+                padding=category_types,
+                by_row=by_row,
+                by_entity=by_entity,
+                by_fold=by_fold,
             )
         sides[side] = Side(
             entity,

@@ -12,38 +12,43 @@ from dlrrec_torchrec.features.left_out import RatingStatistics, Vectors
 from dlrrec_torchrec.store.schema import PRICE_TAGS
 
 
-@dataclass(frozen=True)
-class ItemLabels:
+@dataclass(frozen=True, kw_only=True)
+class ContentRows:
+    """Where the content of entities is."""
+
+    by_entity: np.ndarray  # int64 [E], content row of each, from all its reviews
+    by_fold: Callable[[int], np.ndarray]  # fold -> int64 [E], content rows that a row of the fold may see
+
+    def content(self, fold: int) -> np.ndarray:
+        """int64 [E], the content rows that rows of `fold` see; -1: that validation, test and serving do."""
+        return self.by_entity if fold < 0 else self.by_fold(fold)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemLabels(ContentRows):
     """Price tags and categories by content row (an item without one fold), and where to look them up."""
 
     price: np.ndarray  # uint8 [C], position in PRICE_TAGS
     category: np.ndarray  # unsigned [C, slots]
     padding: int  # the code of no category
     by_row: np.ndarray  # int64 [N], content row of each training row, -1 for none
-    by_entity: np.ndarray  # int64 [E], content row of each item, from all its reviews
-    by_fold: Callable[[int], np.ndarray]  # fold -> int64 [E], content rows that a row of the fold may see
 
     def seen_by(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
-        """Category codes int64 [E, slots] and price tags' positions int64 [E] as rows of `fold` see them.
-
-        -1: as validation, test and serving do.
-        """
-        content = self.by_entity if fold < 0 else self.by_fold(fold)
+        """Category codes int64 [E, slots] and price tags' positions int64 [E], as of `content`."""
+        content = self.content(fold)
         return self.category[content].astype(np.int64), self.price[content].astype(np.int64)
 
 
-@dataclass(frozen=True)
-class Tastes:
+@dataclass(frozen=True, kw_only=True)
+class Tastes(ContentRows):
     """Categories that users say to like or avoid, by content row, and where to look them up."""
 
     likes: np.ndarray  # unsigned [C, slots]
     avoids: np.ndarray  # unsigned [C, slots]
-    by_entity: np.ndarray  # int64 [E], content row of each user, from all their reviews
-    by_fold: Callable[[int], np.ndarray]  # fold -> int64 [E], content rows that a row of the fold may see
 
     def seen_by(self, fold: int) -> tuple[np.ndarray, np.ndarray]:
-        """Codes of likes and avoids, int64 [E, slots] each, as rows of `fold` see them; -1: as all others."""
-        content = self.by_entity if fold < 0 else self.by_fold(fold)
+        """Codes of likes and avoids, int64 [E, slots] each, as of `content`."""
+        content = self.content(fold)
         return self.likes[content].astype(np.int64), self.avoids[content].astype(np.int64)
 
 
