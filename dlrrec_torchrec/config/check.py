@@ -246,6 +246,13 @@ def _logit(sizes: list | None) -> str | None:
     return f"{sizes} must end in 1, the logit" if sizes and sizes[-1] != 1 else None
 
 
+@_rule("model.residual", "model.wide")
+def _residual(sizes: list | None, wide: bool) -> str | None:
+    return (
+        f"{sizes} adds to the wide path: set model.wide=true, or this to []" if sizes and not wide else None
+    )
+
+
 def _dot(sizes: list | None, interaction: str, dim: int) -> str | None:
     if interaction != "dot" or not sizes or sizes[-1] == dim:
         return None

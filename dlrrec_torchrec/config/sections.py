@@ -221,10 +221,14 @@ class ModelConfig:
         "a linear path over the dense features beside the deep part; training starts as their logistic "
         "regression (off: the papers' model)",
     )
-    interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
-    dropout: float | None = option(
-        None, "dropout in the top MLP (default: by the size of the data)", least=0, below=1
+    residual: list | None = option(
+        None,
+        "hidden layers of an MLP beside the wide path, of its features (default: by the data's size)",
+        of=int,
+        least=1,
     )
+    interaction: str = option("dot", "feature interaction", ("dot", "pairwise", "dcn"))
+    dropout: float | None = option(None, "of the top MLP (default: by the data's size)", least=0, below=1)
     tables: dict[str, TableConfig] = option(
         {},
         "how a table is kept, as user=dtype=fp16,sharding=row_wise (tables: category, user, item and, with "
@@ -301,6 +305,7 @@ class TrainConfig:
         None, "learning rate of the dense part, Adam (default: by the size of the data)", above=0
     )
     table_lr: float | None = option(None, "learning rate of the embedding tables (default: lr)", above=0)
+    residual_lr: float | None = option(None, "that of model.residual (default: by the data's size)", above=0)
     table_optimizer: str = option("adam", "fused optimizer", ("adam", "rowwise_adagrad", "sgd"))
     weight_decay: float | None = option(
         None, "decoupled weight decay of the dense part, AdamW (default: by the size of the data)", least=0

@@ -123,6 +123,7 @@ def _choices(*values: Any) -> Choices:
 # What is searched unless asked otherwise: setting -> the configuration's own value -> values.
 DEFAULT: dict[str, Callable[[Any], Values]] = {
     "train.lr": _around(10, 10),
+    "train.residual_lr": _around(10, 10),
     "train.weight_decay": _around(30, 10),
     "model.dropout": lambda _: Range(0.0, 0.6),
     "model.tower_dropout": lambda _: Range(0.0, 0.6),

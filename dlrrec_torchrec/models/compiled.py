@@ -12,7 +12,8 @@ from dlrrec_torchrec.store.errors import DataError
 
 
 def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor") -> None:
-    """Compile, when they first run, the towers' linear layers, the dense and top MLPs and the interaction.
+    """Compile, when they first run, the towers' linear layers, the dense and top MLPs, the
+    interaction and the residual path.
 
     Parameters and their names stay as they are. Normalisation over the ranks and the contrastive terms stay
     eager: their collectives and masks break graphs.
@@ -28,8 +29,9 @@ def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor"
     dynamo.error_on_nested_fx_trace = False
     for tower in model.dense_arch.towers.values():
         tower.layers.compile(backend=backend)
-    for part in (model.dense_arch.model, model.inter_arch, model.over_arch):
-        part.compile(backend=backend)
+    for part in (model.dense_arch.model, model.inter_arch, model.over_arch, model.residual):
+        if part is not None:
+            part.compile(backend=backend)
 
 
 def check_compiler(device: torch.device) -> None:

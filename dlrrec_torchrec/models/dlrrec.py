@@ -16,7 +16,7 @@ from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, Pair
 from dlrrec_torchrec.models.list_head import ListHead
 from dlrrec_torchrec.models.managed import ManagedTables
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
-from dlrrec_torchrec.models.wide import WidePath
+from dlrrec_torchrec.models.wide import ResidualPath, WidePath
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
 
@@ -45,8 +45,13 @@ class DLRREC(DLRM):
             too (`wide.WidePath`). The deep part's last layer then starts at zero: the first logits are the
             linear path's.
         products: two ranges of dense features whose products the wide path has too.
+        residual: hidden layers of an MLP of the standardised features, added to the wide path
+            (`wide.ResidualPath`); none: without.
         list_head: for lists of the best items; apart from the logit.
         dense_device: where the dense part is built.
+
+    With a wide path the buffer `share`, of the deep part's logit, is 1 until validation says better
+    (`training.trainer`).
 
     Raises:
         DataError: sizes or names that do not fit, naming the flags.
@@ -88,6 +93,7 @@ class DLRREC(DLRM):
         managed: ManagedTables | None = None,
         wide: bool = False,
         products: tuple[range, range] | None = None,
+        residual: Sequence[int] = (),
         list_head: ListHead | None = None,
         dense_device: torch.device | None = None,
     ) -> None:
@@ -125,7 +131,9 @@ class DLRREC(DLRM):
             over_in_features = self.inter_arch.out_features
         self.over_arch = OverArch(over_in_features, over_arch_layer_sizes, dropout, dense_device)
         self.wide = WidePath(dense_in_features, products, device=dense_device) if wide else None
+        self.residual = ResidualPath(dense_in_features, residual, dense_device) if residual else None
         if wide:
+            self.register_buffer("share", torch.ones((), device=dense_device))
             for parameter in self.over_arch.model[-1].parameters():
                 nn.init.zeros_(parameter)
 
@@ -141,9 +149,23 @@ class DLRREC(DLRM):
         managed: KeyedJaggedTensor | None = None,
     ) -> Tensor:
         """Logits f32 [B] of rows with dense features f32 [B, D], jagged ids and reduced vectors."""
+        base, deep = self.parts(dense, sparse, reduced, managed)
+        return deep if base is None else base + self.share * deep
+
+    def parts(
+        self,
+        dense: Tensor,
+        sparse: KeyedJaggedTensor,
+        reduced: dict[str, Tensor],
+        managed: KeyedJaggedTensor | None = None,
+    ) -> tuple[Tensor | None, Tensor]:
+        """The logits f32 [B] of wide and residual path together, None without, and of the deep part."""
+        base = None
         if self.wide is not None:
             standardized = self.wide.standardize(dense)
-            dense = standardized[:, : self.wide.in_features]
+            base, dense = self.wide(standardized), standardized[:, : self.wide.in_features]
+            if self.residual is not None:
+                base = base + self.residual(dense)
         embedded_dense = self.dense_arch(dense)
         embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
         if self.managed is not None:
@@ -156,11 +178,17 @@ class DLRREC(DLRM):
             crossed = self.inter_arch(
                 torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
             )
-        logits = self.over_arch(crossed).squeeze(1).float()
-        return logits if self.wide is None else logits + self.wide(standardized)
+        return base, self.over_arch(crossed).squeeze(1).float()
 
     def score(self, batch: Batch, without: Collection[str] = ()) -> Tensor:
         """Logits f32 [B] of a batch, wherever its vectors come from; those of `without` count as missing."""
+        return self.predict(batch.dense, batch.sparse, self._reduced(batch, without), batch.managed)
+
+    def score_parts(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
+        """As `parts`, of a batch."""
+        return self.parts(batch.dense, batch.sparse, self._reduced(batch), batch.managed)
+
+    def _reduced(self, batch: Batch, without: Collection[str] = ()) -> dict[str, Tensor]:
         if self.content is None:
             reduced = self.reduce(batch.vectors)
         else:
@@ -169,8 +197,7 @@ class DLRREC(DLRM):
             for modality in self.modalities:
                 anchors = (places[modality.side]["anchor"], None, True)
                 (reduced[modality.name],) = self.dense_arch.reduce_uses(vectors, modality.name, [anchors])
-        reduced |= {name: torch.zeros_like(reduced[name]) for name in without}
-        return self.predict(batch.dense, batch.sparse, reduced, batch.managed)
+        return reduced | {name: torch.zeros_like(reduced[name]) for name in without}
 
     def forward(
         self,

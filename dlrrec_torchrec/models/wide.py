@@ -1,11 +1,18 @@
-"""The wide path: a linear model of the dense features beside the deep part (Wide & Deep)."""
+"""Beside the deep part: a linear model of the dense features (Wide & Deep), and an MLP of what it leaves."""
 
 from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from dlrrec_torchrec.models.interactions import OverArch
+
 LIMIT = 5.0  # standard deviations: a column with a long tail must not decide alone
+INPUT_DROPOUT, DROPOUT = 0.1, 0.3  # of the residual path
+DECAY = 0.99  # of its mean
 
 
 class WidePath(nn.Module):
@@ -78,3 +85,62 @@ class WidePath(nn.Module):
     def forward(self, standardized: Tensor) -> Tensor:
         """Logits f32 [B] of z, f32 [B, F]. Not a matrix product: autocast would make it half precision."""
         return (standardized * self.weight).sum(1) + self.bias
+
+
+class ResidualPath(nn.Module):
+    """An MLP of the standardised dense features: what they say together that a linear model cannot.
+
+    Added to the wide path's logit, and trained on it alone (`TrainWrapper`): a second stage of boosting
+    (Friedman 2001, "Greedy Function Approximation", section 4), whose first is the regression. The last layer
+    starts at zero. The features say of a user and an item what holds for the rows that they are not made of
+    either (docs/features.md), so that it can be larger than the deep part, which sees who they are.
+
+    Predictions are by a running mean of the weights over the training steps (Polyak and Juditsky 1992): its
+    large, decaying steps are noisy, and what noise they leave goes with the mean.
+
+    Args:
+        in_features: width D of the dense features.
+        layer_sizes: of the hidden layers.
+        decay: share of the mean that a step keeps; less in the first steps, (1 + n) / (10 + n).
+
+    Example::
+
+        >>> path = ResidualPath(in_features=7, layer_sizes=[32, 8])
+        >>> path(torch.randn(4, 7))
+        tensor([0., 0., 0., 0.], grad_fn=<SqueezeBackward1>)
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        layer_sizes: Sequence[int],
+        device: torch.device | None = None,
+        decay: float = DECAY,
+    ) -> None:
+        super().__init__()
+        self.decay = decay
+        self.dropout = nn.Dropout(INPUT_DROPOUT)
+        self.layers = OverArch(in_features, [*layer_sizes, 1], DROPOUT, device)
+        for parameter in self.layers.model[-1].parameters():
+            nn.init.zeros_(parameter)
+        self.mean = copy.deepcopy(self.layers).requires_grad_(False)
+        self.register_buffer("steps", torch.zeros((), device=device))
+
+    def forward(self, standardized: Tensor) -> Tensor:
+        """Standardised dense features f32 [B, D] to logits f32 [B]."""
+        if self.training:
+            logits = self.layers(self.dropout(standardized))
+            follow(self.mean, self.layers, self.steps, self.decay)
+        else:
+            logits = self.mean(standardized)
+        return logits.squeeze(1).float()
+
+
+@torch.fx.wrap
+@torch.no_grad()
+def follow(mean: nn.Module, layers: nn.Module, steps: Tensor, decay: float) -> None:
+    """Move the running mean towards the weights of this step."""
+    steps += 1
+    share = 1 - ((1 + steps) / (10 + steps)).clamp(max=decay)
+    for kept, now in zip(mean.parameters(), layers.parameters(), strict=True):
+        kept.lerp_(now, share)

@@ -28,14 +28,7 @@ Reduced = dict[str, Tensor]  # modality -> [B, R]
 
 # What depends on shapes or on the process group is one node for the FX tracer. TorchRec's pipelined trainer
 # traces the wrapper, and pipelines only if it can see that the ids reach the embedding tables unchanged.
-for _name in (
-    "corpus_loss",
-    "batch_loss",
-    "anchors_and_candidates",
-    "parted",
-    "row_numbers",
-    "stacked",
-):
+for _name in ("corpus_loss", "batch_loss", "anchors_and_candidates", "parted", "row_numbers", "stacked"):
     torch.fx.wrap(_name)
 
 
@@ -48,6 +41,9 @@ class TrainWrapper(nn.Module):
     The anchors' reduced vectors are those of the prediction. Positives and corpus negatives pass through the
     towers once, together but apart from the anchors, so that the contrastive terms do not change what the
     prediction sees: they have batch statistics of their own, and the running ones follow the prediction.
+
+    With a wide path L_rec has two sums: that of wide and residual path alone, and that of their logits, as
+    constants, plus the deep part's. So the deep part learns what they leave, and cannot harm them.
 
     Args:
         model: the model.
@@ -201,18 +197,23 @@ class TrainWrapper(nn.Module):
             reduced, others, compared = self._from_rows(batch, step)
         else:
             reduced, others, compared = self._from_tables(batch)
-        logits = self.model.predict(batch.dense, batch.sparse, reduced, batch.managed)
-        terms = {"rec": (weighted_bce_sum(logits, batch.label, self.class_weights), row_count(batch.label))}
+        rows, weights = row_count(batch.label), self.class_weights
+        base, logits = self.model.parts(batch.dense, batch.sparse, reduced, batch.managed)
+        logits = logits if base is None else base.detach() + logits
+        terms = {"rec": (weighted_bce_sum(logits, batch.label, weights), rows)}
+        if base is not None:
+            terms["base"] = (weighted_bce_sum(base, batch.label, weights), rows)
         for side in self.sides:
             codes, neighbours = getattr(batch, side), getattr(batch, f"{side}_positives")
             terms[side] = self._contrast(side, codes, neighbours, reduced, *others[side])
         if self.lists is not None:
-            terms["list"] = (self._list(batch, reduced, compared, step), row_count(batch.label))
+            terms["list"] = (self._list(batch, reduced, compared, step), rows)
 
         sums = {name: total for name, (total, _) in terms.items()}
         counts = {name: count for name, (_, count) in terms.items()}
         local, means = global_means(sums, counts)
-        loss = local["rec"] if self.rating else local["rec"] * 0.0
+        rating = local["rec"] if base is None else local["rec"] + local["base"]
+        loss = rating if self.rating else rating * 0.0
         for side, weight in self.weights.items():
             loss = loss + weight(local[side])
         if self.lists is not None:

@@ -137,6 +137,7 @@ def schedule(train: TrainConfig, total_steps: int = 1, lists: ListConfig | None 
         warmup_steps=train.warmup_steps,
         total_steps=total_steps,
         list_lr=lists.id_lr if lists else ListConfig().id_lr,
+        residual_lr=train.residual_lr,
     )
 
 

@@ -42,7 +42,7 @@ class Run:
     Attributes:
         held_out: rows to select and calibrate by; None where `evaluated` says what they would.
         start: the facts of a wide path's start (`warm_start`); None without one.
-        calibration: of the best epoch so far.
+        calibration, share: of the best epoch so far.
         alarms: of this training so far.
     """
 
@@ -65,6 +65,7 @@ class Run:
     after_epoch: Callable[[Selection], None] | None = None  # may end the training by an exception
     start: dict[str, Any] | None = None
     calibration: Calibration = Calibration()
+    share: float = 1.0
     mix: dict[str, float] | None = None  # of lists, at the end
 
     def to_the_end(self) -> None:
@@ -80,6 +81,7 @@ class Run:
             schedule=self.schedule(settings.epochs * len(self.rows)),
             seed=settings.seed,
             stop_requested=self.stop_requested,
+            choose_share=self.protocol == "strict" and self.rated,
         )
         with Checkpoints(
             self.out_dir / "checkpoints",
@@ -118,6 +120,9 @@ class Run:
         weights = self.assembly.wrapper.class_weights.tolist()
         seed = self.settings.seed
         self.start = warm_start(wide, self.shards_dir, weights, held_out, seed, self.ranks, given)
+        if self.evaluated:
+            self.share = self.evaluated.share
+            self.assembly.plain.share.fill_(self.share)
         initialize(self.assembly.optimizer)
         self._end_epoch({"epoch": 0, "step": 0}, {})
 
@@ -130,14 +135,16 @@ class Run:
         if self.list_metrics is not None:
             metrics |= self.list_metrics.measure(self.assembly.model)
         best = selection.update(record["epoch"], metrics)
+        share = None if self.assembly.plain.wide is None else float(self.assembly.plain.share)
         if best:
             self._calibrate()
+            self.share = 1.0 if share is None else share
         if first:
             terms = [TERMS[side] for side in self.assembly.wrapper.sides]
             self.alarms.after_epoch(
                 record, steps, terms, self.trainer.effects, self.trainer.scored, selection.split
             )
-        record = record | metrics | self.trainer.effects | self.observer.probed()
+        record = record | metrics | {"share": share} | self.trainer.effects | self.observer.probed()
         self.history.add(record | {"split": selection.split, "best": best}, steps)
         if best and first:
             _write_best(self.out_dir, self.protocol, selection)
@@ -210,6 +217,7 @@ class Run:
         state, rank_states = loaded
         self.selection.restore(state["selection"])
         self.start, self.calibration = state["start"], Calibration(**state["calibration"])
+        self.share = state["share"]
         self.trainer.restore(
             state["step"],
             state["epoch"],
@@ -232,7 +240,7 @@ class Run:
         state = {"run": self.fingerprint, "step": self.trainer.step, "epoch": self.selection.epoch}
         state |= {"whole_epoch": whole_epoch, "selection": jsonable(self.selection.state())}
         state |= {"table_updates": self.trainer.step * self.settings.accumulate}
-        state |= jsonable({"start": self.start, "calibration": self.calibration})
+        state |= jsonable({"start": self.start, "calibration": self.calibration, "share": self.share})
         state |= {"alarms": jsonable(self.alarms.state())}
         self.checkpoints.save(self.assembly.model, self.assembly.optimizer, state, rank_state, best)
 

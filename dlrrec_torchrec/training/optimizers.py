@@ -15,12 +15,15 @@ from torchrec.optim.rowwise_adagrad import RowWiseAdagrad
 from dlrrec_torchrec.sharding.table_optimizers import FUSED_EPS, RowAdam
 
 _LIST_HEAD = "list_head"  # the module that holds its tables
+_RESIDUAL = "residual"  # the module of the residual path
+_DENSE = ("dense", _RESIDUAL)  # parts that are no tables
 
 
 def make_optimizer(
     model: DistributedModelParallel, lr: float, weight_decay: float = 0.0, table_optimizer: str = "adam"
 ) -> CombinedOptimizer:
-    """The tables' fused optimizers, the same for replicated tables, and AdamW for the dense part.
+    """The tables' fused optimizers, the same for replicated tables, and AdamW for the dense part and, with a
+    rate of its own, the residual path.
 
     AdamW is Adam where `weight_decay` is 0. Only the dense part's matrices decay: tables, biases, norms and
     the contrastive weights do not. `table_optimizer`: as in `sharding.apply.shard_tables`.
@@ -41,7 +44,11 @@ def make_optimizer(
     not_fused = dict(in_backward_optimizer_filter(model.named_parameters()))
     tables = {name: p for name, p in not_fused.items() if ".embedding_bags." in name}
     dense = {name: p for name, p in not_fused.items() if name not in tables}
+    residual = {name: p for name, p in dense.items() if f".{_RESIDUAL}." in name}
+    dense = {name: p for name, p in dense.items() if name not in residual}
     parts = [("tables", model.fused_optimizer), ("dense", KeyedOptimizerWrapper(dense, adam))]
+    if residual:
+        parts.append((_RESIDUAL, KeyedOptimizerWrapper(residual, adam)))
     of_list = {name: p for name, p in tables.items() if _LIST_HEAD in name}
     others = {name: p for name, p in tables.items() if name not in of_list}
     for name, replicated_tables in (("tables", others), (_LIST_HEAD, of_list)):
@@ -73,7 +80,7 @@ def dense_parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     parts = [("dense", optimizer)]
     if isinstance(optimizer, CombinedOptimizer):
         parts = optimizer.optimizers
-    groups = [group for name, part in parts if name == "dense" for group in part.param_groups]
+    groups = [group for name, part in parts if name in _DENSE for group in part.param_groups]
     return [parameter for group in groups for parameter in group["params"]]
 
 
@@ -85,7 +92,8 @@ class Schedule:
     constant 1; linear 1 - t; cosine (1 + cos(pi t)) / 2.
 
     Attributes:
-        lr, table_lr, list_lr: of the dense part, of the tables and of the list head's, where the factor is 1.
+        lr, table_lr, list_lr, residual_lr: of the dense part, of the tables, of the list head's and of the
+            residual path, where the factor is 1.
         kind: "constant", "linear" or "cosine".
         warmup_steps, total_steps: of the whole training.
 
@@ -99,6 +107,7 @@ class Schedule:
     warmup_steps: int = 0
     total_steps: int = 1
     list_lr: float = 0.01
+    residual_lr: float = 0.001
 
     def factor(self, step: int) -> float:
         """What both rates are multiplied by in step `step` of 0 … total_steps - 1."""
@@ -108,17 +117,24 @@ class Schedule:
         return {"constant": 1.0, "linear": 1 - t, "cosine": (1 + math.cos(math.pi * t)) / 2}[self.kind]
 
     def rates(self, step: int) -> dict[str, float]:
-        """The rates `lr`, `table_lr` and `list_lr` of step `step`."""
-        factor = self.factor(step)
-        return {"lr": self.lr * factor, "table_lr": self.table_lr * factor, "list_lr": self.list_lr * factor}
+        """The rates `lr`, `table_lr`, `list_lr` and `residual_lr` of step `step`."""
+        factor, names = self.factor(step), ("lr", "table_lr", "list_lr", "residual_lr")
+        return {name: getattr(self, name) * factor for name in names}
 
 
-def set_rates(optimizer: CombinedOptimizer, lr: float, table_lr: float, list_lr: float = 0.01) -> None:
+def set_rates(
+    optimizer: CombinedOptimizer,
+    lr: float,
+    table_lr: float,
+    list_lr: float = 0.01,
+    residual_lr: float = 0.001,
+) -> None:
     """Set the learning rates of the next step; call it before its backward pass."""
+    of_parts = {"tables": table_lr, _RESIDUAL: residual_lr}
     for name, part in optimizer.optimizers:
         # The fused optimizers of all collections are one part, each under its collection's path.
         fused = part.optimizers if isinstance(part, CombinedOptimizer) else [(name, part)]
         for path, collection in fused:
-            rate = list_lr if _LIST_HEAD in path else table_lr if name == "tables" else lr
+            rate = list_lr if _LIST_HEAD in path else of_parts.get(name, lr)
             for group in collection.param_groups:
                 group["lr"] = rate

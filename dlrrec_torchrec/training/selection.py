@@ -30,6 +30,7 @@ class Evaluated:
         epochs: its best epoch; 0: the wide path's start.
         start: what the wide path's start was fitted with (`warm_start`); None where there is none.
         calibration: of its probabilities.
+        share: of the deep part beside a wide path.
         mix: its fact `list`, the share of the rating logit in lists; None without a list head.
     """
 
@@ -37,6 +38,7 @@ class Evaluated:
     epochs: int
     start: Given | None
     calibration: Calibration
+    share: float
     mix: dict[str, float] | None
 
     @staticmethod
@@ -46,7 +48,8 @@ class Evaluated:
         start = facts["start"] or {}
         given = Given(start["C"], start["profiles"]) if "C" in start else None
         calibration = Calibration.of(facts)
-        return Evaluated(trained.fingerprint, facts["best_epoch"], given, calibration, facts["list"])
+        fitted = facts["best_epoch"], given, calibration, facts["share"], facts["list"]
+        return Evaluated(trained.fingerprint, *fitted)
 
 
 @dataclasses.dataclass

@@ -192,6 +192,7 @@ def train(
                 "best": selection.best,
                 "start": run.start,
                 "calibration": run.calibration,
+                "share": run.share,
                 "alarms": run.alarms.listed(),
                 "ranks": ranks.world_size,
                 "device": ranks.device.type,

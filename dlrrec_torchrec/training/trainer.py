@@ -30,6 +30,7 @@ from dlrrec_torchrec.training.optimizers import Schedule, set_rates
 from dlrrec_torchrec.training.steps import Pipeline
 
 LOSSES = ("loss_rec", "loss_ii", "loss_uu", "loss_list")
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 REPORTED = ("auc", "accuracy", "fpr")  # of the training rows
 
 
@@ -64,6 +65,7 @@ class Trainer:
         schedule: of the learning rates.
         seed: of dropout, together with epoch and rank.
         stop_requested: whether this process should stop.
+        choose_share: whether `evaluate` sets the share of the deep part (`best_share`).
 
     Attributes:
         step: steps so far.
@@ -85,7 +87,9 @@ class Trainer:
         schedule: Schedule,
         seed: int,
         stop_requested: Callable[[], bool] = lambda: False,
+        choose_share: bool = False,
     ) -> None:
+        self._choose_share = choose_share
         self.model, self._optimizer, self._pipeline, self._ranks = model, optimizer, pipeline, ranks
         self._schedule, self._seed, self._stop_requested = schedule, seed, stop_requested
         self.step = 0
@@ -161,28 +165,40 @@ class Trainer:
     def evaluate(self, rows: ShardLoader) -> dict[str, float] | None:
         """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
 
-        `effects` gets the spread of the change in the logits of the first batch (of all ranks) without the
-        vectors of a modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none.
+        Before, the model's `share` becomes the best one for them, where it is to be chosen. `effects` gets
+        the spread of the change in the logits of the first batch (of all ranks) without the vectors of a
+        modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none.
 
         None where a rank should stop meanwhile. Raises DataError for rows that cannot be read, on
         all ranks.
         """
         self.model.eval()
         model = get_unwrapped_module(self.model).model
-        scored, users = [], []
+        first, parts, users = None, [], []
         batches = Lockstep(rows, self._stop_requested)
         with uncounted(self.model):
             for batch in batches:
                 batch = batch.to(self._ranks.device)
-                logits = model.score(batch)
-                if not scored:
-                    self.effects = effects(model, batch, logits)
-                scored.append(torch.stack([batch.label, logits.float()], dim=1))
+                base, deep = model.score_parts(batch)
+                first = first or batch
+                base = torch.zeros_like(deep) if base is None else base
+                parts.append(torch.stack([batch.label, base.float(), deep.float()], dim=1))
                 users.append(batch.user)
                 if batches.stop:
                     self.stopping = True
                     return None
-        return self._metrics(torch.cat(scored), torch.cat(users), keep=True)
+            label, base, deep = torch.cat(parts).T
+            if model.wide is not None and self._choose_share:
+                model.share.fill_(self._best_share(label, base, deep))
+            logits = deep if model.wide is None else base + model.share * deep
+            self.effects = effects(model, first, logits[: len(first.label)])
+        return self._metrics(torch.stack([label, logits], dim=1), torch.cat(users), keep=True)
+
+    def _best_share(self, *parts: Tensor) -> float:
+        rows, share = gather_rows(torch.stack(parts, dim=1)), None
+        if self._ranks.first:
+            share = best_share(*rows[rows[:, 0] >= 0].double().cpu().numpy().T)  # no padding
+        return self._ranks.share(share)
 
     def recent_losses(self, steps: int) -> dict[str, float]:
         """Means of LOSSES over the last `steps` steps, as far as they are of the epoch under way."""
@@ -260,6 +276,16 @@ class Trainer:
             if keep:
                 self.scored = label, logits
         return self._ranks.share(metrics)
+
+
+def best_share(label: np.ndarray, base: np.ndarray, deep: np.ndarray) -> float:
+    """The share of the deep part, out of SHARES, with the lowest cross-entropy of base + share * deep.
+
+    The deep part sees who a row's user and item are, and is the first to over-fit; of equal shares the
+    smallest. Label f64 [N] of 0 and 1, logits f64 [N] of held-out rows.
+    """
+    sign = np.where(label > 0, -1.0, 1.0)
+    return min(SHARES, key=lambda share: float(np.logaddexp(0, sign * (base + share * deep)).sum()))
 
 
 def effects(model: DLRREC, batch: Batch, logits: Tensor) -> dict[str, float]:
