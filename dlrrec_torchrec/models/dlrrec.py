@@ -184,9 +184,9 @@ class DLRREC(DLRM):
         """Logits f32 [B] of a batch, wherever its vectors come from; those of `without` count as missing."""
         return self.predict(batch.dense, batch.sparse, self._reduced(batch, without), batch.managed)
 
-    def score_parts(self, batch: Batch) -> tuple[Tensor | None, Tensor]:
-        """As `parts`, of a batch."""
-        return self.parts(batch.dense, batch.sparse, self._reduced(batch), batch.managed)
+    def score_parts(self, batch: Batch, without: Collection[str] = ()) -> tuple[Tensor | None, Tensor]:
+        """As `parts`, of a batch as in `score`."""
+        return self.parts(batch.dense, batch.sparse, self._reduced(batch, without), batch.managed)
 
     def _reduced(self, batch: Batch, without: Collection[str] = ()) -> dict[str, Tensor]:
         if self.content is None:

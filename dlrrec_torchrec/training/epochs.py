@@ -180,6 +180,9 @@ class Run:
                 f"no epoch is better by {self.selection.split} {self.selection.rule} than the logistic "
                 "regression that training starts as: it is the model that is kept"
             )
+        if self.start is not None and self.selection.best_epoch:
+            whose = f"chosen on {self.selection.split} rows" if self.trainer.chooses else "not chosen"
+            self.say(f"share of the deep part (towers, tables) beside the wide path: {self.share:g}, {whose}")
         fitted = self.calibration
         if fitted.note:
             self.say(fitted.note)

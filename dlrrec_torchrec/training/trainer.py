@@ -73,6 +73,7 @@ class Trainer:
         rates: `lr` and `table_lr` of the last step.
         effects: of the last evaluation (`evaluate`).
         scored: label and logit f64 [N] of the last evaluation's rows, on rank 0.
+        chooses: `choose_share`.
         stopping: whether any rank should stop; all ranks see it after the same step or, when
             `evaluate` returns None, after the same batch.
     """
@@ -89,7 +90,7 @@ class Trainer:
         stop_requested: Callable[[], bool] = lambda: False,
         choose_share: bool = False,
     ) -> None:
-        self._choose_share = choose_share
+        self.chooses = choose_share
         self.model, self._optimizer, self._pipeline, self._ranks = model, optimizer, pipeline, ranks
         self._schedule, self._seed, self._stop_requested = schedule, seed, stop_requested
         self.step = 0
@@ -167,7 +168,8 @@ class Trainer:
 
         Before, the model's `share` becomes the best one for them, where it is to be chosen. `effects` gets
         the spread of the change in the logits of the first batch (of all ranks) without the vectors of a
-        modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none.
+        modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none. That is of the
+        whole deep part, whatever its share.
 
         None where a rank should stop meanwhile. Raises DataError for rows that cannot be read, on
         all ranks.
@@ -188,10 +190,11 @@ class Trainer:
                     self.stopping = True
                     return None
             label, base, deep = torch.cat(parts).T
-            if model.wide is not None and self._choose_share:
+            if model.wide is not None and self.chooses:
                 model.share.fill_(self._best_share(label, base, deep))
             logits = deep if model.wide is None else base + model.share * deep
-            self.effects = effects(model, first, logits[: len(first.label)])
+            rows = len(first.label)
+            self.effects = effects(model, first, base[:rows], deep[:rows])
         return self._metrics(torch.stack([label, logits], dim=1), torch.cat(users), keep=True)
 
     def _best_share(self, *parts: Tensor) -> float:
@@ -288,11 +291,11 @@ def best_share(label: np.ndarray, base: np.ndarray, deep: np.ndarray) -> float:
     return min(SHARES, key=lambda share: float(np.logaddexp(0, sign * (base + share * deep)).sum()))
 
 
-def effects(model: DLRREC, batch: Batch, logits: Tensor) -> dict[str, float]:
-    """As `Trainer.effects`: `logits` f32 [B] are the batch's. Call it on all ranks, in eval mode."""
+def effects(model: DLRREC, batch: Batch, base: Tensor, deep: Tensor) -> dict[str, float]:
+    """As `Trainer.effects`: the batch's logits f32 [B]. Call it on all ranks, in eval mode."""
     names = [modality.name for modality in model.modalities]
-    changes = [model.score(batch, without=[name]) - logits for name in names]
-    rows = gather_rows(torch.stack([batch.label, logits, *changes], dim=1).double())
+    changes = [model.score_parts(batch, without=[name])[1] - deep for name in names]
+    rows = gather_rows(torch.stack([batch.label, base + deep, *changes], dim=1).double())
     spread, *of_changes = rows[rows[:, 0] >= 0, 1:].std(0, correction=0).tolist()
     return {
         f"effect_{name}": value / spread if spread else math.nan
