@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dlrrec_torchrec.config import ModelConfig, TrainConfig, load_config, variant
 from dlrrec_torchrec.config.automatic import MOST_DECAY, DataSize, automatic, chosen_text
 from dlrrec_torchrec.config.check import check_settings
+from dlrrec_torchrec.store.errors import DataError
 
 ROOT = Path(__file__).parents[2]
 SIZES = {  # of the shipped configurations' training rows
@@ -30,7 +31,7 @@ def test_every_size_gives_settings_that_can_be_used(numbers, batch, category):
     model, train, chosen = automatic(ModelConfig(category=category), TrainConfig(batch_size=batch), size)
     check_settings(model, train)
     given_ = {f"{s}.{f.name}" for s, c in (("model", model), ("train", train)) for f in dataclasses.fields(c)}
-    assert chosen.keys() <= given_ and len(chosen) == 11
+    assert chosen.keys() <= given_ and len(chosen) == 13
     for name, value in chosen.items():
         section, field = name.split(".")
         assert getattr({"model": model, "train": train}[section], field) == value
@@ -53,6 +54,7 @@ def test_without_data_it_is_the_papers_model():
     assert (model.text_tower, model.image_tower, model.over_arch) == ([256, 32], [64, 32], [256, 16, 1])
     assert (model.dropout, model.tower_dropout, model.user_id, model.item_id) == (0.1, 0.0, False, False)
     assert (train.lr, train.weight_decay, train.epochs) == (0.01, 0.0, 30)
+    assert model.residual == []
 
 
 @pytest.mark.parametrize("name", SIZES)
@@ -69,6 +71,16 @@ def test_it_comes_near_what_validation_chose(name):
     assert tuned_step / 3.2 < step < tuned_step * 3.2
     if name != "zomato":  # its learning rate is of ten epochs
         assert tuned.train.lr / 3 < train.lr < tuned.train.lr * 3
+
+
+def test_the_residual_path_needs_the_wide_one():
+    for size in SIZES.values():
+        model, train, _ = automatic(ModelConfig(), TrainConfig(), size)
+        assert model.residual == [512, 128] and train.residual_lr in (0.006, 0.001)
+        assert automatic(ModelConfig(wide=False), TrainConfig(), size)[0].residual == []
+    check_settings(ModelConfig(residual=[], wide=False))
+    with pytest.raises(DataError, match=r"model.residual .*model.wide=true, or this to \[\]"):
+        check_settings(ModelConfig(residual=[8], wide=False))
 
 
 def test_the_line_says_from_what_and_what():

@@ -90,7 +90,7 @@ def test_without_it_the_model_and_its_first_weights_are_as_they_were():
     for name, value in plain.state_dict().items():
         other = wide.state_dict()[name]
         assert not other.any() if name in last else torch.equal(value, other), name
-    new = {"wide.mean", "wide.scale", "wide.weight", "wide.bias"}
+    new = {"wide.mean", "wide.scale", "wide.weight", "wide.bias", "share"}
     assert wide.state_dict().keys() - plain.state_dict().keys() == new
 
 

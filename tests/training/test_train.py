@@ -233,7 +233,8 @@ def test_paper_protocol_selects_on_the_test_split_by_false_positives(shards, tmp
 
 def test_patience_ends_the_training(shards, tmp_path):
     still = ModelConfig(tower_norm="layer")  # has no statistics that move without a learning rate
-    manifest = run(shards, tmp_path / "out", model=still, lr=1e-30, epochs=9, patience=2)
+    rates = {"lr": 1e-30, "residual_lr": 1e-30}
+    manifest = run(shards, tmp_path / "out", model=still, **rates, epochs=9, patience=2)
     assert manifest.facts["best_epoch"] == 0 and manifest.facts["epochs"] == 2
     assert [r["best"] for r in records(tmp_path / "out")] == [True, False, False]
     without = ModelConfig(tower_norm="layer", wide=False)

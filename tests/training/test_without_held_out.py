@@ -80,7 +80,7 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
     assert after.rows == {"train": 500} and after.facts["split"] is None
     assert after.facts["start"]["C"] == before.facts["start"]["C"]
     assert after.facts["start"]["profiles"] == before.facts["start"]["profiles"]
-    for name in ("calibration", "list"):
+    for name in ("calibration", "list", "share"):
         assert after.facts[name] == before.facts[name]
     assert evaluated.calibration.temperature != 1
     for one, other in zip(
@@ -94,7 +94,7 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
 
 
 def test_a_killed_one_goes_on_as_the_same(alone, tmp_path, monkeypatch):
-    facts = {"start": {"C": 0.01, "profiles": "none"}, "best_epoch": 3, "list": None}
+    facts = {"start": {"C": 0.01, "profiles": "none"}, "best_epoch": 3, "list": None, "share": 0.5}
     evaluated = Evaluated.of(Manifest("train", {}, {}, facts=facts))
     run(alone, tmp_path / "whole", None, evaluated)
     plain, steps = PlainPipeline.progress, []
