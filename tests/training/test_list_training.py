@@ -237,7 +237,7 @@ def test_labels_that_are_all_positive_train_the_list_alone(tmp_path, capsys):
 
 
 def test_torchrec_pipelines_the_list_heads_tables(shards, caplog):
-    config, terms = ModelConfig(dropout=0.0), ContrastiveConfig(num_negatives=8)
+    config, terms = ModelConfig(dropout=0.0, residual=[8]), ContrastiveConfig(num_negatives=8)
     entities = load_entities(shards)
     spec = batch_spec(config, ShardFacts.read(shards), terms, 0, LISTS)
     spec = with_rows(spec, entities.items.category, entities.sequences)
@@ -247,17 +247,19 @@ def test_torchrec_pipelines_the_list_heads_tables(shards, caplog):
         wrapper = build_wrapper(model, terms, corpus=corpus, lists=LISTS, list_rows=spec.lists)
         sharded = shard_tables(wrapper, ranks, batch_size=60, table_optimizer="rowwise_adagrad")
         optimizer = make_optimizer(sharded, 0.01)
-        set_rates(optimizer, lr=0.1, table_lr=0.2, list_lr=0.3)
+        set_rates(optimizer, lr=0.1, table_lr=0.2, list_lr=0.3, residual_lr=0.4)
         rates = {
             name: group["lr"]
             for _, part in optimizer.optimizers
             for name, group in zip(part.params, part.param_groups, strict=False)
         }
+        of_parts = {n: {group["lr"] for group in part.param_groups} for n, part in optimizer.optimizers}
         pipeline = TrainPipelineSparseDist(sharded, optimizer, ranks.device)
         with caplog.at_level(logging.INFO, "torchrec"):
             assert float(pipeline.progress(iter(make_loader(shards, "train", 60, spec)))["loss_list"]) > 0
     assert {rate for name, rate in rates.items() if "t_list" in name} == {0.3}
     assert {rate for name, rate in rates.items() if "t_category" in name} == {0.2}
+    assert of_parts["dense"] == {0.1} and of_parts["residual"] == {0.4}
     messages = [r.getMessage() for r in caplog.records]
     assert not any("NOT be pipelined" in m for m in messages)
     assert any("will be pipelined" in m and "list_head.tables" in m for m in messages), messages

@@ -89,6 +89,8 @@ def test_schedules():
     assert [factor(s, 6, "linear", 2) for s in range(6)] == [0.5, 1, 1, 0.75, 0.5, 0.25]
     assert factor(2, 6, "cosine", 2) == 1 and factor(4, 6, "cosine", 2) == pytest.approx(0.5)
     assert factor(3, 6, "cosine", 2) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    rates = Schedule(0.1, 0.2, "linear", 0, 4, 0.4, 0.8).rates(2)
+    assert rates == {"lr": 0.05, "table_lr": 0.1, "list_lr": 0.2, "residual_lr": 0.4}
 
 
 @settings(max_examples=20)
