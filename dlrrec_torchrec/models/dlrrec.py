@@ -50,7 +50,8 @@ class DLRREC(DLRM):
         list_head: for lists of the best items; apart from the logit.
         dense_device: where the dense part is built.
 
-    With a wide path the buffer `share`, of the deep part's logit, is 1 until validation says better
+    With a wide path predictions are by its weights, and the residual path's, as they were kept last
+    (`keep_base`), plus the deep part's logit by the buffer `share`, which is 1 until validation says better
     (`training.trainer`).
 
     Raises:
@@ -149,8 +150,11 @@ class DLRREC(DLRM):
         managed: KeyedJaggedTensor | None = None,
     ) -> Tensor:
         """Logits f32 [B] of rows with dense features f32 [B, D], jagged ids and reduced vectors."""
-        base, deep = self.parts(dense, sparse, reduced, managed)
-        return deep if base is None else base + self.share * deep
+        if self.wide is None:
+            return self._deep(dense, sparse, reduced, managed)
+        standardized = self.wide.standardize(dense)
+        dense = standardized[:, : self.wide.in_features]
+        return self._kept(standardized, dense) + self.share * self._deep(dense, sparse, reduced, managed)
 
     def parts(
         self,
@@ -158,14 +162,35 @@ class DLRREC(DLRM):
         sparse: KeyedJaggedTensor,
         reduced: dict[str, Tensor],
         managed: KeyedJaggedTensor | None = None,
-    ) -> tuple[Tensor | None, Tensor]:
-        """The logits f32 [B] of wide and residual path together, None without, and of the deep part."""
-        base = None
-        if self.wide is not None:
-            standardized = self.wide.standardize(dense)
-            base, dense = self.wide(standardized), standardized[:, : self.wide.in_features]
-            if self.residual is not None:
-                base = base + self.residual(dense)
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Logits f32 [B]: of wide and residual path together as they are now, and as they were kept, None
+        without; and of the deep part."""
+        if self.wide is None:
+            return None, None, self._deep(dense, sparse, reduced, managed)
+        standardized = self.wide.standardize(dense)
+        dense = standardized[:, : self.wide.in_features]
+        now = self.wide(standardized)
+        if self.residual is not None:
+            now = now + self.residual(dense)
+        return now, self._kept(standardized, dense), self._deep(dense, sparse, reduced, managed)
+
+    def keep_base(self) -> None:
+        """Predict by wide and residual path as they are now."""
+        self.wide.keep()
+        if self.residual is not None:
+            self.residual.keep()
+
+    def _kept(self, standardized: Tensor, dense: Tensor) -> Tensor:
+        logits = self.wide.predict(standardized)
+        return logits if self.residual is None else logits + self.residual.predict(dense)
+
+    def _deep(
+        self,
+        dense: Tensor,
+        sparse: KeyedJaggedTensor,
+        reduced: dict[str, Tensor],
+        managed: KeyedJaggedTensor | None,
+    ) -> Tensor:
         embedded_dense = self.dense_arch(dense)
         embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
         if self.managed is not None:
@@ -178,13 +203,15 @@ class DLRREC(DLRM):
             crossed = self.inter_arch(
                 torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
             )
-        return base, self.over_arch(crossed).squeeze(1).float()
+        return self.over_arch(crossed).squeeze(1).float()
 
     def score(self, batch: Batch, without: Collection[str] = ()) -> Tensor:
         """Logits f32 [B] of a batch, wherever its vectors come from; those of `without` count as missing."""
         return self.predict(batch.dense, batch.sparse, self._reduced(batch, without), batch.managed)
 
-    def score_parts(self, batch: Batch, without: Collection[str] = ()) -> tuple[Tensor | None, Tensor]:
+    def score_parts(
+        self, batch: Batch, without: Collection[str] = ()
+    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
         """As `parts`, of a batch as in `score`."""
         return self.parts(batch.dense, batch.sparse, self._reduced(batch, without), batch.managed)
 

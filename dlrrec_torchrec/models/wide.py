@@ -58,6 +58,8 @@ class WidePath(nn.Module):
         # A vector, not a matrix: weight decay, which is for matrices, would pull it away from its start.
         self.weight = nn.Parameter(torch.zeros(self.features, device=device))
         self.bias = nn.Parameter(torch.zeros(1, device=device))
+        self.register_buffer("kept_weight", torch.zeros(self.features, device=device))
+        self.register_buffer("kept_bias", torch.zeros(1, device=device))
 
     @torch.no_grad()
     def set_scaling(self, mean: Tensor, scale: Tensor) -> None:
@@ -67,9 +69,16 @@ class WidePath(nn.Module):
 
     @torch.no_grad()
     def set_weights(self, weight: Tensor, bias: float) -> None:
-        """Set the weights, f32 [F] for standardised features, and the bias."""
+        """Set the weights, f32 [F] for standardised features, and the bias, and keep them."""
         self.weight.copy_(weight)
         self.bias.fill_(bias)
+        self.keep()
+
+    @torch.no_grad()
+    def keep(self) -> None:
+        """Predict by the weights as they are now."""
+        self.kept_weight.copy_(self.weight)
+        self.kept_bias.copy_(self.bias)
 
     def expand(self, dense: Tensor) -> Tensor:
         """Dense features f32 [B, D] and their products, f32 [B, F]."""
@@ -86,6 +95,10 @@ class WidePath(nn.Module):
         """Logits f32 [B] of z, f32 [B, F]. Not a matrix product: autocast would make it half precision."""
         return (standardized * self.weight).sum(1) + self.bias
 
+    def predict(self, standardized: Tensor) -> Tensor:
+        """As `forward`, by the weights that were kept."""
+        return (standardized * self.kept_weight).sum(1) + self.kept_bias
+
 
 class ResidualPath(nn.Module):
     """An MLP of the standardised dense features: what they say together that a linear model cannot.
@@ -95,8 +108,9 @@ class ResidualPath(nn.Module):
     starts at zero. The features say of a user and an item what holds for the rows that they are not made of
     either (docs/features.md), so that it can be larger than the deep part, which sees who they are.
 
-    Predictions are by a running mean of the weights over the training steps (Polyak and Juditsky 1992): its
-    large, decaying steps are noisy, and what noise they leave goes with the mean.
+    What is evaluated is the running mean of the weights over the training steps (Polyak and Juditsky 1992):
+    its large, decaying steps are noisy, and what noise they leave goes with the mean. Predictions are by the
+    mean that was kept last (`keep`).
 
     Args:
         in_features: width D of the dense features.
@@ -123,7 +137,9 @@ class ResidualPath(nn.Module):
         self.layers = OverArch(in_features, [*layer_sizes, 1], DROPOUT, device)
         for parameter in self.layers.model[-1].parameters():
             nn.init.zeros_(parameter)
-        self.mean = copy.deepcopy(self.layers).requires_grad_(False)
+        plain = OverArch(in_features, [*layer_sizes, 1], 0.0, device).requires_grad_(False)
+        plain.load_state_dict(self.layers.state_dict())
+        self.mean, self.kept = plain, copy.deepcopy(plain)
         self.register_buffer("steps", torch.zeros((), device=device))
 
     def forward(self, standardized: Tensor) -> Tensor:
@@ -134,6 +150,14 @@ class ResidualPath(nn.Module):
         else:
             logits = self.mean(standardized)
         return logits.squeeze(1).float()
+
+    def keep(self) -> None:
+        """Predict by the mean as it is now."""
+        self.kept.load_state_dict(self.mean.state_dict())
+
+    def predict(self, standardized: Tensor) -> Tensor:
+        """As `forward`, by the mean that was kept."""
+        return self.kept(standardized).squeeze(1).float()
 
 
 @torch.fx.wrap

@@ -42,8 +42,8 @@ class TrainWrapper(nn.Module):
     towers once, together but apart from the anchors, so that the contrastive terms do not change what the
     prediction sees: they have batch statistics of their own, and the running ones follow the prediction.
 
-    With a wide path L_rec has two sums: that of wide and residual path alone, and that of their logits, as
-    constants, plus the deep part's. So the deep part learns what they leave, and cannot harm them.
+    With a wide path L_rec has two sums: that of wide and residual path alone, and that of their logits as
+    they were kept (constants) plus the deep part's. So it learns what they leave, and cannot harm them.
 
     Args:
         model: the model.
@@ -198,8 +198,8 @@ class TrainWrapper(nn.Module):
         else:
             reduced, others, compared = self._from_tables(batch)
         rows, weights = row_count(batch.label), self.class_weights
-        base, logits = self.model.parts(batch.dense, batch.sparse, reduced, batch.managed)
-        logits = logits if base is None else base.detach() + logits
+        base, kept, logits = self.model.parts(batch.dense, batch.sparse, reduced, batch.managed)
+        logits = logits if kept is None else kept + logits
         terms = {"rec": (weighted_bce_sum(logits, batch.label, weights), rows)}
         if base is not None:
             terms["base"] = (weighted_bce_sum(base, batch.label, weights), rows)

@@ -43,6 +43,7 @@ class Run:
         held_out: rows to select and calibrate by; None where `evaluated` says what they would.
         start: the facts of a wide path's start (`warm_start`); None without one.
         calibration, share: of the best epoch so far.
+        base_epoch: after which wide and residual path were kept, as of the best epoch so far.
         alarms: of this training so far.
     """
 
@@ -66,6 +67,7 @@ class Run:
     start: dict[str, Any] | None = None
     calibration: Calibration = Calibration()
     share: float = 1.0
+    base_epoch: int = 0
     mix: dict[str, float] | None = None  # of lists, at the end
 
     def to_the_end(self) -> None:
@@ -81,7 +83,7 @@ class Run:
             schedule=self.schedule(settings.epochs * len(self.rows)),
             seed=settings.seed,
             stop_requested=self.stop_requested,
-            choose_share=self.protocol == "strict" and self.rated,
+            chooses=self.protocol == "strict" and self.rated and self.evaluated is None,
         )
         with Checkpoints(
             self.out_dir / "checkpoints",
@@ -89,6 +91,7 @@ class Run:
             keep=settings.keep_checkpoints,
             background=settings.background_checkpoints,
         ) as self.checkpoints:
+            self._kept_after = 0
             saved = self._resume()
             reached = selection.epoch if saved else -1  # epoch 0 is what a wide path starts as
             with (
@@ -128,17 +131,23 @@ class Run:
 
     def _end_epoch(self, record: dict[str, Any], steps: dict[str, np.ndarray]) -> None:
         """Evaluate, select, record and save, after the steps of an epoch."""
-        selection, first = self.selection, self.ranks.first
+        selection, first, model = self.selection, self.ranks.first, self.assembly.plain
+        last = record["epoch"] if self.evaluated is None else self.evaluated.base_epoch
+        keeps = model.wide is not None and not self.trainer.chooses and record["epoch"] <= last
+        if keeps:
+            model.keep_base()
         metrics = {} if self.held_out is None else self.trainer.evaluate(self.held_out)
         if metrics is None:
             self._save_and_stop()
         if self.list_metrics is not None:
             metrics |= self.list_metrics.measure(self.assembly.model)
         best = selection.update(record["epoch"], metrics)
-        share = None if self.assembly.plain.wide is None else float(self.assembly.plain.share)
+        if keeps or self.trainer.base_kept:
+            self._kept_after = record["epoch"]
+        share = 1.0 if model.wide is None else float(model.share)
         if best:
             self._calibrate()
-            self.share = 1.0 if share is None else share
+            self.share, self.base_epoch = share, self._kept_after
         if first:
             terms = [TERMS[side] for side in self.assembly.wrapper.sides]
             self.alarms.after_epoch(
@@ -220,7 +229,7 @@ class Run:
         state, rank_states = loaded
         self.selection.restore(state["selection"])
         self.start, self.calibration = state["start"], Calibration(**state["calibration"])
-        self.share = state["share"]
+        self.share, self.base_epoch, self._kept_after = state["share"], *state["base"]
         self.trainer.restore(
             state["step"],
             state["epoch"],
@@ -244,6 +253,7 @@ class Run:
         state |= {"whole_epoch": whole_epoch, "selection": jsonable(self.selection.state())}
         state |= {"table_updates": self.trainer.step * self.settings.accumulate}
         state |= jsonable({"start": self.start, "calibration": self.calibration, "share": self.share})
+        state |= {"base": [self.base_epoch, self._kept_after]}
         state |= {"alarms": jsonable(self.alarms.state())}
         self.checkpoints.save(self.assembly.model, self.assembly.optimizer, state, rank_state, best)
 

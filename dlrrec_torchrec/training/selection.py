@@ -31,6 +31,7 @@ class Evaluated:
         start: what the wide path's start was fitted with (`warm_start`); None where there is none.
         calibration: of its probabilities.
         share: of the deep part beside a wide path.
+        base_epoch: after which wide and residual path were kept; 0: the start.
         mix: its fact `list`, the share of the rating logit in lists; None without a list head.
     """
 
@@ -39,6 +40,7 @@ class Evaluated:
     start: Given | None
     calibration: Calibration
     share: float
+    base_epoch: int
     mix: dict[str, float] | None
 
     @staticmethod
@@ -48,7 +50,7 @@ class Evaluated:
         start = facts["start"] or {}
         given = Given(start["C"], start["profiles"]) if "C" in start else None
         calibration = Calibration.of(facts)
-        fitted = facts["best_epoch"], given, calibration, facts["share"], facts["list"]
+        fitted = facts["best_epoch"], given, calibration, facts["share"], facts["base_epoch"], facts["list"]
         return Evaluated(trained.fingerprint, *fitted)
 
 

@@ -193,6 +193,7 @@ def train(
                 "start": run.start,
                 "calibration": run.calibration,
                 "share": run.share,
+                "base_epoch": run.base_epoch,
                 "alarms": run.alarms.listed(),
                 "ranks": ranks.world_size,
                 "device": ranks.device.type,

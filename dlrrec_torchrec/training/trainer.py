@@ -65,7 +65,7 @@ class Trainer:
         schedule: of the learning rates.
         seed: of dropout, together with epoch and rank.
         stop_requested: whether this process should stop.
-        choose_share: whether `evaluate` sets the share of the deep part (`best_share`).
+        chooses: whether `evaluate` decides what is kept of a wide path and the deep part's share.
 
     Attributes:
         step: steps so far.
@@ -73,7 +73,8 @@ class Trainer:
         rates: `lr` and `table_lr` of the last step.
         effects: of the last evaluation (`evaluate`).
         scored: label and logit f64 [N] of the last evaluation's rows, on rank 0.
-        chooses: `choose_share`.
+        chooses: as given.
+        base_kept: whether the last evaluation kept wide and residual path as they were then.
         stopping: whether any rank should stop; all ranks see it after the same step or, when
             `evaluate` returns None, after the same batch.
     """
@@ -88,9 +89,9 @@ class Trainer:
         schedule: Schedule,
         seed: int,
         stop_requested: Callable[[], bool] = lambda: False,
-        choose_share: bool = False,
+        chooses: bool = False,
     ) -> None:
-        self.chooses = choose_share
+        self.chooses = chooses
         self.model, self._optimizer, self._pipeline, self._ranks = model, optimizer, pipeline, ranks
         self._schedule, self._seed, self._stop_requested = schedule, seed, stop_requested
         self.step = 0
@@ -98,7 +99,7 @@ class Trainer:
         self.rates = {"lr": schedule.lr, "table_lr": schedule.table_lr}
         self.effects: dict[str, float] = {}
         self.scored: tuple[np.ndarray, np.ndarray] | None = None
-        self.stopping = False
+        self.stopping = self.base_kept = False
         self._resumed: Callable[[], Any] | None = None  # puts the random numbers where they were
         # Of the epoch under way: label and logit of each row so far, LOSSES of each step, seconds.
         self._rows: list[Tensor] = []
@@ -166,7 +167,8 @@ class Trainer:
     def evaluate(self, rows: ShardLoader) -> dict[str, float] | None:
         """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
 
-        Before, the model's `share` becomes the best one for them, where it is to be chosen. `effects` gets
+        Before, where that is to be chosen, wide and residual path are kept as they are now if their loss is
+        below that of those that were kept, and `share` becomes the best one. `effects` gets
         the spread of the change in the logits of the first batch (of all ranks) without the vectors of a
         modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none. That is of the
         whole deep part, whatever its share.
@@ -181,27 +183,34 @@ class Trainer:
         with uncounted(self.model):
             for batch in batches:
                 batch = batch.to(self._ranks.device)
-                base, deep = model.score_parts(batch)
+                now, kept, deep = model.score_parts(batch)
                 first = first or batch
-                base = torch.zeros_like(deep) if base is None else base
-                parts.append(torch.stack([batch.label, base.float(), deep.float()], dim=1))
+                if model.wide is None:
+                    now = kept = torch.zeros_like(deep)
+                parts.append(torch.stack([batch.label, now, kept, deep], dim=1))
                 users.append(batch.user)
                 if batches.stop:
                     self.stopping = True
                     return None
-            label, base, deep = torch.cat(parts).T
+            label, now, kept, deep = torch.cat(parts).T
             if model.wide is not None and self.chooses:
-                model.share.fill_(self._best_share(label, base, deep))
-            logits = deep if model.wide is None else base + model.share * deep
+                self.base_kept, share = self._chosen(label, now, kept, deep)
+                model.share.fill_(share)
+                if self.base_kept:
+                    model.keep_base()
+                    kept = now
+            logits = deep if model.wide is None else kept + model.share * deep
             rows = len(first.label)
-            self.effects = effects(model, first, base[:rows], deep[:rows])
+            self.effects = effects(model, first, kept[:rows], deep[:rows])
         return self._metrics(torch.stack([label, logits], dim=1), torch.cat(users), keep=True)
 
-    def _best_share(self, *parts: Tensor) -> float:
-        rows, share = gather_rows(torch.stack(parts, dim=1)), None
+    def _chosen(self, *parts: Tensor) -> tuple[bool, float]:
+        rows, found = gather_rows(torch.stack(parts, dim=1)), None
         if self._ranks.first:
-            share = best_share(*rows[rows[:, 0] >= 0].double().cpu().numpy().T)  # no padding
-        return self._ranks.share(share)
+            label, now, kept, deep = rows[rows[:, 0] >= 0].double().cpu().numpy().T  # no padding
+            better = cross_entropy(label, now) < cross_entropy(label, kept)
+            found = better, best_share(label, now if better else kept, deep)
+        return self._ranks.share(found)
 
     def recent_losses(self, steps: int) -> dict[str, float]:
         """Means of LOSSES over the last `steps` steps, as far as they are of the epoch under way."""
@@ -287,14 +296,18 @@ def best_share(label: np.ndarray, base: np.ndarray, deep: np.ndarray) -> float:
     The deep part sees who a row's user and item are, and is the first to over-fit; of equal shares the
     smallest. Label f64 [N] of 0 and 1, logits f64 [N] of held-out rows.
     """
-    sign = np.where(label > 0, -1.0, 1.0)
-    return min(SHARES, key=lambda share: float(np.logaddexp(0, sign * (base + share * deep)).sum()))
+    return min(SHARES, key=lambda share: cross_entropy(label, base + share * deep))
+
+
+def cross_entropy(label: np.ndarray, logit: np.ndarray) -> float:
+    """Sum in nats, of labels f64 [N] of 0 and 1 and logits f64 [N]."""
+    return float(np.logaddexp(0, np.where(label > 0, -logit, logit)).sum())
 
 
 def effects(model: DLRREC, batch: Batch, base: Tensor, deep: Tensor) -> dict[str, float]:
     """As `Trainer.effects`: the batch's logits f32 [B]. Call it on all ranks, in eval mode."""
     names = [modality.name for modality in model.modalities]
-    changes = [model.score_parts(batch, without=[name])[1] - deep for name in names]
+    changes = [model.score_parts(batch, without=[name])[2] - deep for name in names]
     rows = gather_rows(torch.stack([batch.label, base + deep, *changes], dim=1).double())
     spread, *of_changes = rows[rows[:, 0] >= 0, 1:].std(0, correction=0).tolist()
     return {
