@@ -61,13 +61,19 @@ def test_the_logit_is_the_base_and_a_share_of_the_deep_part():
     with_values(model.over_arch)
     dense, sparse, vectors = random_inputs()
     z = model.wide.standardize(dense)
-    base, deep = model.parts(dense, sparse, model.reduce(vectors))
-    torch.testing.assert_close(base, model.wide(z) + model.residual(z))
+    now, kept, deep = model.parts(dense, sparse, model.reduce(vectors))
+    torch.testing.assert_close(now, model.wide(z) + model.residual(z))
+    torch.testing.assert_close(kept, model.wide(z))  # the start's: nothing else was kept yet
     for share in (0.0, 0.25, 1.0):
         model.share.fill_(share)
-        torch.testing.assert_close(model(dense, sparse, vectors), base + share * deep)
+        torch.testing.assert_close(model(dense, sparse, vectors), kept + share * deep)
+    model.keep_base()
+    torch.testing.assert_close(model(dense, sparse, vectors), now + deep)
+    model.wide.weight.data += 1
+    with_values(model.residual.mean, seed=7)
+    torch.testing.assert_close(model(dense, sparse, vectors), now + deep)  # until it is kept again
     assert deep.abs().max() > 0.01 and model.residual(z).abs().max() > 0.01
-    assert small_model().parts(dense, sparse, small_model().reduce(vectors))[0] is None
+    assert small_model().parts(dense, sparse, small_model().reduce(vectors))[:2] == (None, None)
 
 
 def test_each_part_learns_from_its_own_loss():
@@ -76,8 +82,9 @@ def test_each_part_learns_from_its_own_loss():
     def gradients(change) -> dict[str, torch.Tensor]:
         wrapper = small_wrapper(RESIDUAL, item_weight=0, user_weight=0)
         with_weights(wrapper.model)
-        for part in (wrapper.model.residual.layers, wrapper.model.over_arch):
+        for part in (wrapper.model.residual.layers, wrapper.model.residual.mean, wrapper.model.over_arch):
             with_values(part)
+        wrapper.model.keep_base()
         change(wrapper.model)
         torch.manual_seed(0)  # of the path's dropout
         wrapper.train()(random_batch())[0].backward()
@@ -87,13 +94,14 @@ def test_each_part_learns_from_its_own_loss():
         with_values(model.over_arch, seed=2)
 
     def other_base(model):
-        model.wide.bias.data += 1
+        model.wide.kept_bias += 1
 
     plain, deep, base = (gradients(change) for change in (lambda _: None, other_deep, other_base))
     of_base = {name for name in plain if name.startswith(("wide.", "residual.layers."))}
-    assert len(of_base) == 8 and not any("residual.mean" in name for name in plain)
+    assert len(of_base) == 8 and not any(part in name for name in plain for part in (".mean.", ".kept."))
     for name in of_base:
         torch.testing.assert_close(plain[name], deep[name], rtol=0, atol=0)
+        torch.testing.assert_close(plain[name], base[name], rtol=0, atol=0)
     assert not torch.allclose(plain["over_arch.model.0.weight"], base["over_arch.model.0.weight"])
 
 
@@ -101,13 +109,15 @@ def test_the_reported_loss_is_of_the_whole():
     wrapper = small_wrapper(RESIDUAL, item_weight=0, user_weight=0)
     with_weights(wrapper.model)
     with_values(wrapper.model.over_arch)
+    with_values(wrapper.model.residual.mean)
     batch = random_batch()
     loss, parts = wrapper.eval()(batch)
-    base, deep = wrapper.model.score_parts(batch)
+    now, kept, deep = wrapper.model.score_parts(batch)
+    assert not torch.allclose(now, kept)
     bce = torch.nn.functional.binary_cross_entropy_with_logits
-    torch.testing.assert_close(parts["loss_rec"], bce(base + deep, batch.label))
-    torch.testing.assert_close(loss, bce(base + deep, batch.label) + bce(base, batch.label))
-    torch.testing.assert_close(parts["logits"], (base + deep).detach())
+    torch.testing.assert_close(parts["loss_rec"], bce(kept + deep, batch.label))
+    torch.testing.assert_close(loss, bce(kept + deep, batch.label) + bce(now, batch.label))
+    torch.testing.assert_close(parts["logits"], (kept + deep).detach())
 
 
 @given(st.integers(1, 200), st.floats(-2, 2), st.integers(0, 999))
@@ -127,6 +137,7 @@ def test_of_equal_shares_it_is_the_smallest():
 def test_the_traced_model_has_the_residual_path_too():
     model = with_weights(small_model(**RESIDUAL)).eval()
     with_values(model.residual.mean)
+    model.keep_base()
     traced = torch.fx.symbolic_trace(model)
     for rows in (3, 11):
         inputs = random_inputs(rows=rows, seed=rows)

@@ -91,6 +91,7 @@ def test_without_it_the_model_and_its_first_weights_are_as_they_were():
         other = wide.state_dict()[name]
         assert not other.any() if name in last else torch.equal(value, other), name
     new = {"wide.mean", "wide.scale", "wide.weight", "wide.bias", "share"}
+    new |= {"wide.kept_weight", "wide.kept_bias"}
     assert wide.state_dict().keys() - plain.state_dict().keys() == new
 
 

@@ -17,7 +17,7 @@ from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.training.selection import Evaluated, Selection
 from dlrrec_torchrec.training.stage import train
 from dlrrec_torchrec.training.steps import PlainPipeline
-from dlrrec_torchrec.training.trainer import Trainer
+from dlrrec_torchrec.training.trainer import SHARES, Trainer, cross_entropy
 from tests.helpers.shards import write_shards
 
 LISTS = ListConfig(dim=8, id_dropout=0.2)
@@ -80,7 +80,7 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
     assert after.rows == {"train": 500} and after.facts["split"] is None
     assert after.facts["start"]["C"] == before.facts["start"]["C"]
     assert after.facts["start"]["profiles"] == before.facts["start"]["profiles"]
-    for name in ("calibration", "list", "share"):
+    for name in ("calibration", "list", "share", "base_epoch"):
         assert after.facts[name] == before.facts[name]
     assert evaluated.calibration.temperature != 1
     for one, other in zip(
@@ -95,6 +95,7 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
 
 def test_a_killed_one_goes_on_as_the_same(alone, tmp_path, monkeypatch):
     facts = {"start": {"C": 0.01, "profiles": "none"}, "best_epoch": 3, "list": None, "share": 0.5}
+    facts["base_epoch"] = 2
     evaluated = Evaluated.of(Manifest("train", {}, {}, facts=facts))
     run(alone, tmp_path / "whole", None, evaluated)
     plain, steps = PlainPipeline.progress, []
@@ -115,3 +116,25 @@ def test_a_killed_one_goes_on_as_the_same(alone, tmp_path, monkeypatch):
         json.loads(line)["epoch"] for line in (tmp_path / "killed/metrics.jsonl").read_text().splitlines()
     ]
     assert epochs == [0, 1, 2, 3]
+
+
+def test_wide_and_residual_path_are_kept_as_of_their_own_best_epoch(shards, tmp_path, monkeypatch):
+    plain, seen = Trainer._chosen, []
+
+    def recorded(self, label, now, kept, deep):
+        seen.append([cross_entropy(label.double().numpy(), part.double().numpy()) for part in (now, kept)])
+        return plain(self, label, now, kept, deep)
+
+    monkeypatch.setattr(Trainer, "_chosen", recorded)
+    settings = dataclasses.replace(SETTINGS, residual_lr=0.05, epochs=6, patience=0, select="loss")
+    terms = ContrastiveConfig(num_negatives=8)
+    out = tmp_path / "out"
+    trained = train(ModelConfig(residual=[16]), terms, settings, "strict", shards, out)
+    losses = [now for now, _ in seen]
+    assert len(losses) == 7 and losses[-1] > min(losses)  # it over-fits these few rows
+    for epoch, (_, kept) in enumerate(seen[1:], 1):
+        assert kept == pytest.approx(min(losses[:epoch]), rel=1e-6)
+    best = trained.facts["best_epoch"]
+    assert trained.facts["base_epoch"] == int(np.argmin(losses[: best + 1]))
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert trained.facts["share"] == history[best]["share"] in SHARES
