@@ -29,9 +29,9 @@ def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor"
     dynamo.error_on_nested_fx_trace = False
     for tower in model.dense_arch.towers.values():
         tower.layers.compile(backend=backend)
-    for part in (model.dense_arch.model, model.inter_arch, model.over_arch, model.residual):
-        if part is not None:
-            part.compile(backend=backend)
+    residual = [] if model.residual is None else [model.residual.layers]
+    for part in (model.dense_arch.model, model.inter_arch, model.over_arch, *residual):
+        part.compile(backend=backend)
 
 
 def check_compiler(device: torch.device) -> None:

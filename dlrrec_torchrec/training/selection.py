@@ -9,6 +9,7 @@ from typing import Any
 
 from dlrrec_torchrec.metrics import selection_key
 from dlrrec_torchrec.models.calibration import Calibration
+from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.training.warm_start import Given
 
@@ -45,8 +46,13 @@ class Evaluated:
 
     @staticmethod
     def of(trained: Manifest) -> Evaluated:
-        """From the manifest of a finished training."""
+        """From the manifest of a finished training. Raises DataError for one of an earlier version."""
         facts = trained.facts
+        if "base_epoch" not in facts:
+            raise DataError(
+                "train: the evaluated training is of an earlier version; run `dlrrec train` and `dlrrec "
+                "evaluate` again"
+            )
         start = facts["start"] or {}
         given = Given(start["C"], start["profiles"]) if "C" in start else None
         calibration = Calibration.of(facts)

@@ -28,6 +28,7 @@ from dlrrec_torchrec.sharding.table_optimizers import uncounted
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.optimizers import Schedule, set_rates
 from dlrrec_torchrec.training.steps import Pipeline
+from dlrrec_torchrec.training.warm_start import may_choose
 
 LOSSES = ("loss_rec", "loss_ii", "loss_uu", "loss_list")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -208,8 +209,10 @@ class Trainer:
         rows, found = gather_rows(torch.stack(parts, dim=1)), None
         if self._ranks.first:
             label, now, kept, deep = rows[rows[:, 0] >= 0].double().cpu().numpy().T  # no padding
-            better = cross_entropy(label, now) < cross_entropy(label, kept)
-            found = better, best_share(label, now if better else kept, deep)
+            found = True, 1.0  # too few rows to choose by
+            if may_choose(label):
+                better = cross_entropy(label, now) < cross_entropy(label, kept)
+                found = better, best_share(label, now if better else kept, deep)
         return self._ranks.share(found)
 
     def recent_losses(self, steps: int) -> dict[str, float]:

@@ -141,8 +141,7 @@ def fit(
         return wide.standardize(torch.from_numpy(rows)).numpy().astype(np.float64)
 
     x, y = z(dense), label.astype(int)
-    chooses = held_out is not None and min(np.bincount(held_out[1].astype(int), minlength=2)) > 0
-    if chooses and len(held_out[1]) >= LEAST_ROWS:
+    if held_out is not None and may_choose(held_out[1]):
         rest = z(held_out[0])
         grids = {
             name: _Grid(x[:, used], y, class_weights, rest[:, used], held_out[1])
@@ -208,6 +207,11 @@ def _regression(
         return model.coef_[0].astype(np.float32), float(model.intercept_[0])
 
     return fitted
+
+
+def may_choose(label: np.ndarray) -> bool:
+    """Whether held-out rows with these labels [N], 0 and 1, may choose: LEAST_ROWS, and both labels."""
+    return len(label) >= LEAST_ROWS and 0 < (label > 0).sum() < len(label)
 
 
 def strongest(losses: Mapping[float, np.ndarray]) -> float:

@@ -11,6 +11,7 @@ from sklearn.metrics import log_loss
 
 from dlrrec_torchrec.models.wide import DECAY, ResidualPath
 from dlrrec_torchrec.training.trainer import SHARES, best_share
+from dlrrec_torchrec.training.warm_start import LEAST_ROWS, may_choose
 from tests.models.test_models import DENSE, random_inputs, small_model
 from tests.models.test_wide import with_weights
 from tests.models.test_wrapper import random_batch, small_wrapper
@@ -128,6 +129,12 @@ def test_the_share_is_the_best_for_the_rows(rows, truth, seed):
     label = (draw.random(rows) < 1 / (1 + np.exp(-(base + truth * deep)))).astype(float)
     losses = [log_loss(label, 1 / (1 + np.exp(-(base + s * deep))), labels=[0, 1]) for s in SHARES]
     assert losses[SHARES.index(best_share(label, base, deep))] == pytest.approx(min(losses), abs=1e-12)
+
+
+def test_few_rows_and_rows_of_one_label_choose_nothing():
+    label = np.arange(LEAST_ROWS) % 2.0
+    assert may_choose(label) and not may_choose(label[1:])
+    assert not may_choose(np.ones(1000)) and not may_choose(np.zeros(1000))
 
 
 def test_of_equal_shares_it_is_the_smallest():

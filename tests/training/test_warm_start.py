@@ -112,10 +112,11 @@ def test_the_first_prediction_is_sklearns_decision_function(shards, tmp_path, mo
 
 
 def test_training_can_only_leave_it_by_validation(shards, tmp_path):
-    """A learning rate that ruins every epoch leaves the start, which is kept."""
+    """A learning rate that ruins every epoch leaves the start, which is kept: the ruins have no share."""
     manifest = train(shards, tmp_path / "out", lr=1.0, epochs=2)
     history = records(tmp_path / "out")
-    assert manifest.facts["best_epoch"] == 0 and history[0]["auc"] > max(r["auc"] for r in history[1:])
+    assert manifest.facts["best_epoch"] == 0 and history[0]["auc"] >= max(r["auc"] for r in history[1:])
+    assert manifest.facts["base_epoch"] == 0 and {record["share"] for record in history} == {0.0}
     scorer = Scorer(tmp_path / "out", shards)
     logits = scorer.logits(scorer.split("val"))
     assert roc_auc(rows_of(shards, "val")[1], logits) == pytest.approx(history[0]["auc"], abs=1e-6)

@@ -13,6 +13,7 @@ import pytest
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.serving.score import Scorer
+from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.training.selection import Evaluated, Selection
 from dlrrec_torchrec.training.stage import train
@@ -95,6 +96,8 @@ def test_it_is_the_best_epochs_model(shards, alone, tmp_path, monkeypatch, lists
 
 def test_a_killed_one_goes_on_as_the_same(alone, tmp_path, monkeypatch):
     facts = {"start": {"C": 0.01, "profiles": "none"}, "best_epoch": 3, "list": None, "share": 0.5}
+    with pytest.raises(DataError, match=r"of an earlier version; run `dlrrec train`"):
+        Evaluated.of(Manifest("train", {}, {}, facts=facts | {"start": None}))
     facts["base_epoch"] = 2
     evaluated = Evaluated.of(Manifest("train", {}, {}, facts=facts))
     run(alone, tmp_path / "whole", None, evaluated)
