@@ -68,6 +68,7 @@ class Run:
     calibration: Calibration = Calibration()
     share: float = 1.0
     base_epoch: int = 0
+    _kept_after: int = dataclasses.field(default=0, init=False)  # the same of the last epoch
     mix: dict[str, float] | None = None  # of lists, at the end
 
     def to_the_end(self) -> None:
@@ -91,7 +92,6 @@ class Run:
             keep=settings.keep_checkpoints,
             background=settings.background_checkpoints,
         ) as self.checkpoints:
-            self._kept_after = 0
             saved = self._resume()
             reached = selection.epoch if saved else -1  # epoch 0 is what a wide path starts as
             with (
@@ -191,7 +191,10 @@ class Run:
             )
         if self.start is not None and self.selection.best_epoch:
             whose = f"chosen on {self.selection.split} rows" if self.trainer.chooses else "not chosen"
-            self.say(f"share of the deep part (towers, tables) beside the wide path: {self.share:g}, {whose}")
+            self.say(
+                f"wide and residual path as of epoch {self.base_epoch}, the deep part (towers, tables) with "
+                f"the share {self.share:g}: {whose}"
+            )
         fitted = self.calibration
         if fitted.note:
             self.say(fitted.note)

@@ -169,10 +169,11 @@ class Trainer:
         """The metrics (`metrics.binary_metrics`) of the model's predictions for all rows of all ranks.
 
         Before, where that is to be chosen, wide and residual path are kept as they are now if their loss is
-        below that of those that were kept, and `share` becomes the best one. `effects` gets
-        the spread of the change in the logits of the first batch (of all ranks) without the vectors of a
-        modality, over the logits' own spread: `effect_MODALITY`, NaN where there is none. That is of the
-        whole deep part, whatever its share.
+        below that of those that were kept, and `share` becomes the best one.
+
+        `effects` gets the spread of the change in the logits of the first batch (of all ranks) without the
+        vectors of a modality, over the logits' own spread, whatever the deep part's share:
+        `effect_MODALITY`, NaN where there is none.
 
         None where a rank should stop meanwhile. Raises DataError for rows that cannot be read, on
         all ranks.
@@ -185,7 +186,7 @@ class Trainer:
             for batch in batches:
                 batch = batch.to(self._ranks.device)
                 now, kept, deep = model.score_parts(batch)
-                first = first or batch
+                first = batch if first is None else first
                 if model.wide is None:
                     now = kept = torch.zeros_like(deep)
                 parts.append(torch.stack([batch.label, now, kept, deep], dim=1))
