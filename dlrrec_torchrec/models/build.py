@@ -95,7 +95,7 @@ def build_model(
         managed=managed,
         wide=model.wide,
         products=facts.profile_columns,
-        residual=model.residual if model.wide else (),
+        residual=model.residual,
         list_head=_list_head(model, lists, spec, table_device) if lists and lists.weight else None,
     )
     return built if meta else built.to(device)

@@ -152,8 +152,7 @@ class DLRREC(DLRM):
         """Logits f32 [B] of rows with dense features f32 [B, D], jagged ids and reduced vectors."""
         if self.wide is None:
             return self._deep(dense, sparse, reduced, managed)
-        standardized = self.wide.standardize(dense)
-        dense = standardized[:, : self.wide.in_features]
+        standardized, dense = self._standardized(dense)
         return self._kept(standardized, dense) + self.share * self._deep(dense, sparse, reduced, managed)
 
     def parts(
@@ -167,8 +166,7 @@ class DLRREC(DLRM):
         without; and of the deep part."""
         if self.wide is None:
             return None, None, self._deep(dense, sparse, reduced, managed)
-        standardized = self.wide.standardize(dense)
-        dense = standardized[:, : self.wide.in_features]
+        standardized, dense = self._standardized(dense)
         now = self.wide(standardized)
         if self.residual is not None:
             now = now + self.residual(dense)
@@ -179,6 +177,11 @@ class DLRREC(DLRM):
         self.wide.keep()
         if self.residual is not None:
             self.residual.keep()
+
+    def _standardized(self, dense: Tensor) -> tuple[Tensor, Tensor]:
+        """All features of the wide path, and the dense ones among them."""
+        standardized = self.wide.standardize(dense)
+        return standardized, standardized[:, : self.wide.in_features]
 
     def _kept(self, standardized: Tensor, dense: Tensor) -> Tensor:
         logits = self.wide.predict(standardized)

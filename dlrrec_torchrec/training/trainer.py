@@ -28,7 +28,7 @@ from dlrrec_torchrec.sharding.table_optimizers import uncounted
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.optimizers import Schedule, set_rates
 from dlrrec_torchrec.training.steps import Pipeline
-from dlrrec_torchrec.training.warm_start import may_choose
+from dlrrec_torchrec.training.warm_start import may_choose, row_losses
 
 LOSSES = ("loss_rec", "loss_ii", "loss_uu", "loss_list")
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -305,7 +305,7 @@ def best_share(label: np.ndarray, base: np.ndarray, deep: np.ndarray) -> float:
 
 def cross_entropy(label: np.ndarray, logit: np.ndarray) -> float:
     """Sum in nats, of labels f64 [N] of 0 and 1 and logits f64 [N]."""
-    return float(np.logaddexp(0, np.where(label > 0, -logit, logit)).sum())
+    return float(row_losses(label, logit).sum())
 
 
 def effects(model: DLRREC, batch: Batch, base: Tensor, deep: Tensor) -> dict[str, float]:

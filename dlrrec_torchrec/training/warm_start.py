@@ -181,7 +181,7 @@ class _Grid:
         regression = _regression(class_weights)
         self.fitted = {penalty: regression(x, y, penalty) for penalty in PENALTIES}
         logits = {c: x_held_out @ weight + bias for c, (weight, bias) in self.fitted.items()}
-        self.losses = {c: np.logaddexp(0, np.where(held_out > 0, -of, of)) for c, of in logits.items()}
+        self.losses = {c: row_losses(held_out, of) for c, of in logits.items()}
         self.means = {f"{c:g}": float(loss.mean()) for c, loss in self.losses.items()}
         self.best = strongest(self.losses)
 
@@ -207,6 +207,11 @@ def _regression(
         return model.coef_[0].astype(np.float32), float(model.intercept_[0])
 
     return fitted
+
+
+def row_losses(label: np.ndarray, logit: np.ndarray) -> np.ndarray:
+    """Cross-entropies [N] in nats, of labels [N] of 0 and 1 and logits [N]."""
+    return np.logaddexp(0, np.where(label > 0, -logit, logit))
 
 
 def may_choose(label: np.ndarray) -> bool:
