@@ -274,9 +274,7 @@ class ListConfig:
         "rows weigh by their rating: low_weight up to two fifths of the range, 1 at its top; off: by their "
         "label, low_weight and 1",
     )
-    low_weight: float = option(
-        0.1, "weight of a row of the least worth: chosen, if not liked", least=0, most=1
-    )
+    low_weight: float = option(0.1, "weight of a row that is chosen but not liked", least=0, most=1)
     mask_seen: bool = option(True, "leave a user's other training items out of the candidates")
     content: bool = option(True, "content vectors and categories too, not ids alone")
     id_dropout: float = option(
@@ -290,6 +288,9 @@ class ListConfig:
         most=1000,
     )
     id_lr: float = option(0.01, "learning rate of its tables", above=0)
+    ease: bool = option(
+        True, "add EASE of the training rows to its scores, by a share that validation chooses"
+    )
     val_users: int = option(1000, "users whose lists are measured after each epoch, at most", least=1)
 
 

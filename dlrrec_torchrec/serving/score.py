@@ -19,6 +19,8 @@ from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.models.calibration import Calibration
 from dlrrec_torchrec.models.list_sides import ListSides, Reranked, content_directions, reduced_vectors
 from dlrrec_torchrec.models.spec import batch_spec
+from dlrrec_torchrec.ranking import second_stage
+from dlrrec_torchrec.ranking.full_ranking import Scores
 from dlrrec_torchrec.serving.load import load_trained
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest
@@ -79,10 +81,11 @@ class Scorer:
             yield pair_batch(entities, users[chosen], items[chosen], self.spec)
 
     def list_scores(self, users: np.ndarray, rated: bool = True) -> np.ndarray:
-        """What ranks all items for users: list logit + a · rating logit, f32 [n, items].
+        """What ranks all items for users: list logit + a · rating logit + a share of EASE, f32 [n, items].
 
-        `a` is what validation chose at the end of the training. The rating logits are those of each user's
-        best items without a training row (`models.list_sides.Reranked`).
+        `a` and the share are what validation chose at the end of the training. The rating logits are those of
+        each user's best items without a training row (`models.list_sides.Reranked`); EASE, of the training
+        rows, is added as in `ranking.second_stage`.
 
         Args:
             users: int64 [n] codes.
@@ -91,13 +94,15 @@ class Scorer:
         Raises:
             ValueError: the model has no list head.
         """
-        sides, mix, seen = self._lists
+        sides, shares, pairs = self._lists
         scores = sides.scores(users)
-        if mix and rated:
-            rated = Reranked(
-                scores, lambda rows, items: sides.ratings(users[rows], items), seen[users].toarray() > 0
-            )
-            scores = rated.at(mix)
+        if rated and (shares["mix"] or shares["ease"]):
+            seen = pairs[users].toarray() > 0
+            if shares["mix"]:
+                reranked = Reranked(scores, lambda rows, items: sides.ratings(users[rows], items), seen)
+                scores = reranked.at(shares["mix"])
+            if shares["ease"]:
+                scores = second_stage.added(scores, self._ease(users), seen, shares["ease"])
         if bad := int((~np.isfinite(scores)).sum()):
             raise DataError(
                 f"{self._train_dir}: {bad} list scores are not numbers; train again with a lower rate"
@@ -124,13 +129,18 @@ class Scorer:
         return sides.scores(users, sides.by_content(vectors, category))
 
     @functools.cached_property
-    def _lists(self) -> tuple[ListSides, float, sparse.csr_matrix]:
-        """The items' sides, the rating's share, and the pairs of the training rows."""
+    def _lists(self) -> tuple[ListSides, dict[str, float], sparse.csr_matrix]:
+        """The items' sides, the shares "mix" of the rating and "ease", and the pairs of the training rows."""
         if not self.has_lists:
             raise ValueError("the model has no list head")
-        mix = float(Manifest.read(self._train_dir).facts["list"]["mix"])
+        shares = {"ease": 0.0} | Manifest.read(self._train_dir).facts["list"]
         sides = ListSides(self._model, self.spec, self.entities, self._device)
-        return sides, mix, split_pairs(self._shards_dir, "train")
+        return sides, shares, split_pairs(self._shards_dir, "train")
+
+    @functools.cached_property
+    def _ease(self) -> Scores:
+        """EASE of the liked training rows."""
+        return second_stage.fit(split_pairs(self._shards_dir, "train", liked=True))
 
     @torch.no_grad()
     def reduced_items(self, codes: np.ndarray) -> np.ndarray:

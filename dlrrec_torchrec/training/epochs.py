@@ -111,10 +111,10 @@ class Run:
             if self.evaluated is not None:
                 self.mix = self.evaluated.mix
             elif self.list_metrics is not None:
-                self.mix = {"mix": 0.0}
-                if self.rated and self.list_metrics.users:
+                self.mix = {"mix": 0.0, "ease": 0.0}
+                if self.list_metrics.users:
                     self.checkpoints.load_best(self.assembly.model, self.assembly.optimizer)
-                    self.mix = self.list_metrics.best_mix(self.assembly.model)
+                    self.mix = self.list_metrics.best_mix(self.assembly.model, self.rated)
 
     def _begin(self, wide: WidePath) -> None:
         """Epoch 0: the logistic regression that the wide path starts as is a candidate like every epoch."""

@@ -12,11 +12,13 @@ from dlrrec_torchrec.data.entities import Entities
 from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.ranks import Ranks
 from dlrrec_torchrec.models.list_sides import MIXES, ListSides, Reranked
+from dlrrec_torchrec.ranking import second_stage
 from dlrrec_torchrec.ranking.full_ranking import Relevant, Scores, rank_lists
 from dlrrec_torchrec.sharding.table_optimizers import uncounted
 
 MEASURED = ("recall@20", "ndcg@20")
-_MIX_USERS = 200  # whose lists choose the share of the rating
+_MIX_PAIRS = 20_000_000  # of users and items, whose scores choose the shares: that many users, but from
+_MIX_USERS = (200, 1000)  # so many to so many
 
 
 class ListMetrics:
@@ -29,6 +31,7 @@ class ListMetrics:
         spec, entities: as ListSides.
         users: measured, at most.
         seed: of their choice.
+        ease: whether `best_mix` may add EASE; it does not where `second_stage.left_out` says why.
     """
 
     def __init__(
@@ -40,12 +43,18 @@ class ListMetrics:
         ranks: Ranks,
         users: int,
         seed: int,
+        ease: bool = True,
     ) -> None:
         self._spec, self._entities, self._ranks = spec.to_predict(), entities, ranks
         seen = split_pairs(shards_dir, "train")
         self._counts = np.asarray(seen.sum(0)).reshape(-1)
         self._task = Relevant.of(split_pairs(shards_dir, split, liked=True), seen).sample(users, seed)
-        self._few = self._task.sample(_MIX_USERS, seed)
+        fewest, most = _MIX_USERS
+        self._few = self._task.sample(
+            int(np.clip(_MIX_PAIRS // max(len(self._counts), 1), fewest, most)), seed
+        )
+        self._liked = split_pairs(shards_dir, "train", liked=True)
+        self._ease = ease and not second_stage.left_out(*self._liked.shape)
 
     @property
     def users(self) -> int:
@@ -57,25 +66,37 @@ class ListMetrics:
         with uncounted(model):
             return self._means(self._task, self._sides(model).scores)
 
-    def best_mix(self, model: DistributedModelParallel) -> dict[str, float]:
-        """The share `mix` of the rating logit (of MIXES) with the best NDCG@20 + Recall@20 / 2, and both."""
+    def best_mix(self, model: DistributedModelParallel, rated: bool) -> dict[str, float]:
+        """What is added to list logits, by the best NDCG@20 + Recall@20 / 2: first the share `mix` of the
+        rating logit, of MIXES; then, beside it, the share `ease` of EASE, of `second_stage.SHARES`. And both
+        metrics with it. The first of equals is taken.
+
+        Args:
+            rated: False: the rating was not trained, and its share is 0.
+        """
+        users, seen = self._few.users, self._few.seen.toarray() > 0
         with uncounted(model):
             sides = self._sides(model)
-            scores = sides.scores(self._few.users)
-            seen = self._few.seen.toarray() > 0
+            scores = sides.scores(users)
+            reranked = Reranked(scores, lambda rows, items: sides.ratings(users[rows], items), seen)
+        found = [
+            {"mix": mix, "ease": 0.0} | self._worth(reranked.at(mix))
+            for mix in (MIXES if rated else MIXES[:1])
+        ]
+        if self._ease:
+            mix = max(found, key=_mixture)["mix"]
+            mixed = reranked.at(mix)
+            # Every rank fits it: a second of work, and no matrix of weights to send.
+            other = second_stage.fit(self._liked)(users)
+            found += [
+                {"mix": mix, "ease": share} | self._worth(second_stage.added(mixed, other, seen, share))
+                for share in second_stage.SHARES[1:]
+            ]
+        return max(found, key=_mixture)
 
-            def rating(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
-                return sides.ratings(self._few.users[rows], items)
-
-            reranked = Reranked(scores, rating, seen)
-        found = []
-        for mix in MIXES:
-            combined = reranked.at(mix)
-            means = self._means(
-                self._few, lambda users, s=combined: s[np.searchsorted(self._few.users, users)]
-            )
-            found.append({"mix": mix} | means)
-        return max(found, key=lambda m: m["ndcg@20"] + m["recall@20"] / 2)
+    def _worth(self, scores: np.ndarray) -> dict[str, float]:
+        """MEASURED of these scores f32 [n, items] of the users who choose."""
+        return self._means(self._few, lambda users: scores[np.searchsorted(self._few.users, users)])
 
     def _sides(self, model: DistributedModelParallel) -> ListSides:
         plain = get_unwrapped_module(model.eval()).model
@@ -85,3 +106,7 @@ class ListMetrics:
         """All ranks call `scores` for the same users; rank 0's means go to all."""
         means = rank_lists(scores, task, self._counts, cutoffs=(20,)).means() if len(task.users) else {}
         return self._ranks.share({name: float(means.get(name, 0.0)) for name in MEASURED})
+
+
+def _mixture(found: dict[str, float]) -> float:
+    return found["ndcg@20"] + found["recall@20"] / 2

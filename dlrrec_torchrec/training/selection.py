@@ -33,7 +33,7 @@ class Evaluated:
         calibration: of its probabilities.
         share: of the deep part beside a wide path.
         base_epoch: after which wide and residual path were kept; 0: the start.
-        mix: its fact `list`, the share of the rating logit in lists; None without a list head.
+        mix: its fact `list`, the shares of rating logit and EASE in lists; None without a list head.
     """
 
     fingerprint: str

@@ -23,6 +23,7 @@ from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.models.spec import batch_spec, data_size
+from dlrrec_torchrec.ranking.second_stage import left_out
 from dlrrec_torchrec.sharding.apply import describe_plan, save_plan
 from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
@@ -70,7 +71,8 @@ def train(
 
     `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
     `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
-    the end `manifest.json`, with the fact `list`: the share `mix` of the rating logit in its lists. If it
+    the end `manifest.json`, with the fact `list`: the shares of the rating logit (`mix`) and of EASE (`ease`)
+    in its lists. If it
     holds an interrupted training with these settings, that one goes on. Under a launcher, call it on every
     rank.
 
@@ -149,11 +151,20 @@ def train(
                 print(UNRATED, file=sys.stderr)
             if lists is not None and lists.recent and not facts.later and evaluated is None:
                 print(NO_ORDER, file=sys.stderr)
+            if lists is not None and lists.ease and (why := left_out(facts.users, facts.items)):
+                print(f"list.ease: {why}", file=sys.stderr)
         list_metrics = probe = None
         with ranks.together():
             if lists is not None and evaluated is None:
                 list_metrics = ListMetrics(
-                    shards_dir, selection.split, spec, entities, ranks, lists.val_users, train.seed
+                    shards_dir,
+                    selection.split,
+                    spec,
+                    entities,
+                    ranks,
+                    lists.val_users,
+                    train.seed,
+                    lists.ease,
                 )
             if ranks.first:
                 probe = open_probe(shards_dir, assembly.plain)

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from dlrrec_torchrec.evaluation.baselines import Rows
-from dlrrec_torchrec.evaluation.peers import ease as ease_module
 from dlrrec_torchrec.evaluation.peers import rating_peers as rating_module
-from dlrrec_torchrec.evaluation.peers.ease import ease
 from dlrrec_torchrec.evaluation.peers.histories import Histories, liked_matrix, pair_matrix
 from dlrrec_torchrec.evaluation.peers.list_peers import list_peers
 from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
 from dlrrec_torchrec.metrics import cross_entropy, roc_auc, sigmoid
+from dlrrec_torchrec.ranking import ease as ease_module
+from dlrrec_torchrec.ranking.ease import ease
 from dlrrec_torchrec.ranking.full_ranking import Relevant, rank_lists
 from dlrrec_torchrec.swing_stage import item_similarities
 

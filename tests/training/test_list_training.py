@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +19,9 @@ from dlrrec_torchrec.data.loader import make_loader
 from dlrrec_torchrec.data.pairs import split_pairs
 from dlrrec_torchrec.distributed.ranks import process_group
 from dlrrec_torchrec.models.build import build_model, build_wrapper
-from dlrrec_torchrec.models.list_sides import ListSides, Reranked
+from dlrrec_torchrec.models.list_sides import MIXES, ListSides, Reranked
 from dlrrec_torchrec.models.spec import batch_spec, with_rows
+from dlrrec_torchrec.ranking import second_stage
 from dlrrec_torchrec.ranking.full_ranking import Relevant, rank_lists
 from dlrrec_torchrec.serving.recommend import recommend
 from dlrrec_torchrec.serving.score import Scorer
@@ -74,16 +76,12 @@ def test_the_best_epoch_is_that_of_the_mixture(trained):
     assert manifest.facts["list"]["mix"] >= 0
 
 
-def test_scores_are_list_logits_and_a_share_of_the_rating(shards, trained):
-    out, manifest = trained
+def test_recommended_are_the_best_list_scores_with_calibrated_probabilities(shards, trained):
+    out, _ = trained
     scorer = Scorer(out, shards)
     entities = load_entities(shards, scorer.spec.in_rows)
-    sides = ListSides(scorer._model, scorer.spec, entities, torch.device("cpu"))
     users = np.array([3, 0, 39])
-    logits = sides.scores(users)
     ratings = scorer.logits(scorer.pairs(entities, np.repeat(users, 30), np.tile(np.arange(30), 3)))
-    expected = logits + manifest.facts["list"]["mix"] * ratings.reshape(3, 30)
-    np.testing.assert_allclose(scorer.list_scores(users), expected, atol=1e-4)
     shown = recommend(shards, out, "user-3", n=4)
     assert len(shown.items) == 4
     order = [scorer.list_scores(users)[0, entities.items.codes[item.item_id]] for item in shown.items]
@@ -231,7 +229,7 @@ def test_labels_that_are_all_positive_train_the_list_alone(tmp_path, capsys):
     assert "the list head learns alone" in capsys.readouterr().err
     history = records(tmp_path / "out")
     assert history[-1]["train_loss_list"] < history[-2]["train_loss_list"]
-    assert history[-1]["auc"] is None and trained.facts["list"] == {"mix": 0.0}
+    assert history[-1]["auc"] is None and trained.facts["list"]["mix"] == 0.0
     by_lists = [r["ndcg@20"] + r["recall@20"] / 2 for r in history]
     assert trained.facts["best_epoch"] == int(np.argmax(by_lists))
 
@@ -291,3 +289,64 @@ def test_the_rule_of_selection():
     unrated = Selection("mixture", 0)
     assert unrated.update(1, {"ndcg@20": 0.1, "recall@20": 0.1, "auc": math.nan, "loss": 0.1})
     assert unrated.update(2, {"ndcg@20": 0.2, "recall@20": 0.1, "auc": math.nan, "loss": 0.9})
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3])
+def test_lists_have_their_share_of_ease(shards, trained, tmp_path, share):
+    """What `Scorer` ranks by, against the formula in NumPy."""
+    out, manifest = trained
+    copied = tmp_path / "out"
+    shutil.copytree(out, copied)
+    manifest = Manifest.read(copied)
+    manifest.facts["list"] |= {"mix": 0.25, "ease": share}
+    manifest.write(copied)
+    scorer, users = Scorer(copied, shards), np.array([5, 0, 17])
+    sides = ListSides(scorer._model, scorer.spec, scorer.entities, torch.device("cpu"))
+    seen = split_pairs(shards, "train")[users].toarray() > 0
+    ratings = sides.ratings(np.repeat(users, 30), np.tile(np.arange(30), 3)).reshape(3, 30)
+    expected = sides.scores(users) + 0.25 * ratings
+    liked = (split_pairs(shards, "train", liked=True) > 0).astype(np.float64).toarray()
+    inverse = np.linalg.inv(liked.T @ liked + 300 * np.eye(30))
+    other = liked[users] @ (np.eye(30) - inverse / np.diag(inverse))
+    for row, unseen in enumerate(~seen):
+        z = (other[row] - other[row][unseen].mean()) / other[row][unseen].std()
+        expected[row] += share * expected[row][unseen].std() * z
+    np.testing.assert_allclose(scorer.list_scores(users), expected, atol=1e-4)
+
+
+def test_shares_are_the_best_on_validation_rows(shards, trained):
+    """Each share of the rating, and then of EASE, is measured again from the kept model."""
+    out, manifest = trained
+    chosen = manifest.facts["list"]
+    scorer = Scorer(out, shards)
+    sides = ListSides(scorer._model, scorer.spec, scorer.entities, torch.device("cpu"))
+    train = split_pairs(shards, "train")
+    task = Relevant.of(split_pairs(shards, "val", liked=True), train)
+    counts, seen = np.asarray(train.sum(0))[0], task.seen.toarray() > 0
+    reranked = Reranked(
+        sides.scores(task.users), lambda rows, items: sides.ratings(task.users[rows], items), seen
+    )
+
+    def worth(scores):
+        place = {user: row for row, user in enumerate(task.users)}
+        means = rank_lists(
+            lambda users: scores[[place[u] for u in users]], task, counts, cutoffs=(20,)
+        ).means()
+        return means["ndcg@20"] + means["recall@20"] / 2
+
+    by_mix = [worth(reranked.at(mix)) for mix in MIXES]
+    assert chosen["mix"] == MIXES[int(np.argmax(by_mix))]
+    other = second_stage.fit(split_pairs(shards, "train", liked=True))(task.users)
+    mixed = reranked.at(chosen["mix"])
+    by_share = [worth(second_stage.added(mixed, other, seen, share)) for share in second_stage.SHARES]
+    assert chosen["ease"] == second_stage.SHARES[int(np.argmax(by_share))]
+    assert len(set(by_share)) > 1  # else this test could not fail
+
+
+def test_ease_is_left_out_on_demand_and_where_it_is_too_large(shards, tmp_path, monkeypatch, capsys):
+    off = run(shards, tmp_path / "off", dataclasses.replace(LISTS, ease=False), epochs=1)
+    assert off.facts["list"]["ease"] == 0.0 and "EASE" not in capsys.readouterr().err
+    monkeypatch.setattr(second_stage, "_LARGEST", 20)
+    large = run(shards, tmp_path / "large", epochs=1)
+    assert large.facts["list"]["ease"] == 0.0
+    assert "list.ease: no EASE is added to the lists: with 40 users and 30 items" in capsys.readouterr().err

@@ -14,10 +14,10 @@ import numpy as np
 from scipy import sparse
 from threadpoolctl import threadpool_limits
 
-from dlrrec_torchrec.evaluation.peers.ease import ease, ease_refusal
 from dlrrec_torchrec.evaluation.peers.histories import Histories, popular_where_unknown
 from dlrrec_torchrec.evaluation.peers.installed import not_installed
 from dlrrec_torchrec.evaluation.peers.transitions import by_transitions, transitions
+from dlrrec_torchrec.ranking.ease import ease, ease_refusal
 from dlrrec_torchrec.ranking.full_ranking import Relevant, Scores, rank_lists
 from dlrrec_torchrec.swing_stage import item_similarities
 
