@@ -1,0 +1,1 @@
+"""Pictures of reviews and items: opened within limits, and put into words."""

@@ -1,0 +1,69 @@
+"""Captions on disk: one SQLite file in the run's cache, shared by processes, that a kill cannot damage."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from pathlib import Path
+
+from dlrrec_torchrec.store.errors import DataError
+
+FILE = "captions.sqlite"
+_WAIT = 60.0  # seconds for another process's write
+_TABLES = """
+CREATE TABLE IF NOT EXISTS captions (
+    captioner TEXT NOT NULL, sha256 TEXT NOT NULL, caption TEXT NOT NULL, PRIMARY KEY (captioner, sha256)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS sources (source TEXT PRIMARY KEY, sha256 TEXT NOT NULL) WITHOUT ROWID;
+"""
+
+
+class CaptionStore:
+    """Captions in `folder`/captions.sqlite, by captioner and the picture's SHA-256.
+
+    Raises DataError, in all methods, where the file cannot be read or written.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.path = Path(folder) / FILE
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
+            self._connection.execute("PRAGMA journal_mode = WAL")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+            self._connection.executescript(_TABLES)
+        except (sqlite3.Error, OSError) as error:
+            raise self._problem(error) from None
+
+    def of_source(self, captioner: str, source: str) -> tuple[str, str] | None:
+        """SHA-256 and caption ("" where there is none that says anything) of a source that was described."""
+        query = "SELECT c.sha256, c.caption FROM sources s JOIN captions c ON c.sha256 = s.sha256 "
+        return self._row(query + "WHERE s.source = ? AND c.captioner = ?", source, captioner)
+
+    def of_picture(self, captioner: str, sha256: str) -> str | None:
+        """The caption of a picture that was described; None where it was not."""
+        row = self._row("SELECT caption FROM captions WHERE captioner = ? AND sha256 = ?", captioner, sha256)
+        return row and row[0]
+
+    def put(self, captioner: str, sha256: str, caption: str) -> None:
+        """Keep a caption; one that is there already stays."""
+        self._row("INSERT OR IGNORE INTO captions VALUES (?, ?, ?)", captioner, sha256, caption)
+
+    def put_source(self, source: str, sha256: str) -> None:
+        """Remember which picture a source is."""
+        self._row("INSERT OR REPLACE INTO sources VALUES (?, ?)", source, sha256)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _row(self, statement: str, *values: str) -> tuple | None:
+        try:
+            return self._connection.execute(statement, values).fetchone()
+        except sqlite3.Error as error:
+            raise self._problem(error) from None
+
+    def _problem(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self.path}: captions cannot be read or kept there ({error}); if the file is damaged, move it "
+            "away: its pictures are then described again"
+        )

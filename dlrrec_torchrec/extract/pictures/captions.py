@@ -1,0 +1,147 @@
+"""Pictures into captions: opened, described in batches, remembered by what they show."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from dlrrec_torchrec.extract.pictures.caption_store import CaptionStore
+from dlrrec_torchrec.extract.pictures.opening import Opener, PictureError
+from dlrrec_torchrec.extract.sentences import clean_caption
+from dlrrec_torchrec.store.progress import track
+
+_READERS = 8  # pictures that are read or downloaded at a time
+_NO_THING = frozenset("a an the this that it there is are of in on and with photo picture image view".split())
+SAYS_NOTHING = "no caption that says anything, tried twice"
+
+
+class Captioner(Protocol):
+    """Pictures to words. `identity` changes whenever captions could."""
+
+    identity: str
+
+    def captions(self, pictures: list[Image.Image], again: bool = False) -> list[str]:
+        """One caption a picture. `again`: the first ones said nothing; try otherwise."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """What became of a picture: `caption`, clean, or "" and the `problem` in words."""
+
+    caption: str
+    problem: str = ""
+    sha256: str = ""  # of the file; "" where it could not be read
+
+
+def caption_pictures(
+    sources: Iterable[str], opener: Opener, captioner: Captioner, store: CaptionStore, batch: int
+) -> dict[str, Captioned]:
+    """What became of each distinct path or link.
+
+    A picture that was described before, by this captioner, is neither opened nor described again: a file as
+    long as its size and time are the same, a link always, and any two sources with the same bytes. What could
+    not be read is tried again in the next call. Memory: a few batches of pictures.
+
+    Args:
+        batch: pictures described at once.
+    """
+    wanted = list(dict.fromkeys(sources))
+    found: dict[str, Captioned] = {}
+    for source in wanted:
+        if known := store.of_source(captioner.identity, _source_key(source, opener)):
+            found[source] = _made(*known)
+    missing = [source for source in wanted if source not in found]
+    waiting: dict[str, Image.Image] = {}  # SHA-256 -> picture, not described yet
+    sources_of: dict[str, list[str]] = {}
+
+    def describe() -> None:
+        for sha, caption in zip(waiting, _described(captioner, list(waiting.values())), strict=True):
+            store.put(captioner.identity, sha, caption)
+            for source in sources_of.pop(sha):
+                found[source] = _made(sha, caption)
+        waiting.clear()
+
+    for source, read in track(_read(missing, opener), "captions", len(missing)):
+        if isinstance(read, PictureError):
+            found[source] = Captioned("", str(read))
+            continue
+        sha, picture = read
+        store.put_source(_source_key(source, opener), sha)
+        if (caption := store.of_picture(captioner.identity, sha)) is not None:
+            found[source] = _made(sha, caption)
+            continue
+        waiting.setdefault(sha, picture)
+        sources_of.setdefault(sha, []).append(source)
+        if len(waiting) == batch:
+            describe()
+    if waiting:
+        describe()
+    return {source: found[source] for source in wanted}
+
+
+def _made(sha: str, caption: str) -> Captioned:
+    return Captioned(caption, "" if caption else SAYS_NOTHING, sha)
+
+
+def _described(captioner: Captioner, pictures: list[Image.Image]) -> list[str]:
+    """Clean captions; those that say nothing ("a photo of a") are tried once more."""
+    captions = [_words(caption) for caption in captioner.captions(pictures)]
+    if empty := [number for number, caption in enumerate(captions) if not caption]:
+        second = captioner.captions([pictures[number] for number in empty], again=True)
+        for number, caption in zip(empty, second, strict=True):
+            captions[number] = _words(caption)
+    return captions
+
+
+def _words(caption: str) -> str:
+    """A caption without its lead; "" where it names no thing, or repeats one word or two over and over."""
+    text = clean_caption(caption)
+    words = text.lower().split()
+    repeats = len(words) >= 4 and len(set(words)) <= 2
+    return "" if repeats or _NO_THING.issuperset(words) else text
+
+
+def _read(sources: list[str], opener: Opener) -> Iterator[tuple[str, tuple[str, Image.Image] | PictureError]]:
+    """Each source in order, with its SHA-256 and picture, or why it cannot be had; read ahead by threads."""
+
+    def one(source: str) -> tuple[str, Image.Image] | PictureError:
+        try:
+            data = opener.read(source)
+            return hashlib.sha256(data).hexdigest(), opener.decode(data)
+        except PictureError as error:
+            return error
+
+    ahead: deque[tuple[str, Future]] = deque()
+    with ThreadPoolExecutor(_READERS) as pool:
+        try:
+            for source in sources:
+                ahead.append((source, pool.submit(one, source)))
+                if len(ahead) > 2 * _READERS:
+                    first, read = ahead.popleft()
+                    yield first, read.result()
+            while ahead:
+                first, read = ahead.popleft()
+                yield first, read.result()
+        finally:  # an error or Ctrl-C does not wait for downloads that nobody will use
+            for _, read in ahead:
+                read.cancel()
+
+
+def _source_key(source: str, opener: Opener) -> str:
+    """What names the same picture as long as it is the same: a link, or a file's path, size and time."""
+    if "://" in source or opener.folder is None:
+        return source
+    path = Path(opener.folder, source)
+    try:
+        stat = path.stat()
+    except (OSError, ValueError):
+        return source
+    return f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}"
