@@ -20,20 +20,20 @@ from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.experiments.command import add_audit, add_tune
 from dlrrec_torchrec.sharding.command import add_plan
 from dlrrec_torchrec.stages import LAST, STAGES, Stage, Work, run, run_stage, settings_problems
-from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.errors import DataError, Unfinished
 from dlrrec_torchrec.store.paths import run_paths
 from dlrrec_torchrec.store.progress import progress_shown
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status (2: input that cannot be used)."""
+    """Run the command line; returns the exit status (2: input that cannot be used; 3: stopped, goes on)."""
     arguments = build_parser().parse_args(argv)
     try:
         with quiet(), progress_shown(getattr(arguments, "progress", True)):
             return arguments.action(arguments) or 0
     except DataError as error:
         print(f"dlrrec: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, Unfinished) else 2
     except (KeyboardInterrupt, bdb.BdbQuit):  # Ctrl-C, or a debugger's `quit`
         print("dlrrec: interrupted; the same command goes on from here", file=sys.stderr)
         return 130

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.config import ExtractConfig
+from dlrrec_torchrec.config import ExtractConfig, LlmConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
@@ -17,7 +17,7 @@ from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
 from dlrrec_torchrec.extract.crossfit import random_folds, row_hashes, time_folds, versions
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
 from dlrrec_torchrec.extract.new_items import write_cold
-from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
+from dlrrec_torchrec.extract.providers.base import NO_TIME, Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
 from dlrrec_torchrec.store import schema
@@ -35,6 +35,7 @@ def extract(
     out_dir: str | os.PathLike,
     cache_dir: str | os.PathLike,
     encoder: Encoder | None = None,
+    llm: LlmConfig | None = None,
 ) -> Manifest:
     """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir;
     out_dir/cold too, where split.cold_items set items apart.
@@ -46,11 +47,15 @@ def extract(
 
     Args:
         encoder: another source of vectors than `config.encoder`.
+        llm: the language model, for the provider of that name.
 
     Raises DataError for settings out of range, a missing input, or a provider or encoder that cannot be used.
     """
-    check_settings(config)
-    provider = make_provider(config.provider, config.summary_sentences, config.provider_options)
+    llm = llm or LlmConfig()
+    check_settings(config, llm)
+    provider = make_provider(
+        config.provider, config.summary_sentences, config.provider_options, llm, Path(cache_dir)
+    )
     encoder = encoder or SentenceEncoder(config.encoder, config.batch_tokens)
     items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
     inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
@@ -90,6 +95,8 @@ def extract(
                 categories_from_items,
                 config.category_slots,
             )
+        if record := getattr(provider, "record", None):
+            manifest.facts[provider.name] = record(folder)
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
         manifest.facts["fold_by"] = config.fold_by
     return manifest
@@ -187,16 +194,19 @@ def _write_content(
         columns, with_vectors(schema.METADATA_CONTENT, dims), folder / "metadata"
     )
 
+    times = reviews["timestamp"].fill_null(NO_TIME).to_numpy()
+    times = np.r_[times, np.full(len(items), NO_TIME)] if (times != NO_TIME).any() else None
+
     writer = provider.read(words)
     user_side = [(c, f, rows) for c, f, rows in versions(user_code, fold, len(users), by_time)]
-    columns, summary_vectors, contents = _described(writer, "user", users, user_side, words, embed)
+    columns, summary_vectors, contents = _described(writer, "user", users, user_side, words, times, embed)
     columns += [[content.likes[:slots] for content in contents], [c.avoids[:slots] for c in contents]]
     kind = with_vectors(schema.USER_CONTENT, {"text_vector": dims["text_vector"]})
     manifest.rows["users"] = _write([*columns, summary_vectors], kind, folder / "users")
 
     item_versions = versions(item_code, fold, len(items), by_time)
     item_side = [(c, f, np.r_[rows, n + c]) for c, f, rows in item_versions]
-    columns, summary_vectors, contents = _described(writer, "item", items, item_side, words, embed)
+    columns, summary_vectors, contents = _described(writer, "item", items, item_side, words, times, embed)
     seen = _means([pictures.pieces_of(documents) for *_, documents in item_side], pictures, normalize=False)
     code = [c for c, *_ in item_side]
     if price_from_items:
@@ -256,13 +266,15 @@ def _described(
     ids: list[str],
     entities: list[tuple[int, int, np.ndarray]],
     corpus: Corpus,
+    times: np.ndarray | None,
     embed: Callable[[list[str]], np.ndarray],
 ) -> tuple[list, pa.Array, list[Content]]:
     """The columns id, fold and summary; the summaries' vectors; and all that the writer answered."""
 
     def requests() -> Iterator[EntityReviews]:
         for code, fold, documents in track(entities, f"describing {side}s", len(entities)):
-            yield EntityReviews(ids[code], side, fold, documents, corpus)
+            known = None if times is None else times[documents]
+            yield EntityReviews(ids[code], side, fold, documents, corpus, known)
 
     contents = list(writer.describe(requests()))
     _check_contents(contents, len(entities))
