@@ -18,6 +18,7 @@ from dlrrec_torchrec.config.saved import kept_settings
 from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.experiments.command import add_audit, add_tune
+from dlrrec_torchrec.extract.command import add_cache, add_extract_modes
 from dlrrec_torchrec.sharding.command import add_plan
 from dlrrec_torchrec.stages import LAST, STAGES, Stage, Work, run, run_stage, settings_problems
 from dlrrec_torchrec.store.errors import DataError, Unfinished
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_audit(commands)
     add_tune(commands)
+    add_cache(commands)
     doctor = add_command(
         commands, "doctor", "what is installed, and whether it fits together", "dlrrec doctor", of_run=False
     )
@@ -102,6 +104,8 @@ def _add_stage(commands: argparse._SubParsersAction, stage: Stage) -> None:
     if stage.progress:
         _add_no_progress(command)
     command.set_defaults(action=_stage, stage=stage)
+    if stage.name == "extract":
+        add_extract_modes(command, _stage)
 
 
 def _add_recommend(commands: argparse._SubParsersAction) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-KINDS = {"pizza": "Pizza", "sushi": "Sushi", "dosa": "South Indian", "beer": "Bar"}
+KINDS = {"pizza": "Pizza", "sushi": "Sushi", "dosa": "South Indian", "beer": "Pub"}
 Plan = Callable[[dict, int], str]
 
 
@@ -57,14 +57,21 @@ class ModelServer:
     def running(self) -> Iterator[str]:
         """The server's base_url while it runs."""
         handler = type("Handler", (_Handler,), {"model": self})
-        http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        http.daemon_threads = True
+        http = _Quiet(("127.0.0.1", 0), handler)
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:
             yield f"http://127.0.0.1:{http.server_address[1]}/v1"
         finally:
             http.shutdown()
             http.server_close()
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, *_: object) -> None:
+        """A client that is gone is no error here."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -74,7 +81,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         model = self.model
-        raw = self.rfile.read(int(self.headers["Content-Length"]))
+        raw = self.rfile.read(length := int(self.headers["Content-Length"]))
+        if len(raw) < length:  # the client was killed
+            self.close_connection = True
+            return
         body, key = json.loads(raw), hashlib.sha1(raw).hexdigest()
         with model.lock:
             model.seen[key] += 1
@@ -86,8 +96,6 @@ class _Handler(BaseHTTPRequestHandler):
             model.headers.append(self.headers.get("Authorization", ""))
         try:
             getattr(self, "_" + action)(body, key)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
         finally:
             with model.lock:
                 model.under_way -= 1
@@ -101,7 +109,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _prose(self, body: dict, key: str) -> None:
         text = json.dumps(honest(*question(body)), indent=1)
-        self._say(key, f"Sure! Here is what I found:\n```json\n{text[:-1].rstrip()},\n}}\n```\nAnything else?")
+        self._say(key, f"Sure! I found this:\n```json\n{text[:-1].rstrip()},\n}}\n```\nAnything else?")
 
     def _truncated(self, body: dict, key: str) -> None:
         self._say(key, json.dumps(honest(*question(body)))[:-9])
@@ -137,6 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _busy_until(self, body: dict, key: str) -> None:
         headers = {"Retry-After": "0.1"}
         self._send(429, {"error": {"message": "too many requests", "code": "rate_limit_exceeded"}}, headers)
+
+    def _busy_long(self, body: dict, key: str) -> None:
+        self._send(429, {"error": {"message": "too many requests"}}, {"Retry-After": "300"})
 
     def _poor(self, body: dict, key: str) -> None:
         self._send(429, {"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}})

@@ -22,7 +22,8 @@ FILE = "answers.sqlite"
 _WAIT = 60.0  # seconds for another process's write
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
-    key TEXT PRIMARY KEY, model TEXT NOT NULL, prompt TEXT NOT NULL, attempt INTEGER NOT NULL,
+    key TEXT PRIMARY KEY, model TEXT NOT NULL, prompt TEXT NOT NULL, fields TEXT NOT NULL,
+    attempt INTEGER NOT NULL,
     text TEXT NOT NULL, finish TEXT NOT NULL, refusal TEXT NOT NULL, error TEXT NOT NULL,
     input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, created REAL NOT NULL
 ) WITHOUT ROWID;
@@ -58,9 +59,16 @@ class AnswerStore:
         values = [getattr(reply, name) for name in _REPLY]
         with self._opened() as connection:
             connection.execute(
-                f"INSERT OR IGNORE INTO answers (key, model, prompt, attempt, {', '.join(_REPLY)}, created) "
-                f"VALUES ({', '.join('?' * (len(_REPLY) + 5))})",
-                (call.key, call.model, call.prompt, call.attempt, *values, time.time()),
+                f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * (len(_REPLY) + 6))})",
+                (
+                    call.key,
+                    call.model,
+                    call.prompt,
+                    " ".join(call.fields),
+                    call.attempt,
+                    *values,
+                    time.time(),
+                ),
             )
 
     def rows(self) -> Iterator[dict[str, Any]]:
@@ -98,6 +106,12 @@ class AnswerStore:
                 "SELECT id, calls FROM batches WHERE status = ? ORDER BY created", (status,)
             ).fetchall()
         return {batch: json.loads(keys) for batch, keys in found}
+
+    def __enter__(self) -> AnswerStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         if self._connection is not None:

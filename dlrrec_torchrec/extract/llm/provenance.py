@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -11,13 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dlrrec_torchrec.extract.llm.prompt_sets import PAPERS_MODEL
-from dlrrec_torchrec.extract.llm.running import NO_WORDS, Told
 from dlrrec_torchrec.extract.providers.base import EntityReviews
 from dlrrec_torchrec.store.files import write_table
 
 if TYPE_CHECKING:
+    from dlrrec_torchrec.extract.llm.running import Told
     from dlrrec_torchrec.extract.providers.language_model import LanguageModelProvider
 
+NO_WORDS = "no review has words"
 FOLDER, DROPPED = "provenance", "dropped_categories.parquet"
 # One row for each version of a user or item and each prompt about it.
 PROVENANCE = pa.schema(
@@ -41,6 +43,7 @@ PROVENANCE = pa.schema(
 )
 
 
+@functools.cache
 def library() -> str:
     return f"openai {version('openai')}"
 

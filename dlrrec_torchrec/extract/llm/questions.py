@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections import Counter
 from typing import Any
@@ -81,9 +82,13 @@ class Questions:
         """The prompts about users, or about items."""
         return [prompt for prompt in self.prompts if prompt.side == side]
 
+    def instruction(self, prompt: Prompt) -> str:
+        """The whole system message, rules included."""
+        return self._system(prompt, prompt.fields)
+
     def prompt_hash(self, prompt: Prompt) -> str:
-        """Of the whole instruction, rules included."""
-        return digest(self._system(prompt, prompt.fields))
+        """Of the instruction."""
+        return digest(self.instruction(prompt))
 
     def history(self, entity: EntityReviews) -> History | None:
         """What is read of an entity; None where no document has words."""
@@ -129,6 +134,7 @@ class Questions:
         fields = ("summary",)
         return self._call(prompt, fields, self._system(prompt, fields, join=True), {"parts": parts})
 
+    @functools.lru_cache  # noqa: B019 (a handful of objects for a command)
     def fixed_tokens(self, prompt: Prompt) -> int:
         """Tokens of a call without its reviews."""
         return self.counter.count(self._system(prompt, prompt.fields)) + self.counter.count(

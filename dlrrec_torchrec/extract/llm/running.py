@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import itertools
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterable, Iterator
@@ -18,8 +19,7 @@ from dlrrec_torchrec.extract.llm.server import Server
 from dlrrec_torchrec.extract.providers.base import EntityReviews
 from dlrrec_torchrec.store.errors import DataError
 
-_AHEAD = 8  # entities under way for each call at a time
-NO_WORDS = "no review has words"
+_AHEAD = 8  # entities of a block for each call at a time; two blocks are under way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,18 +87,21 @@ def answer_all(
     Raises DataError (and Unfinished) after the calls under way have ended and are kept; an interruption
     cancels them.
     """
+    entities = iter(entities)
+    size = _AHEAD * questions.settings.concurrency
     with _Loop() as loop:
-        under_way: deque[tuple[EntityReviews, Future[Told]]] = deque()
-        ahead = _AHEAD * questions.settings.concurrency
+        # Blocks, because every exchange between two threads takes milliseconds of Python's lock.
+        under_way: deque[tuple[list[EntityReviews], Future[list[Told]]]] = deque()
         try:
-            for entity in entities:
-                under_way.append((entity, loop.submit(told_of(asker, questions, entity))))
-                if len(under_way) >= ahead:
+            while True:
+                if block := list(itertools.islice(entities, size)):
+                    asked = [told_of(asker, questions, entity) for entity in block]
+                    under_way.append((block, loop.submit(_all(*asked))))
+                if len(under_way) > 1 or (under_way and not block):
                     first, future = under_way.popleft()
-                    yield first, future.result()
-            while under_way:
-                first, future = under_way.popleft()
-                yield first, future.result()
+                    yield from zip(first, future.result(), strict=True)
+                elif not block:
+                    break
         except DataError:
             wait([future for _, future in under_way])
             raise

@@ -61,7 +61,7 @@ class Server:
         budget: what the calls may use.
         sleep: waits, where the server says for how long beyond what the client waits by itself.
 
-    Raises DataError where there is no key.
+    The key is needed for the first call; without it, that raises DataError.
     """
 
     def __init__(
@@ -72,8 +72,7 @@ class Server:
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ):
         self._settings, self._budget, self._counter, self._sleep = settings, budget, counter, sleep
-        self._key = server_key(settings)
-        self._client = make_client(settings, self._key)
+        self._key, self._client = "", None
         self._limit_name = "max_completion_tokens" if is_openai(settings) else "max_tokens"
         self._structured = settings.structured != "off"
         self._slots = asyncio.Semaphore(settings.concurrency)
@@ -95,8 +94,11 @@ class Server:
                 raise self._stopped
             reserved = inputs, call.output_tokens
             try:
+                if self._client is None:
+                    self._key = server_key(self._settings)
+                    self._client = make_client(self._settings, self._key)
                 self._budget.reserve(*reserved)
-            except Unfinished as error:
+            except DataError as error:
                 self._stopped = error
                 raise
             used = None
@@ -112,7 +114,8 @@ class Server:
                 self._budget.settle(reserved, used)
 
     async def close(self) -> None:
-        await self._client.close()
+        if self._client is not None:
+            await self._client.close()
 
     async def _pace(self, tokens: int) -> None:
         if self._requests:
@@ -199,7 +202,7 @@ class Server:
             f": {error.__cause__}" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
         )
         text = " ".join(f"{error}{cause}".split()) or type(error).__name__
-        return (text if self._key == _NO_KEY else text.replace(self._key, "***"))[:300]
+        return (text if self._key in ("", _NO_KEY) else text.replace(self._key, "***"))[:300]
 
 
 def reply_of(answer: ChatCompletion) -> Reply:

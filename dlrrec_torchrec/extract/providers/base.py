@@ -67,8 +67,9 @@ class Writer(Protocol):
 class Provider(Protocol):
     """`fingerprint` hashes what shapes the content besides the model: prompts, word lists, limits.
 
-    One that has a method `record(folder: Path) -> dict` writes tables of its own beside the content when all
-    is described; what it returns is in the manifest, under its name.
+    Two more methods are called where they exist: `begin()` before anything is read, to raise DataError where
+    the provider cannot work; `record(folder: Path) -> dict` when all is described, to write tables of its own
+    beside the content, and to return what the manifest says under its name.
     """
 
     name: str

@@ -21,6 +21,15 @@ if TYPE_CHECKING:
 _NEEDS = ("openai", "aiolimiter", "tenacity", "json_repair", "pydantic", "tiktoken", "genai_prices")
 
 
+def check_packages() -> None:
+    """Raise DataError where packages of the extra `llm` are missing."""
+    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
+        raise DataError(
+            f"language models need {', '.join(missing)}: pip install 'dlrrec-torchrec[llm]' "
+            "(extract.provider=offline needs none)"
+        )
+
+
 class LanguageModelProvider:
     """Summaries, price tags, categories, likes and avoids as a language model reads the reviews.
 
@@ -35,11 +44,7 @@ class LanguageModelProvider:
     name = "llm"
 
     def __init__(self, summary_sentences: int, llm: LlmConfig, cache_dir: Path):
-        if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
-            raise DataError(
-                f"extract.provider (--provider): 'llm' needs {', '.join(missing)}: "
-                "pip install 'dlrrec-torchrec[llm]'; --provider offline needs nothing"
-            )
+        check_packages()
         from dlrrec_torchrec.extract.llm.questions import Questions
         from dlrrec_torchrec.extract.llm.spending import Budget, known_prices
 
@@ -52,6 +57,14 @@ class LanguageModelProvider:
         self.versions = self.failed = self.known = 0  # versions with words; without an answer; replies known
         self.vocabulary: frozenset[str] | None = None  # of fold -1, once the items are described
         self.dropped: Counter[str] = Counter()  # names that are not in it -> items
+
+    def begin(self) -> None:
+        """Raise DataError where the key is missing, unless there are answers that may do without."""
+        from dlrrec_torchrec.extract.llm.answer_store import FILE
+        from dlrrec_torchrec.extract.llm.server import server_key
+
+        if not (self.cache_dir / FILE).exists():
+            server_key(self.settings)
 
     def read(self, corpus: Corpus) -> LanguageModelWriter:
         return LanguageModelWriter(self, corpus)
@@ -68,9 +81,9 @@ class LanguageModelProvider:
             told = "; ".join(f"{reason} ({n:,})" for reason, n in reasons.most_common(3))
             raise Unfinished(
                 f"llm.max_failed (--max-failed): {self.failed:,} of {self.versions:,} versions of users and "
-                f"items have no usable answer: {told}; all answers are kept: the same command asks again where "
-                "the server did not answer, more --attempts or another model ask anew, and a higher --max-failed "
-                "leaves these without content"
+                f"items have no usable answer: {told}; all answers are kept: the same command asks again "
+                "where the server did not answer, more --attempts or another model ask anew, and a higher "
+                "--max-failed leaves these without content"
             )
         write_provenance(self.rows, self.dropped, folder)
         return facts_of(self)
