@@ -18,22 +18,23 @@ from dlrrec_torchrec.config.saved import kept_settings
 from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.experiments.command import add_audit, add_tune
+from dlrrec_torchrec.extract.command import add_cache, add_extract_modes
 from dlrrec_torchrec.sharding.command import add_plan
 from dlrrec_torchrec.stages import LAST, STAGES, Stage, Work, run, run_stage, settings_problems
-from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.errors import DataError, Unfinished
 from dlrrec_torchrec.store.paths import run_paths
 from dlrrec_torchrec.store.progress import progress_shown
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status (2: input that cannot be used)."""
+    """Run the command line; returns the exit status (2: input that cannot be used; 3: stopped, goes on)."""
     arguments = build_parser().parse_args(argv)
     try:
         with quiet(), progress_shown(getattr(arguments, "progress", True)):
             return arguments.action(arguments) or 0
     except DataError as error:
         print(f"dlrrec: {error}", file=sys.stderr)
-        return 2
+        return 3 if isinstance(error, Unfinished) else 2
     except (KeyboardInterrupt, bdb.BdbQuit):  # Ctrl-C, or a debugger's `quit`
         print("dlrrec: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -57,6 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_audit(commands)
     add_tune(commands)
+    add_cache(commands)
     doctor = add_command(
         commands, "doctor", "what is installed, and whether it fits together", "dlrrec doctor", of_run=False
     )
@@ -102,6 +104,8 @@ def _add_stage(commands: argparse._SubParsersAction, stage: Stage) -> None:
     if stage.progress:
         _add_no_progress(command)
     command.set_defaults(action=_stage, stage=stage)
+    if stage.name == "extract":
+        add_extract_modes(command, _stage)
 
 
 def _add_recommend(commands: argparse._SubParsersAction) -> None:

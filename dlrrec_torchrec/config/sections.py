@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Iterable
 from dataclasses import field
 
+from dlrrec_torchrec.config.llm_section import LlmConfig
 from dlrrec_torchrec.config.table_section import TableConfig, option
 
 MOST_SEED = 2_000_000_000  # torch, NumPy and the peers take it, with the number of a repetition added
@@ -77,9 +78,9 @@ class ExtractConfig:
 
     provider: str = option(
         "offline",
-        "who writes the content: offline, which needs no network, or a class of yours, MODULE:CLASS",
+        "who writes content: offline (no network), llm (a language model), or a class of yours, MODULE:CLASS",
     )
-    provider_options: dict = option({}, "settings of the provider's own (offline has none)")
+    provider_options: dict = option({}, "settings of a provider of yours")
     encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
     batch_tokens: int = option(4096, "tokens in one encoder batch", least=1)
     summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
@@ -189,9 +190,7 @@ class ModelConfig:
     text_tower: list | None = option(
         None, "layer sizes of the text towers (default: by the size of the data)", of=int, least=1
     )
-    image_tower: list | None = option(
-        None, "layer sizes of the image towers (default: by the size of the data)", of=int, least=1
-    )
+    image_tower: list | None = option(None, "layers of image towers (default: by data size)", of=int, least=1)
     other_tower: list | None = option(
         None,
         "layer sizes of the towers of other vectors, as those of prepare.vectors (default: by the size of "
@@ -378,6 +377,7 @@ class RunConfig:
     ingest: IngestConfig = field(default_factory=IngestConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
+    llm: LlmConfig = field(default_factory=LlmConfig)
     swing: SwingStageConfig = field(default_factory=SwingStageConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

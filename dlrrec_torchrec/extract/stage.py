@@ -9,20 +9,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.config import ExtractConfig
+from dlrrec_torchrec.config import ExtractConfig, LlmConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
-from dlrrec_torchrec.extract.crossfit import random_folds, row_hashes, time_folds, versions
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
 from dlrrec_torchrec.extract.new_items import write_cold
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
+from dlrrec_torchrec.extract.training_reviews import (
+    TrainingReviews,
+    item_metadata,
+    read_training_reviews,
+)
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.progress import track
 from dlrrec_torchrec.store.schema import with_vectors
@@ -35,6 +39,7 @@ def extract(
     out_dir: str | os.PathLike,
     cache_dir: str | os.PathLike,
     encoder: Encoder | None = None,
+    llm: LlmConfig | None = None,
 ) -> Manifest:
     """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir;
     out_dir/cold too, where split.cold_items set items apart.
@@ -46,11 +51,15 @@ def extract(
 
     Args:
         encoder: another source of vectors than `config.encoder`.
+        llm: the language model, for the provider of that name.
 
     Raises DataError for settings out of range, a missing input, or a provider or encoder that cannot be used.
     """
-    check_settings(config)
-    provider = make_provider(config.provider, config.summary_sentences, config.provider_options)
+    llm = llm or LlmConfig()
+    check_settings(config, llm)
+    provider = make_provider(
+        config.provider, config.summary_sentences, config.provider_options, llm, Path(cache_dir)
+    )
     encoder = encoder or SentenceEncoder(config.encoder, config.batch_tokens)
     items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
     inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
@@ -64,18 +73,17 @@ def extract(
     manifest = Manifest("extract", jsonable(config) | {"provenance": provenance}, inputs)
     if current := manifest.current(out_dir):
         return current
+    if begin := getattr(provider, "begin", None):
+        begin()
     with stage_output(manifest, out_dir) as folder:
         embed = _CountedEmbedding(encoder, Path(cache_dir) / "vectors")
         categories_from_items = _write_content(
             folder,
             manifest,
-            Path(split_dir) / "train",
+            read_training_reviews(config, Path(split_dir) / "train", items_dir),
             items_dir,
             embed,
             provider,
-            config.folds,
-            config.fold_by == "time",
-            config.seed,
             config.categories_from,
             config.price_from,
             config.category_slots,
@@ -86,26 +94,15 @@ def extract(
                 folder / "cold",
                 embed,
                 provider,
-                lambda items: _metadata(items_dir, items),
+                lambda items: item_metadata(items_dir, items),
                 categories_from_items,
                 config.category_slots,
             )
+        if record := getattr(provider, "record", None):
+            manifest.facts[provider.name] = record(folder)
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
         manifest.facts["fold_by"] = config.fold_by
     return manifest
-
-
-def _folds(reviews: pa.Table, folds: int, by_time: bool, seed: int, train_dir: Path) -> np.ndarray:
-    """The fold of each review, i16 [N]."""
-    if not by_time:
-        hashes = row_hashes(reviews["user_id"].to_pylist(), reviews["item_id"].to_pylist(), seed)
-        return random_folds(hashes, folds)
-    if missing := reviews["timestamp"].null_count:
-        raise DataError(
-            f"{train_dir}: column 'timestamp': {missing:,} of {reviews.num_rows:,} rows have no time, hence "
-            "no order; use --fold-by random"
-        )
-    return time_folds(reviews["timestamp"].to_numpy(), folds)
 
 
 class _CountedEmbedding:
@@ -129,23 +126,18 @@ class _CountedEmbedding:
 def _write_content(
     folder: Path,
     manifest: Manifest,
-    train_dir: Path,
+    given: TrainingReviews,
     items_dir: Path | None,
     embed: _CountedEmbedding,
     provider: Provider,
-    folds: int,
-    by_time: bool,
-    seed: int,
     categories_from: str,
     price_from: str,
     slots: int,
 ) -> bool:
     """Write it all; returns whether the categories are those of the metadata."""
-    reviews = read_table(train_dir, schema.SPLIT, ["user_id", "item_id", "text", "captions", "timestamp"])
-    users, user_code = _codes(reviews["user_id"])
-    items, item_code = _codes(reviews["item_id"])
-    metadata = _metadata(items_dir, items)
-    texts = reviews["text"].to_pylist() + [m.get("text") for m in metadata]
+    reviews, metadata, fold = given.table, given.metadata, given.fold
+    users, items = given.ids["user"], given.ids["item"]
+    texts = given.texts
     captions = reviews["captions"].to_pylist() + [m.get("captions") for m in metadata]
     words, pictures = build_corpora(
         [
@@ -154,7 +146,6 @@ def _write_content(
         ],
         embed,
     )
-    fold = _folds(reviews, folds, by_time, seed, train_dir)
     text_vectors, image_vectors = (
         words.document_means(normalize=True),
         pictures.document_means(normalize=False),
@@ -187,16 +178,15 @@ def _write_content(
         columns, with_vectors(schema.METADATA_CONTENT, dims), folder / "metadata"
     )
 
-    writer = provider.read(words)
-    user_side = [(c, f, rows) for c, f, rows in versions(user_code, fold, len(users), by_time)]
-    columns, summary_vectors, contents = _described(writer, "user", users, user_side, words, embed)
+    writer, times = provider.read(words), given.times
+    user_side = list(given.versions("user"))
+    columns, summary_vectors, contents = _described(writer, "user", users, user_side, words, times, embed)
     columns += [[content.likes[:slots] for content in contents], [c.avoids[:slots] for c in contents]]
     kind = with_vectors(schema.USER_CONTENT, {"text_vector": dims["text_vector"]})
     manifest.rows["users"] = _write([*columns, summary_vectors], kind, folder / "users")
 
-    item_versions = versions(item_code, fold, len(items), by_time)
-    item_side = [(c, f, np.r_[rows, n + c]) for c, f, rows in item_versions]
-    columns, summary_vectors, contents = _described(writer, "item", items, item_side, words, embed)
+    item_side = list(given.versions("item"))
+    columns, summary_vectors, contents = _described(writer, "item", items, item_side, words, times, embed)
     seen = _means([pictures.pieces_of(documents) for *_, documents in item_side], pictures, normalize=False)
     code = [c for c, *_ in item_side]
     if price_from_items:
@@ -222,47 +212,21 @@ def _write_content(
     return categories_from_items
 
 
-def _codes(ids: pa.ChunkedArray) -> tuple[list[str], np.ndarray]:
-    """Distinct ids in order of appearance, and each row's position among them, i64 [N]."""
-    encoded = ids.combine_chunks().dictionary_encode()
-    if encoded.null_count:
-        raise DataError("split/train: a user_id or item_id is null; run the stages before this one again")
-    return encoded.dictionary.to_pylist(), encoded.indices.to_numpy().astype(np.int64)
-
-
-def _metadata(items_dir: Path | None, items: list[str]) -> list[dict]:
-    """What is known of each of `items`, {} where nothing is; its text begins with the title."""
-    if items_dir is None:
-        return [{} for _ in items]
-    names = ["item_id", "title", "text", "categories", "price", "captions"]
-    table = read_table(items_dir, schema.ITEMS, names)
-    rows = table.filter(pa.compute.is_in(table["item_id"], value_set=pa.array(items, pa.string())))
-    known = {
-        row["item_id"]: row | {"text": _own_words(row["title"], row["text"])} for row in rows.to_pylist()
-    }
-    return [known.get(item, {}) for item in items]
-
-
-def _own_words(title: str | None, text: str | None) -> str | None:
-    """An item's title and text as one text; sources often begin the text with the title."""
-    if not title or (text or "").startswith(title):
-        return text or None
-    return f"{title}\n{text}" if text else title
-
-
 def _described(
     writer: Writer,
     side: str,
     ids: list[str],
     entities: list[tuple[int, int, np.ndarray]],
     corpus: Corpus,
+    times: np.ndarray | None,
     embed: Callable[[list[str]], np.ndarray],
 ) -> tuple[list, pa.Array, list[Content]]:
     """The columns id, fold and summary; the summaries' vectors; and all that the writer answered."""
 
     def requests() -> Iterator[EntityReviews]:
         for code, fold, documents in track(entities, f"describing {side}s", len(entities)):
-            yield EntityReviews(ids[code], side, fold, documents, corpus)
+            known = None if times is None else times[documents]
+            yield EntityReviews(ids[code], side, fold, documents, corpus, known)
 
     contents = list(writer.describe(requests()))
     _check_contents(contents, len(entities))

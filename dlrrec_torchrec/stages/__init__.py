@@ -89,7 +89,7 @@ STAGES: dict[str, Stage] = {
             inputs=("split",),
             also_reads=("items", "cache"),
             outputs=("content",),
-            sections=("extract",),
+            sections=("extract", "llm"),
             check=actions.check_extract,
             progress=True,
         ),

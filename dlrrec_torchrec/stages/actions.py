@@ -39,14 +39,15 @@ def extract(work: Work) -> Manifest:
     from dlrrec_torchrec.extract.stage import extract
 
     paths = work.paths
-    return extract(work.config.extract, paths.split, paths.items, paths.content, paths.cache)
+    config = work.config
+    return extract(config.extract, paths.split, paths.items, paths.content, paths.cache, llm=config.llm)
 
 
 def check_extract(config: RunConfig) -> None:
     from dlrrec_torchrec.extract.providers.registry import make_provider
 
     settings = config.extract
-    make_provider(settings.provider, settings.summary_sentences, settings.provider_options)
+    make_provider(settings.provider, settings.summary_sentences, settings.provider_options, config.llm)
 
 
 def swing(work: Work) -> Manifest:

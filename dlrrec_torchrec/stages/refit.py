@@ -78,7 +78,9 @@ def _make(config: RunConfig, paths: RunPaths, name: str, evaluated: Manifest) ->
     final = paths.refitted
     return {
         "split": keep_all(config.split.positive_rating, paths.reviews, final.split),
-        "extract": extract(config.extract, final.split, paths.items, final.content, paths.cache),
+        "extract": extract(
+            config.extract, final.split, paths.items, final.content, paths.cache, llm=config.llm
+        ),
         "swing": neighbors(config.swing, final.split, final.swing),
         "prepare": prepare(
             config.prepare, final.split, final.content, final.swing, paths.items, final.shards

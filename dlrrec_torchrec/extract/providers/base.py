@@ -16,13 +16,16 @@ import numpy as np
 
 from dlrrec_torchrec.extract.corpus import Corpus
 
+NO_TIME = np.iinfo(np.int64).min
+
 
 @dataclasses.dataclass(frozen=True)
 class EntityReviews:
     """What a provider may know of one user or item.
 
     fold is -1 for all training reviews, else the fold that is left out. `documents` are positions in the
-    corpus, i64 [n], the reviews in the table's order and then, of an item, its own metadata text.
+    corpus, i64 [n], the reviews in the table's order and then, of an item, its own metadata text. `times` has
+    their seconds since 1970, i64 [n], NO_TIME where a time is not known; None: no time is known.
     """
 
     id: str
@@ -30,6 +33,7 @@ class EntityReviews:
     fold: int
     documents: np.ndarray
     corpus: Corpus
+    times: np.ndarray | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -61,7 +65,12 @@ class Writer(Protocol):
 
 
 class Provider(Protocol):
-    """`fingerprint` hashes what shapes the content besides the model: prompts, word lists, limits."""
+    """`fingerprint` hashes what shapes the content besides the model: prompts, word lists, limits.
+
+    Two more methods are called where they exist: `begin()` before anything is read, to raise DataError where
+    the provider cannot work; `record(folder: Path) -> dict` when all is described, to write tables of its own
+    beside the content, and to return what the manifest says under its name.
+    """
 
     name: str
     model: str

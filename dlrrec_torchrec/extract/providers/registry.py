@@ -4,7 +4,8 @@ A name is short for the class of a module; nothing is imported before a provider
 registration: `extract.provider=mypackage.content:MyProvider` takes any importable callable that makes a
 `base.Provider`. It is called as `MyProvider(summary_sentences=5, **options)` with the settings
 extract.summary_sentences and extract.provider_options (texts, which are written into the manifest: a key to
-a service belongs into the environment).
+a service belongs into the environment). Where it has a parameter `llm`, it also gets the section of that
+name; where it has one `cache_dir`, the folder of the run's caches.
 """
 
 from __future__ import annotations
@@ -13,25 +14,41 @@ import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
+from dlrrec_torchrec.config import LlmConfig
 from dlrrec_torchrec.extract.providers.base import Provider
 from dlrrec_torchrec.store.errors import DataError
 
-PROVIDERS: dict[str, str] = {"offline": "dlrrec_torchrec.extract.providers.offline:OfflineProvider"}
+_HERE = "dlrrec_torchrec.extract.providers"
+PROVIDERS: dict[str, str] = {
+    "offline": f"{_HERE}.offline:OfflineProvider",
+    "llm": f"{_HERE}.language_model:LanguageModelProvider",
+}
 
 
-def make_provider(name: str, summary_sentences: int, options: Mapping[str, str] | None = None) -> Provider:
+def make_provider(
+    name: str,
+    summary_sentences: int,
+    options: Mapping[str, str] | None = None,
+    llm: LlmConfig | None = None,
+    cache_dir: Path = Path("cache"),
+) -> Provider:
     """The provider called `name`: a key of PROVIDERS, or MODULE:CLASS.
 
     Args:
         summary_sentences: most sentences of a summary.
         options: keyword arguments of the provider's own.
+        llm, cache_dir: for providers with parameters of these names.
 
     Raises DataError for a name that is not known or cannot be imported, and for options that the provider
     does not take or lacks.
     """
     factory = _factory(name)
+    offered = {"llm": llm or LlmConfig(), "cache_dir": cache_dir}
+    taken = inspect.signature(factory).parameters
     arguments = {"summary_sentences": summary_sentences} | dict(options or {})
+    arguments |= {key: value for key, value in offered.items() if key in taken and key not in arguments}
     try:
         inspect.signature(factory).bind(**arguments)
     except TypeError as error:

@@ -1,0 +1,1 @@
+"""Content by a language model: prompts, calls, answers and their cache, costs, batches."""

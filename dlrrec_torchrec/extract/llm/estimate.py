@@ -1,0 +1,173 @@
+"""What a run would cost, before anything is spent: calls, tokens and money of three ways to keep a row's own
+review out of its features.
+
+per entity: one version of each user and item, of all their training reviews (a row's features know its review).
+cross-fitted: that, and a version without each fold of the training rows, as the stage does. Where an
+entity's reviews are all in different folds, that is without each single review.
+exact: that, and a version without each single review (leave-one-out).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+from dlrrec_torchrec.config import ExtractConfig, LlmConfig
+from dlrrec_torchrec.extract.crossfit import versions
+from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
+from dlrrec_torchrec.extract.llm.questions import Questions
+from dlrrec_torchrec.extract.llm.server import is_openai
+from dlrrec_torchrec.extract.llm.spending import Prices, known_prices
+from dlrrec_torchrec.extract.providers.base import EntityReviews
+from dlrrec_torchrec.extract.training_reviews import (
+    TrainingReviews,
+    bare_corpus,
+    entities_of,
+    read_training_reviews,
+)
+
+MODES = ("per entity", "cross-fitted", "exact")
+SENTENCE_TOKENS, NAMES_TOKENS, SMALL_TOKENS = (
+    25,
+    30,
+    10,
+)  # of an answer: a sentence, a list of names, the rest
+_BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
+
+
+@dataclasses.dataclass
+class Amount:
+    """Calls and their tokens. `known` calls have their answers already; their tokens are not counted."""
+
+    versions: int = 0
+    calls: int = 0
+    known: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, other: Amount) -> None:
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The amounts of each of MODES, and what shaped them."""
+
+    users: int
+    items: int
+    reviews: int
+    amounts: dict[str, Amount]
+    prices: Prices | None
+    settings: LlmConfig
+    counted_by: str
+
+    def to_text(self) -> str:
+        """The table that `dlrrec extract --estimate` prints."""
+        settings, prices = self.settings, self.prices
+        lines = [
+            f"{self.reviews:,} training reviews of {self.users:,} users and {self.items:,} items; prompts: "
+            f"{settings.prompts}; tokens: {self.counted_by}",
+            f"model {settings.model}: "
+            + (
+                f"{prices.input:g} and {prices.output:g} US dollars for a million tokens of input and output "
+                f"({prices.source})"
+                if prices
+                else "nobody told its price; give it by --input-price and --output-price"
+            ),
+            "",
+            f"{'':<14}{'versions':>10}{'calls':>10}{'known':>10}{'tokens in':>14}{'tokens out':>13}"
+            f"{'US dollars':>12}",
+        ]
+        for mode, amount in self.amounts.items():
+            cost = prices and prices.cost(amount.input_tokens, amount.output_tokens)
+            lines.append(
+                f"{mode:<14}{amount.versions:>10,}{amount.calls:>10,}{amount.known:>10,}"
+                f"{amount.input_tokens:>14,}{amount.output_tokens:>13,}"
+                f"{'?' if cost is None else f'{cost:,.2f}':>12}"
+            )
+        lines += [
+            "",
+            "`dlrrec extract` works cross-fitted; tokens are of the calls whose answer is not known.",
+        ]
+        if is_openai(settings) and prices:
+            lines.append(f"With --batch it costs {_BATCH_SHARE:.0%} of that.")
+        return "\n".join(lines)
+
+
+def estimate(
+    config: ExtractConfig,
+    llm: LlmConfig,
+    train_dir: str | os.PathLike,
+    items_dir: str | os.PathLike | None,
+    cache_dir: str | os.PathLike,
+) -> Estimate:
+    """Count what `extract` with these settings would ask; nothing is sent.
+
+    The length of answers is assumed: SENTENCE_TOKENS a sentence, NAMES_TOKENS a list of names. Calls that
+    join the parts of long histories are counted, attempts after unusable answers are not.
+    """
+    given = read_training_reviews(config, train_dir, items_dir)
+    questions = Questions(llm, config.summary_sentences, given.texts)
+    amounts = {mode: Amount() for mode in MODES}
+    with AnswerStore(cache_dir) as store:
+        for entity in entities_of(given):
+            counted = _amount(entity, questions, store)
+            for mode in MODES if entity.fold == -1 else ("cross-fitted",):
+                amounts[mode].add(counted)
+        for entity in _exact(given):
+            amounts["exact"].add(_amount(entity, questions, None))
+    return Estimate(
+        len(given.ids["user"]),
+        len(given.ids["item"]),
+        given.table.num_rows,
+        amounts,
+        known_prices(llm),
+        llm,
+        questions.counter.name,
+    )
+
+
+def _exact(given: TrainingReviews) -> Iterator[EntityReviews]:
+    """Each entity without each of its reviews."""
+    corpus, times = bare_corpus(given.texts), given.times
+    for side in ("user", "item"):
+        code = given.codes[side]
+        place = np.empty(len(code), np.int64)  # of each review among its entity's: a fold of its own
+        order = np.argsort(code, kind="stable")
+        place[order] = np.arange(len(code)) - np.searchsorted(code[order], code[order])
+        for entity, fold, rows in versions(code, place, len(given.ids[side])):
+            if fold >= 0:
+                documents = given.documents(side, entity, rows)
+                known = None if times is None else times[documents]
+                yield EntityReviews(given.ids[side][entity], side, fold, documents, corpus, known)
+
+
+def _amount(entity: EntityReviews, questions: Questions, store: AnswerStore | None) -> Amount:
+    history, amount = questions.history(entity), Amount()
+    if history is None:
+        return amount
+    amount.versions, parts = 1, len(history.read.parts)
+    for prompt in questions.of(entity.side):
+        answer = SMALL_TOKENS + sum(_answer_tokens(field, questions.sentences) for field in prompt.fields)
+        joins = parts > 1 and "summary" in prompt.fields
+        amount.calls += parts + joins
+        if store is not None and store.path.exists():
+            known = sum(store.get(call.key) is not None for call in questions.calls(prompt, history))
+            if known == parts:
+                amount.known += known + joins  # joined once all parts were there
+                continue
+        amount.input_tokens += history.tokens + parts * questions.fixed_tokens(prompt)
+        amount.output_tokens += parts * answer
+        if joins:
+            summary = SMALL_TOKENS + _answer_tokens("summary", questions.sentences)
+            amount.input_tokens += questions.fixed_tokens(prompt) + parts * summary
+            amount.output_tokens += summary
+    return amount
+
+
+def _answer_tokens(field: str, sentences: int) -> int:
+    return {"summary": SENTENCE_TOKENS * sentences, "price_tag": 0}.get(field, NAMES_TOKENS)

@@ -1,0 +1,241 @@
+"""A server of the OpenAI form: calls are paced, bounded and repeated, and end where it keeps failing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+import openai
+from aiolimiter import AsyncLimiter
+from openai.types.chat import ChatCompletion
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
+
+from dlrrec_torchrec.config.llm_section import OPENAI_URL, LlmConfig
+from dlrrec_torchrec.extract.llm.asking import Unanswered
+from dlrrec_torchrec.extract.llm.calls import Call, Reply
+from dlrrec_torchrec.extract.llm.spending import Budget
+from dlrrec_torchrec.extract.llm.tokens import TokenCounter
+from dlrrec_torchrec.store.errors import DataError, Unfinished
+
+_NO_KEY = "none"  # servers without keys still want the header
+_LIMITED_ROUNDS = 5  # of the client's own retries, while all that the server says is "not so fast"
+_LIMITED_PAUSE = 30.0  # seconds between them, where the server names no time
+_LONGEST_PAUSE = 3600.0
+_FORMAT_WORDS = ("response_format", "json_schema", "schema", "grammar")
+
+
+def is_openai(settings: LlmConfig) -> bool:
+    """Whether calls go to OpenAI's own address."""
+    return settings.base_url.rstrip("/") == OPENAI_URL
+
+
+def server_key(settings: LlmConfig) -> str:
+    """The key from the environment. Raises DataError naming the variable where it is not set."""
+    name = settings.api_key_env or ("OPENAI_API_KEY" if is_openai(settings) else "")
+    if not name:
+        return _NO_KEY
+    if not (key := os.environ.get(name, "").strip()):
+        raise DataError(
+            f"llm.api_key_env (--api-key-env): the environment variable {name} is not set; put the key of "
+            f"{settings.base_url} into it, name another variable by --api-key-env, or a server that needs no "
+            "key by --base-url, or let --provider offline write the content"
+        )
+    return key
+
+
+def make_client(settings: LlmConfig, key: str) -> openai.AsyncOpenAI:
+    """The client; it repeats calls by itself, and waits as Retry-After says (for up to two minutes)."""
+    return openai.AsyncOpenAI(
+        api_key=key,
+        base_url=settings.base_url,
+        timeout=settings.timeout,
+        max_retries=settings.retries,
+    )
+
+
+class Server:
+    """Makes calls at one server.
+
+    Args:
+        budget: what the calls may use.
+        sleep: waits, where the server says for how long beyond what the client waits by itself.
+
+    The key is needed for the first call; without it, that raises DataError.
+    """
+
+    def __init__(
+        self,
+        settings: LlmConfig,
+        budget: Budget,
+        counter: TokenCounter,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ):
+        self._settings, self._budget, self._counter, self._sleep = settings, budget, counter, sleep
+        self._key, self._client = "", None
+        self._limit_name = "max_completion_tokens" if is_openai(settings) else "max_tokens"
+        self._structured = settings.structured != "off"
+        self._slots = asyncio.Semaphore(settings.concurrency)
+        self._requests = _limiter(settings.requests_per_minute, 1)
+        per_minute = settings.tokens_per_minute
+        self._tokens = _limiter(per_minute, per_minute / 6 if per_minute else 0)
+        self._answered = self._failed_in_row = 0
+        self._stopped: DataError | None = None
+
+    async def __call__(self, call: Call) -> Reply:
+        """The server's reply.
+
+        Raises Unanswered where it brings none this time, Unfinished where the budget is spent or the server
+        fails all the time, and DataError where its settings are wrong; then no other call is made.
+        """
+        inputs = sum(self._counter.count(text) for _, text in call.messages)
+        async with self._slots:
+            if self._stopped:
+                raise self._stopped
+            reserved = inputs, call.output_tokens
+            try:
+                if self._client is None:
+                    self._key = server_key(self._settings)
+                    self._client = make_client(self._settings, self._key)
+                self._budget.reserve(*reserved)
+            except DataError as error:
+                self._stopped = error
+                raise
+            used = None
+            try:
+                await self._pace(inputs + call.output_tokens)
+                reply = await self._sent(call)
+                used = reply.input_tokens or inputs, reply.output_tokens or self._counter.count(reply.text)
+                return reply
+            except DataError as error:
+                self._stopped = error
+                raise
+            finally:
+                self._budget.settle(reserved, used)
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+
+    async def _pace(self, tokens: int) -> None:
+        if self._requests:
+            await self._requests.acquire()
+        if self._tokens:
+            await self._tokens.acquire(min(tokens, self._tokens.max_rate))
+        if self._stopped:
+            raise self._stopped
+
+    async def _sent(self, call: Call) -> Reply:
+        try:
+            reply = await self._repeated(call)
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise DataError(
+                f"llm.api_key_env (--api-key-env): {self._settings.base_url} refuses the key: "
+                f"{self._words(error)}"
+            ) from None
+        except openai.NotFoundError as error:
+            raise DataError(
+                f"llm.model (--llm.model) '{self._settings.model}' or llm.base_url (--base-url) "
+                f"{self._settings.base_url}: not found there: {self._words(error)}"
+            ) from None
+        except openai.RateLimitError as error:
+            spent = _out_of_credit(error)
+            why = "has no credit left for the key" if spent else "goes on refusing calls as too many"
+            raise Unfinished(
+                f"{self._settings.base_url} {why}: {self._words(error)}; all answers are kept, and the same "
+                "command goes on from here, slower by --requests-per-minute or --tokens-per-minute"
+            ) from None
+        except openai.APIStatusError as error:
+            if error.status_code >= 500 or not self._answered:  # not this call's fault, or not clear yet
+                raise self._failure(error) from None
+            self._failed_in_row = 0
+            return Reply(error=self._words(error))
+        except (openai.OpenAIError, ValueError) as error:
+            raise self._failure(error) from None
+        self._failed_in_row = 0
+        self._answered += 1
+        return reply
+
+    async def _repeated(self, call: Call) -> Reply:
+        """One call, with waits beyond the client's own while the server is only too busy."""
+        trying = AsyncRetrying(
+            retry=retry_if_exception(
+                lambda error: isinstance(error, openai.RateLimitError) and not _out_of_credit(error)
+            ),
+            stop=stop_after_attempt(_LIMITED_ROUNDS),
+            wait=_pause,
+            sleep=self._sleep,
+            reraise=True,
+        )
+        async for attempt in trying:
+            with attempt:
+                return await self._once(call)
+        raise AssertionError("tenacity ends by an answer or an error")
+
+    async def _once(self, call: Call) -> Reply:
+        structured = self._structured
+        try:
+            answer = await self._client.chat.completions.create(**call.body(structured, self._limit_name))
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            about_format = any(word in str(error).lower() for word in _FORMAT_WORDS)
+            if not structured or self._settings.structured == "on" or not about_format:
+                raise
+            self._structured = False  # for all calls from here on
+            answer = await self._client.chat.completions.create(**call.body(False, self._limit_name))
+        return reply_of(answer)
+
+    def _failure(self, error: Exception) -> Exception:
+        self._failed_in_row += 1
+        if self._failed_in_row < self._settings.breaker:
+            return Unanswered(self._words(error))
+        return Unfinished(
+            f"llm.base_url (--base-url) {self._settings.base_url}: {self._failed_in_row} calls in a row "
+            f"failed ({self._words(error)}); all answers are kept: when the server is well, the same command "
+            "goes on from here; --provider offline needs no server"
+        )
+
+    def _words(self, error: Exception) -> str:
+        """What an error says on one line, without the key."""
+        if isinstance(error, openai.APITimeoutError):
+            return f"no answer within {self._settings.timeout:g} seconds"
+        cause = (
+            f": {error.__cause__}" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
+        )
+        text = " ".join(f"{error}{cause}".split()) or type(error).__name__
+        return (text if self._key in ("", _NO_KEY) else text.replace(self._key, "***"))[:300]
+
+
+def reply_of(answer: ChatCompletion) -> Reply:
+    """A chat completion as a Reply. Raises ValueError where it is none."""
+    if not isinstance(answer, ChatCompletion) or not answer.choices or answer.choices[0].message is None:
+        raise ValueError("the server answered with something else than a chat completion")
+    choice, usage = answer.choices[0], answer.usage
+    return Reply(
+        choice.message.content or "",
+        choice.finish_reason or "stop",
+        choice.message.refusal or "",
+        "",
+        usage.prompt_tokens if usage else 0,
+        usage.completion_tokens if usage else 0,
+    )
+
+
+def _limiter(per_minute: float | None, most: float) -> AsyncLimiter | None:
+    """A bucket for `most`, or a second's worth of what a minute allows."""
+    if not per_minute:
+        return None
+    size = max(most, per_minute / 60)
+    return AsyncLimiter(size, size * 60 / per_minute)
+
+
+def _out_of_credit(error: openai.RateLimitError) -> bool:
+    return error.code == "insufficient_quota"
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until a server that is too busy is asked again."""
+    try:
+        said = float(state.outcome.exception().response.headers.get("retry-after", ""))
+    except ValueError:
+        said = _LIMITED_PAUSE
+    return min(max(said, 0.0), _LONGEST_PAUSE)
