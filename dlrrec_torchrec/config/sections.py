@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import field
 
 from dlrrec_torchrec.config.llm_section import LlmConfig
+from dlrrec_torchrec.config.pictures_section import PicturesConfig
 from dlrrec_torchrec.config.table_section import TableConfig, option
 
 MOST_SEED = 2_000_000_000  # torch, NumPy and the peers take it, with the number of a repetition added
@@ -187,9 +188,7 @@ class ModelConfig:
         "all training reviews: not leave-one-out; rows need no vectors then)",
         ("row", "table"),
     )
-    text_tower: list | None = option(
-        None, "layer sizes of the text towers (default: by the size of the data)", of=int, least=1
-    )
+    text_tower: list | None = option(None, "layers of text towers (default: by data size)", of=int, least=1)
     image_tower: list | None = option(None, "layers of image towers (default: by data size)", of=int, least=1)
     other_tower: list | None = option(
         None,
@@ -287,9 +286,7 @@ class ListConfig:
         most=1000,
     )
     id_lr: float = option(0.01, "learning rate of its tables", above=0)
-    ease: bool = option(
-        True, "add EASE of the training rows to its scores, by a share that validation chooses"
-    )
+    ease: bool = option(True, "add to its scores a share of EASE, which validation chooses")
     val_users: int = option(1000, "users whose lists are measured after each epoch, at most", least=1)
 
 
@@ -378,6 +375,7 @@ class RunConfig:
     split: SplitConfig = field(default_factory=SplitConfig)
     extract: ExtractConfig = field(default_factory=ExtractConfig)
     llm: LlmConfig = field(default_factory=LlmConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
     swing: SwingStageConfig = field(default_factory=SwingStageConfig)
     prepare: PrepareConfig = field(default_factory=PrepareConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, unit
+from dlrrec_torchrec.extract.pictures.words import PictureWords
 from dlrrec_torchrec.extract.providers.base import EntityReviews, Provider
-from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
+from dlrrec_torchrec.extract.sentences import split_sentences
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.schema import with_vectors
@@ -22,6 +23,7 @@ def write_cold(
     split_dir: Path,
     out_dir: Path,
     embed: Callable[[list[str]], np.ndarray],
+    captions: PictureWords,
     provider: Provider,
     metadata_of: Callable[[list[str]], list[dict]],
     categories_from_items: bool,
@@ -33,24 +35,24 @@ def write_cold(
 
     Args:
         embed: texts -> f16 [N, V].
+        captions: (given captions, pictures) of documents -> their captions.
         metadata_of: ids -> what is known of each, as in ITEMS; {} where nothing is.
         categories_from_items: categories from the metadata alone; slots: of an item, at most.
     """
-    names = ["item_id", "text", "captions"]
+    names = ["item_id", "text", "images", "captions"]
     items = sorted(set(read_table(split_dir / "cold", schema.SPLIT, ["item_id"])["item_id"].to_pylist()))
     shown = read_table(split_dir / "shown", schema.SPLIT, names)
     reviews: dict[str, list[int]] = {item: [] for item in items}
     for row, item in enumerate(shown["item_id"].to_pylist()):
         reviews.get(item, []).append(row)
     metadata = metadata_of(items)
-    texts = shown["text"].to_pylist() + [known.get("text") for known in metadata]
-    captions = shown["captions"].to_pylist() + [known.get("captions") for known in metadata]
+    texts, given, images = (
+        shown[name].to_pylist() + [known.get(name) for known in metadata]
+        for name in ("text", "captions", "images")
+    )
+    described = captions(given, images)
     words, pictures = build_corpora(
-        [
-            (texts, [split_sentences(text) for text in texts]),
-            (captions, [[c for c in map(clean_caption, given or []) if c] for given in captions]),
-        ],
-        embed,
+        [(texts, [split_sentences(text) for text in texts]), ([None] * len(texts), described)], embed
     )
     of_item = [
         (code, number, np.array([*reviews[item][:number], shown.num_rows + code]))

@@ -28,6 +28,7 @@ _WORD_AFTER = re.compile(r"[^\W_]+")
 _NEAR = 64  # characters around a mark that are looked at: work grows with the text, not with its square
 _SPACE = re.compile(r"[^\S\n]+")
 _WORD = re.compile(r"[^\W_]")
+_NO_THING = frozenset("a an the this that it there is are of in on and with photo picture image view".split())
 _CAPTION_LEAD = re.compile(
     r"\A(?:(?:this is|there is|here is|it is)\s+)?(?:an?|the)?\s*"
     r"(?:close[- ]?up\s+)?(?:photo(?:graph)?|picture|image|close[- ]?up)\s+(?:of|showing)(?:\s+|\Z)",
@@ -62,10 +63,11 @@ def split_sentences(text: str | None, max_words: int = MAX_WORDS) -> list[str]:
 
 
 def clean_caption(caption: str | None) -> str:
-    """A caption without its lead ("a photo of", "an image of") and outer white space; "" if empty."""
+    """A caption without its lead ("a photo of", "an image of") and outer white space; "" if it names no
+    thing."""
     text = " ".join((caption or "").split()).strip(" .\"'")
     text = _CAPTION_LEAD.sub("", text).strip(" .\"'")
-    return text if _WORD.search(text) else ""
+    return text if _WORD.search(text) and not _NO_THING.issuperset(text.lower().split()) else ""
 
 
 def _split_line(line: str) -> list[str]:

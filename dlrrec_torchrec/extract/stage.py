@@ -9,16 +9,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.config import ExtractConfig, LlmConfig
+from dlrrec_torchrec.config import ExtractConfig, LlmConfig, PicturesConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
 from dlrrec_torchrec.extract.new_items import write_cold
+from dlrrec_torchrec.extract.pictures.words import PictureWords, make_captioner
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.providers.registry import make_provider
-from dlrrec_torchrec.extract.sentences import clean_caption, split_sentences
+from dlrrec_torchrec.extract.sentences import split_sentences
 from dlrrec_torchrec.extract.training_reviews import (
     TrainingReviews,
     item_metadata,
@@ -40,6 +41,8 @@ def extract(
     cache_dir: str | os.PathLike,
     encoder: Encoder | None = None,
     llm: LlmConfig | None = None,
+    pictures: PicturesConfig | None = None,
+    picture_folder: str | os.PathLike | None = None,
 ) -> Manifest:
     """Write out_dir/{users,items,reviews,metadata} from split_dir/train and, where it exists, items_dir;
     out_dir/cold too, where split.cold_items set items apart.
@@ -52,11 +55,13 @@ def extract(
     Args:
         encoder: another source of vectors than `config.encoder`.
         llm: the language model, for the provider of that name.
+        pictures: who describes pictures without captions; picture_folder: where their relative paths begin,
+            if `pictures` names no folder.
 
     Raises DataError for settings out of range, a missing input, or a provider or encoder that cannot be used.
     """
-    llm = llm or LlmConfig()
-    check_settings(config, llm)
+    llm, pictures = llm or LlmConfig(), pictures or PicturesConfig()
+    check_settings(config, llm, pictures)
     provider = make_provider(
         config.provider, config.summary_sentences, config.provider_options, llm, Path(cache_dir)
     )
@@ -70,6 +75,12 @@ def extract(
         "model": provider.model,
         "fingerprint": provider.fingerprint,
     }
+    captioner = make_captioner(pictures, llm, getattr(provider, "budget", None))
+    if captioner:
+        provenance["captioner"] = captioner.identity
+    captions = PictureWords(
+        pictures, captioner, Path(picture_folder) if picture_folder else None, Path(cache_dir)
+    )
     manifest = Manifest("extract", jsonable(config) | {"provenance": provenance}, inputs)
     if current := manifest.current(out_dir):
         return current
@@ -83,6 +94,7 @@ def extract(
             read_training_reviews(config, Path(split_dir) / "train", items_dir),
             items_dir,
             embed,
+            captions,
             provider,
             config.categories_from,
             config.price_from,
@@ -93,6 +105,7 @@ def extract(
                 Path(split_dir),
                 folder / "cold",
                 embed,
+                captions,
                 provider,
                 lambda items: item_metadata(items_dir, items),
                 categories_from_items,
@@ -100,6 +113,7 @@ def extract(
             )
         if record := getattr(provider, "record", None):
             manifest.facts[provider.name] = record(folder)
+        manifest.facts["pictures"] = captions.record(folder / "pictures")
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
         manifest.facts["fold_by"] = config.fold_by
     return manifest
@@ -129,6 +143,7 @@ def _write_content(
     given: TrainingReviews,
     items_dir: Path | None,
     embed: _CountedEmbedding,
+    captions: PictureWords,
     provider: Provider,
     categories_from: str,
     price_from: str,
@@ -138,13 +153,9 @@ def _write_content(
     reviews, metadata, fold = given.table, given.metadata, given.fold
     users, items = given.ids["user"], given.ids["item"]
     texts = given.texts
-    captions = reviews["captions"].to_pylist() + [m.get("captions") for m in metadata]
+    described = captions(given.column("captions"), given.column("images"))
     words, pictures = build_corpora(
-        [
-            (texts, [split_sentences(text) for text in texts]),
-            (captions, [[c for c in map(clean_caption, given or []) if c] for given in captions]),
-        ],
-        embed,
+        [(texts, [split_sentences(text) for text in texts]), ([None] * len(texts), described)], embed
     )
     text_vectors, image_vectors = (
         words.document_means(normalize=True),
@@ -166,11 +177,11 @@ def _write_content(
     columns += [_vectors(text_vectors[:n], has_words[:n]), _vectors(image_vectors[:n], has_pictures[:n])]
     manifest.rows["reviews"] = _write(columns, with_vectors(schema.REVIEW_CONTENT, dims), folder / "reviews")
 
-    described = np.flatnonzero(has_words[n:] | has_pictures[n:])
+    known = np.flatnonzero(has_words[n:] | has_pictures[n:])
     columns = [
-        [items[i] for i in described],
+        [items[i] for i in known],
         *(
-            _vectors(v[n:][described], h[n:][described])
+            _vectors(v[n:][known], h[n:][known])
             for v, h in ((text_vectors, has_words), (image_vectors, has_pictures))
         ),
     ]

@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -37,7 +38,11 @@ class TrainingReviews:
     @property
     def texts(self) -> list[str | None]:
         """Of all documents."""
-        return self.table["text"].to_pylist() + [known.get("text") for known in self.metadata]
+        return self.column("text")
+
+    def column(self, name: str) -> list[Any]:
+        """What rows and metadata have under this name, of all documents."""
+        return self.table[name].to_pylist() + [known.get(name) for known in self.metadata]
 
     @property
     def times(self) -> np.ndarray | None:
@@ -64,7 +69,7 @@ def read_training_reviews(
 
     Raises DataError for missing or damaged tables, and folds by time of reviews without times.
     """
-    names = ["user_id", "item_id", "text", "captions", "timestamp"]
+    names = ["user_id", "item_id", "text", "images", "captions", "timestamp"]
     table = read_table(train_dir, schema.SPLIT, names)
     users, user_code = _codes(table["user_id"])
     items, item_code = _codes(table["item_id"])
@@ -117,7 +122,7 @@ def item_metadata(items_dir: Path | None, items: list[str]) -> list[dict]:
     """What is known of each of `items`, {} where nothing is; its text begins with the title."""
     if items_dir is None:
         return [{} for _ in items]
-    names = ["item_id", "title", "text", "categories", "price", "captions"]
+    names = ["item_id", "title", "text", "categories", "price", "images", "captions"]
     table = read_table(items_dir, schema.ITEMS, names)
     rows = table.filter(pa.compute.is_in(table["item_id"], value_set=pa.array(items, pa.string())))
     known = {

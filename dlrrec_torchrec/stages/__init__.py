@@ -89,7 +89,7 @@ STAGES: dict[str, Stage] = {
             inputs=("split",),
             also_reads=("items", "cache"),
             outputs=("content",),
-            sections=("extract", "llm"),
+            sections=("extract", "llm", "pictures"),
             check=actions.check_extract,
             progress=True,
         ),

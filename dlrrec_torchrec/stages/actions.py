@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from dlrrec_torchrec.config import RunConfig, variant
 from dlrrec_torchrec.store.manifest import Manifest
@@ -39,8 +41,15 @@ def extract(work: Work) -> Manifest:
     from dlrrec_torchrec.extract.stage import extract
 
     paths = work.paths
-    config = work.config
-    return extract(config.extract, paths.split, paths.items, paths.content, paths.cache, llm=config.llm)
+    folders = paths.split, paths.items, paths.content, paths.cache
+    return extract(work.config.extract, *folders, **extract_settings(work.config))
+
+
+def extract_settings(config: RunConfig) -> dict[str, Any]:
+    """What `extract` takes besides its own section and folders."""
+    reviews = config.ingest.reviews
+    folder = Path(reviews).parent if reviews else None
+    return {"llm": config.llm, "pictures": config.pictures, "picture_folder": folder}
 
 
 def check_extract(config: RunConfig) -> None:

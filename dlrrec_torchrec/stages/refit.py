@@ -24,6 +24,7 @@ from dlrrec_torchrec.extract.stage import extract
 from dlrrec_torchrec.prepare.stage import prepare
 from dlrrec_torchrec.serving.choose import REFIT, preferred, refit_inputs, trained_variants
 from dlrrec_torchrec.split.stage import keep_all
+from dlrrec_torchrec.stages.actions import extract_settings
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import MANIFEST, UNFINISHED, check_output, remove_own, write_text_atomic
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
@@ -79,7 +80,12 @@ def _make(config: RunConfig, paths: RunPaths, name: str, evaluated: Manifest) ->
     return {
         "split": keep_all(config.split.positive_rating, paths.reviews, final.split),
         "extract": extract(
-            config.extract, final.split, paths.items, final.content, paths.cache, llm=config.llm
+            config.extract,
+            final.split,
+            paths.items,
+            final.content,
+            paths.cache,
+            **extract_settings(config),
         ),
         "swing": neighbors(config.swing, final.split, final.swing),
         "prepare": prepare(

@@ -3,7 +3,9 @@
 import numpy as np
 import pyarrow as pa
 
+from dlrrec_torchrec.config import PicturesConfig
 from dlrrec_torchrec.extract.new_items import write_cold
+from dlrrec_torchrec.extract.pictures.words import PictureWords
 from dlrrec_torchrec.extract.providers.offline import OfflineProvider
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.files import read_table, write_table
@@ -33,7 +35,8 @@ def content(tmp_path, name, test_text, from_items=False):
     write_table(pa.Table.from_pylist(rows, schema=schema.SPLIT), tmp_path / name / "cold")
     known = lambda items: [METADATA.get(item, {}) for item in items]  # noqa: E731
     out = tmp_path / name / "out"
-    assert write_cold(tmp_path / name, out, embed, OfflineProvider(), known, from_items, 11) == 9
+    captions = PictureWords(PicturesConfig(), None, None, tmp_path)
+    assert write_cold(tmp_path / name, out, embed, captions, OfflineProvider(), known, from_items, 11) == 9
     kind = with_vectors(schema.COLD_CONTENT, {"text_vector": 384, "image_vector": 384})
     return {(row["id"], row["shown"]): row for row in read_table(out, kind).to_pylist()}
 

@@ -59,7 +59,7 @@ class Questions:
         if effort == "auto":
             effort = "none" if is_openai(settings) else None
         options = {"temperature": settings.temperature, "reasoning_effort": effort}
-        self._options = tuple((name, value) for name, value in options.items() if value is not None)
+        self.options = tuple((name, value) for name, value in options.items() if value is not None)
 
     def about(self, texts: list[str | None]) -> Questions:
         """The same questions about other documents."""
@@ -71,7 +71,7 @@ class Questions:
         limits = ("language", "output_tokens", "input_tokens", "max_parts", "attempts", "redact")
         return digest(
             [
-                [_VERSION, answer_forms.VERSION, self.sentences, self.counter.name, self._options],
+                [_VERSION, answer_forms.VERSION, self.sentences, self.counter.name, self.options],
                 [dataclasses.asdict(prompt) for prompt in self.prompts],
                 [getattr(self.settings, name) for name in limits],
                 [system_text("", prompt.fields, join=True) for prompt in self.prompts],
@@ -152,7 +152,7 @@ class Questions:
             (("system", system), ("user", data_text(body))),
             fields,
             self.settings.output_tokens,
-            self._options,
+            self.options,
         )
 
     def _document(self, number: int) -> tuple[str, int] | None:

@@ -62,6 +62,10 @@ class Blip2Captioner:
             return self.captions(pictures[:half], again) + self.captions(pictures[half:], again)
         return [text.strip() for text in processor.batch_decode(found, skip_special_tokens=True)]
 
+    def close(self) -> None:
+        """Give the model's memory back; a later call loads it again."""
+        self._loaded = None
+
     def _load(self) -> tuple[Any, Any]:
         if self._loaded is None:
             from safetensors import SafetensorError

@@ -18,7 +18,6 @@ from dlrrec_torchrec.extract.sentences import clean_caption
 from dlrrec_torchrec.store.progress import track
 
 _READERS = 8  # pictures that are read or downloaded at a time
-_NO_THING = frozenset("a an the this that it there is are of in on and with photo picture image view".split())
 SAYS_NOTHING = "no caption that says anything, tried twice"
 
 
@@ -27,8 +26,13 @@ class Captioner(Protocol):
 
     identity: str
 
-    def captions(self, pictures: list[Image.Image], again: bool = False) -> list[str]:
-        """One caption a picture. `again`: the first ones said nothing; try otherwise."""
+    def captions(self, pictures: list[Image.Image], again: bool = False) -> list[str | PictureError]:
+        """One caption a picture, or why there is none this time. `again`: the first ones said nothing; try
+        otherwise."""
+        ...
+
+    def close(self) -> None:
+        """After the last picture."""
         ...
 
 
@@ -64,9 +68,13 @@ def caption_pictures(
 
     def describe() -> None:
         for sha, caption in zip(waiting, _described(captioner, list(waiting.values())), strict=True):
-            store.put(captioner.identity, sha, caption)
+            if isinstance(caption, PictureError):
+                made = Captioned("", str(caption), sha)
+            else:
+                store.put(captioner.identity, sha, caption)
+                made = _made(sha, caption)
             for source in sources_of.pop(sha):
-                found[source] = _made(sha, caption)
+                found[source] = made
         waiting.clear()
 
     for source, read in track(_read(missing, opener), "captions", len(missing)):
@@ -91,7 +99,7 @@ def _made(sha: str, caption: str) -> Captioned:
     return Captioned(caption, "" if caption else SAYS_NOTHING, sha)
 
 
-def _described(captioner: Captioner, pictures: list[Image.Image]) -> list[str]:
+def _described(captioner: Captioner, pictures: list[Image.Image]) -> list[str | PictureError]:
     """Clean captions; those that say nothing ("a photo of a") are tried once more."""
     captions = [_words(caption) for caption in captioner.captions(pictures)]
     if empty := [number for number, caption in enumerate(captions) if not caption]:
@@ -101,12 +109,14 @@ def _described(captioner: Captioner, pictures: list[Image.Image]) -> list[str]:
     return captions
 
 
-def _words(caption: str) -> str:
-    """A caption without its lead; "" where it names no thing, or repeats one word or two over and over."""
+def _words(caption: str | PictureError) -> str | PictureError:
+    """A clean caption; "" where it repeats one word or two over and over."""
+    if isinstance(caption, PictureError):
+        return caption
     text = clean_caption(caption)
     words = text.lower().split()
     repeats = len(words) >= 4 and len(set(words)) <= 2
-    return "" if repeats or _NO_THING.issuperset(words) else text
+    return "" if repeats else text
 
 
 def _read(sources: list[str], opener: Opener) -> Iterator[tuple[str, tuple[str, Image.Image] | PictureError]]:

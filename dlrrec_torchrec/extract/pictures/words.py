@@ -1,0 +1,151 @@
+"""The captions of documents: those that the source gave, and those that a captioner writes."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from dlrrec_torchrec.config import LlmConfig, PicturesConfig
+from dlrrec_torchrec.extract.pictures.caption_store import CaptionStore
+from dlrrec_torchrec.extract.pictures.captions import Captioned, Captioner, caption_pictures
+from dlrrec_torchrec.extract.pictures.opening import Opener
+from dlrrec_torchrec.extract.sentences import clean_caption
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import write_table
+
+Listed = list[str] | None  # of one document, from its row
+
+# One row a picture: what it was found to be, by whom; `problem` says why there is no caption.
+PICTURES = pa.schema(
+    [
+        ("source", pa.string()),
+        ("sha256", pa.string()),
+        ("caption", pa.string()),
+        ("problem", pa.string()),
+        ("captioner", pa.string()),
+    ]
+)
+_TOLD = 3  # problems on the terminal
+
+
+class PictureWords:
+    """Captions of documents, as clean text.
+
+    Args:
+        settings: of pictures.
+        captioner: as `make_captioner` makes it; None: only given captions count.
+        folder: of relative paths, where `settings` name none.
+        cache_dir: of captions.sqlite.
+    """
+
+    def __init__(
+        self, settings: PicturesConfig, captioner: Captioner | None, folder: Path | None, cache_dir: Path
+    ):
+        named = settings.picture_folder
+        if named and not Path(named).is_dir():
+            raise DataError(f"pictures.picture_folder (--picture-folder) {named}: there is no such folder")
+        self._opener = Opener(
+            Path(named) if named else folder,
+            most_bytes=settings.picture_mib << 20,
+            seconds=settings.picture_seconds,
+            private=settings.private_links,
+        )
+        self._batch, self._captioner, self._cache_dir = settings.picture_batch, captioner, cache_dir
+        self._found: dict[str, Captioned] = {}
+        self._without = 0  # documents with pictures that nobody describes
+
+    def __call__(self, captions: list[Listed], pictures: list[Listed]) -> list[list[str]]:
+        """The captions of each document that say anything.
+
+        Args:
+            captions: as given, one a picture, "" where it has none; pictures: paths or links.
+
+        Raises DataError where none of the pictures can be read.
+        """
+        missing = [_undescribed(*document) for document in zip(captions, pictures, strict=True)]
+        if self._captioner is None:
+            self._without += sum(map(bool, missing))
+        elif sources := [source for document in missing for source in document]:
+            self._describe(sources)
+        return [
+            [text for text in map(clean_caption, given or []) if text]
+            + [found.caption for source in more if (found := self._found.get(source)) and found.caption]
+            for given, more in zip(captions, missing, strict=True)
+        ]
+
+    def record(self, folder: Path) -> dict[str, Any]:
+        """Write what became of the pictures to `folder`; return facts for the manifest, {} without any."""
+        if self._without:
+            print(
+                f"extract: {self._without:,} reviews or items have pictures without captions, which no model "
+                "sees; --captioner blip2 puts them into words",
+                file=sys.stderr,
+            )
+            return {"without_captions": self._without}
+        if not self._found:
+            return {}
+        rows = [
+            {"source": source, "captioner": self._captioner.identity}
+            | {name: getattr(found, name) or None for name in ("sha256", "caption", "problem")}
+            for source, found in self._found.items()
+        ]
+        write_table(pa.Table.from_pylist(rows, schema=PICTURES), folder)
+        problems = Counter(row["problem"] for row in rows if row["problem"])
+        if problems:
+            print(
+                f"extract: {problems.total():,} of {len(rows):,} pictures have no caption: {_few(problems)}; "
+                "content/pictures names them; without the folder content, extract tries those again that "
+                "could not be read",
+                file=sys.stderr,
+            )
+        return {"described": len(rows) - problems.total(), "problems": dict(problems.most_common())}
+
+    def _describe(self, sources: list[str]) -> None:
+        store = CaptionStore(self._cache_dir)
+        try:
+            found = caption_pictures(sources, self._opener, self._captioner, store, self._batch)
+        finally:
+            store.close()
+            self._captioner.close()
+        if not any(picture.sha256 for picture in found.values()):
+            problems = Counter(picture.problem for picture in found.values())
+            source = next(iter(found))
+            raise DataError(
+                f"pictures: none of {len(found):,} pictures could be read, as '{source:.80}': "
+                f"{_few(problems)}; --picture-folder names the folder where paths begin, --private-links "
+                "allows links within this network, --captioner none goes on without them"
+            )
+        self._found |= found
+
+
+def _undescribed(captions: Listed, pictures: Listed) -> list[str]:
+    """The pictures of a document that have no caption; of given ones, as many as pictures, the empty ones."""
+    if not captions:
+        return pictures or []
+    if len(captions) != len(pictures or []):
+        return []
+    return [source for source, given in zip(pictures, captions, strict=True) if not clean_caption(given)]
+
+
+def _few(problems: Counter[str]) -> str:
+    return "; ".join(f"{problem} ({number:,})" for problem, number in problems.most_common(_TOLD))
+
+
+def make_captioner(settings: PicturesConfig, llm: LlmConfig, budget: Any = None) -> Captioner | None:
+    """The captioner that the settings name; `budget` as of `VisionCaptioner`.
+
+    Raises DataError where it cannot be had.
+    """
+    if settings.captioner == "blip2":
+        from dlrrec_torchrec.extract.pictures.blip2 import Blip2Captioner
+
+        return Blip2Captioner(settings.captioner_model)
+    if settings.captioner == "vision":
+        from dlrrec_torchrec.extract.pictures.vision import VisionCaptioner
+
+        return VisionCaptioner(llm, budget)
+    return None
