@@ -99,7 +99,7 @@ def facts_of(provider: LanguageModelProvider) -> dict[str, Any]:
         "tokens_counted_by": provider.questions.counter.name,
         "library": library(),
         "calls": budget.calls,
-        "calls_known": provider.known,
+        "calls_known": max(0, provider.used - budget.calls),
         "input_tokens": budget.input_tokens,
         "output_tokens": budget.output_tokens,
         "us_dollars": None if budget.cost is None else round(budget.cost, 6),

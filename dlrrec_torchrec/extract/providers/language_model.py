@@ -54,7 +54,7 @@ class LanguageModelProvider:
         self.budget = Budget(llm, known_prices(llm))
         self.fingerprint = digest([1, self.questions.fingerprint])
         self.rows: list[dict[str, Any]] = []  # of the provenance table
-        self.versions = self.failed = self.known = 0  # versions with words; without an answer; replies known
+        self.versions = self.failed = self.used = 0  # versions with words; without an answer; replies
         self.vocabulary: frozenset[str] | None = None  # of fold -1, once the items are described
         self.dropped: Counter[str] = Counter()  # names that are not in it -> items
 
@@ -114,6 +114,7 @@ class LanguageModelWriter:
             provider.rows += rows_of(provider, entity, told)
             provider.versions += told.history is not None
             provider.failed += any(answer.reason for answer in told.answers)
+            provider.used += sum(len(answer.keys) for answer in told.answers)
         allowed = self._vocabularies([(e.fold, v["categories"]) for e, v in answered if e.side == "item"])
         for entity, values in answered:
             sentences = split_sentences(values.get("summary"))[: provider.sentences]
@@ -127,18 +128,18 @@ class LanguageModelWriter:
     def _told(self, entities: Iterable[EntityReviews]) -> Iterator[tuple[EntityReviews, Told]]:
         from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
         from dlrrec_torchrec.extract.llm.asking import Asker
+        from dlrrec_torchrec.extract.llm.batches import answer_by_batches
         from dlrrec_torchrec.extract.llm.running import answer_all
         from dlrrec_torchrec.extract.llm.server import Server
 
         provider, settings = self._provider, self._provider.settings
-        store = AnswerStore(provider.cache_dir)
-        server = Server(settings, provider.budget, provider.questions.counter)
-        asker = Asker(store, server, settings.attempts, settings.language)
-        try:
+        with AnswerStore(provider.cache_dir) as store:
+            if settings.batch:
+                yield from answer_by_batches(settings, provider.budget, store, self._questions, entities)
+                return
+            server = Server(settings, provider.budget, provider.questions.counter)
+            asker = Asker(store, server, settings.attempts, settings.language)
             yield from answer_all(asker, server, self._questions, entities)
-        finally:
-            store.close()
-            provider.known += asker.known
 
     def _vocabularies(self, named: list[tuple[int, tuple[str, ...]]]) -> dict[int, frozenset[str]]:
         """Those of the items' versions; items without training rows have that of the others."""
