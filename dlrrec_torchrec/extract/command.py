@@ -10,6 +10,7 @@ from typing import Any
 from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.config.flags import add_command, run_settings
+from dlrrec_torchrec.extract.llm.packages import check_packages
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 
@@ -92,8 +93,6 @@ def _run(arguments: argparse.Namespace) -> tuple[RunConfig, list[RunPaths]]:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.estimate import estimate
 
@@ -116,8 +115,6 @@ def _show(arguments: argparse.Namespace) -> int:
 
 def _missing_calls(arguments: argparse.Namespace) -> tuple[RunConfig, Path, dict]:
     """The settings, the run's cache, and the calls that it has no answer to, by their keys."""
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
     from dlrrec_torchrec.extract.llm.batch_files import collected
@@ -165,8 +162,6 @@ def _read_batch(arguments: argparse.Namespace) -> int:
 
 
 def _stats(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.housekeeping import stats
 
@@ -176,8 +171,6 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.housekeeping import export
 
@@ -187,8 +180,6 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.housekeeping import prune
 

@@ -2,8 +2,8 @@
 review out of its features.
 
 per entity: one version of each user and item, of all their training reviews (a row then knows its review).
-cross-fitted: that, and a version without each fold of the training rows, as the stage does. Of an entity whose
-reviews are all in different folds, that is one without each of them.
+cross-fitted: that, and a version without each fold of the training rows, as the stage does. Of an entity
+whose reviews are all in different folds, that is one without each of them.
 exact: that, and a version without each single review (leave-one-out).
 """
 

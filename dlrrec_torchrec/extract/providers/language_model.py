@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,24 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from dlrrec_torchrec.config.llm_section import LlmConfig
 from dlrrec_torchrec.extract.corpus import Corpus
+from dlrrec_torchrec.extract.llm.packages import check_packages
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews
 from dlrrec_torchrec.extract.sentences import split_sentences
-from dlrrec_torchrec.store.errors import DataError, Unfinished
+from dlrrec_torchrec.store.errors import Unfinished
 from dlrrec_torchrec.store.manifest import digest
 
 if TYPE_CHECKING:
     from dlrrec_torchrec.extract.llm.running import Told
-
-_NEEDS = ("openai", "aiolimiter", "tenacity", "json_repair", "pydantic", "tiktoken", "genai_prices")
-
-
-def check_packages() -> None:
-    """Raise DataError where packages of the extra `llm` are missing."""
-    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
-        raise DataError(
-            f"language models need {', '.join(missing)}: pip install 'dlrrec-torchrec[llm]' "
-            "(extract.provider=offline needs none)"
-        )
 
 
 class LanguageModelProvider:
@@ -74,7 +63,7 @@ class LanguageModelProvider:
 
         Raises Unfinished where more versions than llm.max_failed have no answer.
         """
-        from dlrrec_torchrec.extract.llm.provenance import facts_of, write_provenance
+        from dlrrec_torchrec.extract.llm.record import facts_of, write_provenance
 
         if self.failed > self.settings.max_failed * self.versions:
             reasons = Counter(row["reason"] for row in self.rows if row["reason"] and row["reviews"])
@@ -103,7 +92,7 @@ class LanguageModelWriter:
         are wrong. All answers up to there are kept.
         """
         from dlrrec_torchrec.extract.llm.category_names import merged
-        from dlrrec_torchrec.extract.llm.provenance import rows_of
+        from dlrrec_torchrec.extract.llm.record import rows_of
 
         provider = self._provider
         answered = []
@@ -128,7 +117,7 @@ class LanguageModelWriter:
     def _told(self, entities: Iterable[EntityReviews]) -> Iterator[tuple[EntityReviews, Told]]:
         from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
         from dlrrec_torchrec.extract.llm.asking import Asker
-        from dlrrec_torchrec.extract.llm.batches import answer_by_batches
+        from dlrrec_torchrec.extract.llm.batch_api import answer_by_batches
         from dlrrec_torchrec.extract.llm.running import answer_all
         from dlrrec_torchrec.extract.llm.server import Server
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from dlrrec_torchrec import cli
-from dlrrec_torchrec.extract.llm import batches
+from dlrrec_torchrec.extract.llm import batch_api
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from tests.extract.llm.test_asking import ROWS, forget, reasons, run
@@ -84,7 +84,7 @@ def test_a_batch_under_way_is_found_again(tmp_path, monkeypatch):
             with pytest.raises(Killed):
                 run(tmp_path, url, BATCH)
         with monkeypatch.context() as patch:
-            patch.setattr(batches._Batches, "_wait", killed)
+            patch.setattr(batch_api._Batches, "_wait", killed)
             with pytest.raises(Killed):
                 run(tmp_path, url, BATCH)
         assert len(server.batches) == 1
@@ -101,7 +101,7 @@ def test_answers_of_a_batch_are_kept_when_the_settings_have_changed(tmp_path, mo
 
     with server.running() as url:
         with monkeypatch.context() as patch:
-            patch.setattr(batches._Batches, "_wait", killed)
+            patch.setattr(batch_api._Batches, "_wait", killed)
             with pytest.raises(Killed):
                 run(tmp_path, url, BATCH)
         run(tmp_path, url, BATCH | {"temperature": 0.5})
