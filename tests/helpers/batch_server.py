@@ -27,6 +27,9 @@ class _BatchHandler(_Handler):
     model: BatchServer
 
     def do_POST(self) -> None:
+        if self.path.endswith("/completions"):
+            super().do_POST()
+            return
         raw = self.rfile.read(int(self.headers["Content-Length"]))
         model = self.model
         model.headers.append(self.headers.get("Authorization", ""))
