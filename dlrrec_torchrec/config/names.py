@@ -40,7 +40,8 @@ def described(setting: str) -> str:
     """A setting and, where it has one, its flag: `train.lr (--lr)`."""
     section, _, key = setting.rpartition(".")
     kind = sections().get(section) if section else RunConfig
-    keys = kind and {f.name for f in dataclasses.fields(kind)} - sections().keys() - {"variants"}
+    no_flags = set() if section else {*sections(), "variants"}
+    keys = kind and {f.name for f in dataclasses.fields(kind)} - no_flags
     return f"{setting} ({flag_name(section, key)})" if keys and key in keys else setting
 
 

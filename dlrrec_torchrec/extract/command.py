@@ -10,6 +10,7 @@ from typing import Any
 from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.config.check import check_settings
 from dlrrec_torchrec.config.flags import add_command, run_settings
+from dlrrec_torchrec.extract.llm.packages import check_packages
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 
@@ -38,6 +39,23 @@ def add_extract_modes(command: argparse.ArgumentParser, stage: Action) -> None:
         "--fold", type=int, default=-1, help="the version without this fold's reviews (default: -1, of all)"
     )
     shown.set_defaults(action=_show)
+
+    written = add_command(
+        modes,
+        "write-batch",
+        "write the calls without an answer to a file, for `vllm run-batch` or OpenAI's Batch API",
+        "dlrrec extract write-batch calls.jsonl --run-dir runs/demo",
+    )
+    written.add_argument("file", help="file to write, a call a line")
+    written.set_defaults(action=_write_batch)
+    taken = add_command(
+        modes,
+        "read-batch",
+        "keep the answers of such a file, until write-batch finds no call left and `dlrrec extract` ends",
+        "dlrrec extract read-batch answers.jsonl --run-dir runs/demo",
+    )
+    taken.add_argument("file", help="file of answers, one a line")
+    taken.set_defaults(action=_read_batch)
 
 
 def add_cache(commands: Any) -> None:
@@ -75,8 +93,6 @@ def _run(arguments: argparse.Namespace) -> tuple[RunConfig, list[RunPaths]]:
 
 
 def _estimate(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.estimate import estimate
 
@@ -97,9 +113,55 @@ def _show(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _stats(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
+def _missing_calls(arguments: argparse.Namespace) -> tuple[RunConfig, Path, dict]:
+    """The settings, the run's cache, and the calls that it has no answer to, by their keys."""
+    check_packages()
+    from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
+    from dlrrec_torchrec.extract.llm.batch_files import collected
+    from dlrrec_torchrec.extract.llm.questions import Questions
+    from dlrrec_torchrec.extract.training_reviews import entities_of, read_training_reviews
 
+    config, (paths, *_) = _run(arguments)
+    check_settings(config.extract, config.llm)
+    items = paths.items if (paths.items / "manifest.json").exists() else None
+    given = read_training_reviews(config.extract, paths.split / "train", items)
+    questions = Questions(config.llm, config.extract.summary_sentences, given.texts)
+    with AnswerStore(paths.cache) as store:
+        _, missing = collected(store, questions, entities_of(given))
+    return config, paths.cache, missing
+
+
+def _write_batch(arguments: argparse.Namespace) -> int:
+    config, _, missing = _missing_calls(arguments)
+    from dlrrec_torchrec.extract.llm.batch_files import write_requests
+
+    try:
+        number = write_requests(missing.values(), config.llm.structured != "off", Path(arguments.file))
+    except OSError as error:
+        raise DataError(f"{arguments.file}: cannot be written: {error.strerror}") from None
+    print(f"{number:,} calls: {arguments.file}")
+    return 0
+
+
+def _read_batch(arguments: argparse.Namespace) -> int:
+    _, cache, missing = _missing_calls(arguments)
+    from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
+    from dlrrec_torchrec.extract.llm.batch_files import read_replies
+
+    try:
+        lines = Path(arguments.file).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{arguments.file}: cannot be read: {error}") from None
+    with AnswerStore(cache) as store:
+        kept = 0
+        for key, reply in read_replies(lines, arguments.file, missing):
+            store.put(missing[key].head, reply)
+            kept += 1
+    print(f"{kept:,} of {len(lines):,} answers kept; {len(missing) - kept:,} of these calls have none")
+    return 0
+
+
+def _stats(arguments: argparse.Namespace) -> int:
     check_packages()
     from dlrrec_torchrec.extract.llm.housekeeping import stats
 
@@ -109,8 +171,6 @@ def _stats(arguments: argparse.Namespace) -> int:
 
 
 def _export(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.housekeeping import export
 
@@ -120,8 +180,6 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.extract.providers.language_model import check_packages
-
     check_packages()
     from dlrrec_torchrec.extract.llm.housekeeping import prune
 

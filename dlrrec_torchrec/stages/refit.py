@@ -62,7 +62,7 @@ def refit(config: RunConfig, paths: RunPaths) -> Manifest:
         try:
             made = _make(config, paths, name, evaluated)
         except DataError as error:
-            raise DataError(f"refit: {error}; flags are those of `dlrrec run`") from None
+            raise type(error)(f"refit: {error}; flags are those of `dlrrec run`") from None
         for other in final.trainings.iterdir():
             if other != final.train(name):
                 remove_own(other, "train")

@@ -52,11 +52,12 @@ class ModelServer:
         self.headers: list[str] = []
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
+        self.handler = _Handler
 
     @contextlib.contextmanager
     def running(self) -> Iterator[str]:
         """The server's base_url while it runs."""
-        handler = type("Handler", (_Handler,), {"model": self})
+        handler = type("Handler", (self.handler,), {"model": self})
         http = _Quiet(("127.0.0.1", 0), handler)
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         try:

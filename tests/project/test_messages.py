@@ -115,17 +115,25 @@ def printers() -> dict[str, set[str]]:
     """Module -> the commands that can print its messages."""
     from dlrrec_torchrec import cli
     from dlrrec_torchrec.experiments import command as experiments
+    from dlrrec_torchrec.extract import command as content
+    from dlrrec_torchrec.extract.providers.registry import PROVIDERS
     from dlrrec_torchrec.sharding import command as plan
 
-    groups = {f"dlrrec_torchrec.{part}.command" for part in ("benchmarks", "sharding", "experiments")}
+    groups = {
+        f"dlrrec_torchrec.{part}.command" for part in ("benchmarks", "sharding", "experiments", "extract")
+    }
     always = reached({"dlrrec_torchrec.cli"}, lazily=False) - groups
     starts = {s.name: imported_by(s.action, s.check, s.shown) for s in STAGES.values()}
+    starts["extract"] |= {name.partition(":")[0] for name in PROVIDERS.values()}  # imported by name
     starts["recommend"] = imported_by(cli._recommend)
     starts["run"] = set().union(*starts.values())
+    starts["extract"] |= {"dlrrec_torchrec.extract.command"}
+    starts["cache"] = imported_by(content._stats, content._export, content._prune)
     starts["plan"] = imported_by(plan._plan) | {"dlrrec_torchrec.sharding.command"}
     starts["audit"] = imported_by(experiments._leakage)
     starts["tune"] = imported_by(experiments._tune)
     reach = {name: reached(start) | always for name, start in starts.items()}
+    reach["cache"].add("dlrrec_torchrec.extract.command")
     for name in ("audit", "tune"):
         reach[name].add("dlrrec_torchrec.experiments.command")
     reach["bench"] = reached(imported_by(bench)) | {"dlrrec_torchrec.benchmarks.command"}
@@ -138,8 +146,10 @@ def actions(command: str) -> list[dict]:
     """Flag -> argparse's action, for the command or, of a group, for each of its commands."""
     commands = next(a for a in build_parser()._actions if a.choices and "train" in a.choices).choices
     parsers = [commands[command]]
-    if command in ("bench", "audit"):
+    if command in ("bench", "audit", "cache"):
         parsers = list(next(a for a in parsers[0]._actions if a.choices).choices.values())
+    if command == "extract":  # a stage with further commands
+        parsers += next(a for a in parsers[0]._actions if isinstance(a.choices, dict)).choices.values()
     return [parser._option_string_actions for parser in parsers]
 
 

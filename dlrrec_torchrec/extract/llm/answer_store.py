@@ -7,15 +7,16 @@ and comes to the same end without a call. In WAL mode a killed process loses the
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dlrrec_torchrec.extract.llm.calls import Call, Reply
+from dlrrec_torchrec.extract.llm.calls import CallHead, Reply
 from dlrrec_torchrec.store.errors import DataError
 
 FILE = "answers.sqlite"
@@ -54,7 +55,7 @@ class AnswerStore:
             ).fetchone()
         return Reply(**dict(zip(_REPLY, row, strict=True))) if row else None
 
-    def put(self, call: Call, reply: Reply) -> None:
+    def put(self, call: CallHead, reply: Reply) -> None:
         """Keep a reply; one that is there already stays."""
         values = [getattr(reply, name) for name in _REPLY]
         with self._opened() as connection:
@@ -88,24 +89,31 @@ class AnswerStore:
             connection.execute("VACUUM")
             connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
-    def put_batch(self, batch: str, keys: list[str], status: str) -> None:
-        """Remember a batch of calls, or its new status."""
+    def put_batch(self, batch: str, calls: Iterable[CallHead], status: str) -> None:
+        """Remember a batch of calls; of one that is known, the new status."""
+        heads = [dataclasses.astuple(call) for call in calls]
         with self._opened() as connection:
             connection.execute(
                 "INSERT INTO batches VALUES (?, ?, ?, ?) "
                 "ON CONFLICT (id) DO UPDATE SET status = excluded.status",
-                (batch, json.dumps(keys), status, time.time()),
+                (batch, json.dumps(heads), status, time.time()),
             )
 
-    def batches(self, status: str) -> dict[str, list[str]]:
-        """The keys of the calls of each batch with this status, by its id, the oldest first."""
+    def batches(self, status: str) -> dict[str, dict[str, CallHead]]:
+        """The calls, by their keys, of each batch with this status, by its id, the oldest first."""
         if not self.path.exists():
             return {}
         with self._opened() as connection:
             found = connection.execute(
                 "SELECT id, calls FROM batches WHERE status = ? ORDER BY created", (status,)
             ).fetchall()
-        return {batch: json.loads(keys) for batch, keys in found}
+        return {
+            batch: {
+                key: CallHead(key, model, prompt, tuple(fields), attempt)
+                for key, model, prompt, fields, attempt in json.loads(heads)
+            }
+            for batch, heads in found
+        }
 
     def __enter__(self) -> AnswerStore:
         return self

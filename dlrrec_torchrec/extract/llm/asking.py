@@ -45,7 +45,6 @@ class Asker:
 
     def __init__(self, store: AnswerStore, send: Send, attempts: int, language: str):
         self.store, self.attempts, self.language = store, attempts, language
-        self.known = 0  # replies that the store had
         self._send = send
         self._under_way: dict[str, asyncio.Future[Reply]] = {}
 
@@ -84,7 +83,6 @@ class Asker:
 
     async def _reply(self, call: Call) -> Reply:
         if (known := self.store.get(call.key)) is not None:
-            self.known += 1
             return known
         if (same := self._under_way.get(call.key)) is not None:
             return await asyncio.shield(same)
@@ -96,5 +94,5 @@ class Asker:
 
     async def _send_and_keep(self, call: Call) -> Reply:
         reply = await self._send(call)
-        self.store.put(call, reply)
+        self.store.put(call.head, reply)
         return reply

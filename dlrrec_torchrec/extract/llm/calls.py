@@ -38,6 +38,17 @@ class Reply:
 
 
 @dataclasses.dataclass(frozen=True)
+class CallHead:
+    """What is kept of a call beside its reply."""
+
+    key: str
+    model: str
+    prompt: str
+    fields: tuple[str, ...]
+    attempt: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Call:
     """One request. messages: (role, text) each."""
 
@@ -53,6 +64,10 @@ class Call:
     def key(self) -> str:
         shaped_by = (self.model, self.messages, self.fields, self.output_tokens, self.options, self.attempt)
         return digest(shaped_by)
+
+    @property
+    def head(self) -> CallHead:
+        return CallHead(self.key, self.model, self.prompt, self.fields, self.attempt)
 
     def body(self, structured: bool, limit_name: str) -> dict[str, Any]:
         """As chat completions take it.

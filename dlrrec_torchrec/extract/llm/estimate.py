@@ -1,15 +1,16 @@
 """What a run would cost, before anything is spent: calls, tokens and money of three ways to keep a row's own
 review out of its features.
 
-per entity: one version of each user and item, of all their training reviews (a row's features know its review).
-cross-fitted: that, and a version without each fold of the training rows, as the stage does. Where an
-entity's reviews are all in different folds, that is without each single review.
+per entity: one version of each user and item, of all their training reviews (a row then knows its review).
+cross-fitted: that, and a version without each fold of the training rows, as the stage does. Of an entity
+whose reviews are all in different folds, that is one without each of them.
 exact: that, and a version without each single review (leave-one-out).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator
 
@@ -19,8 +20,7 @@ from dlrrec_torchrec.config import ExtractConfig, LlmConfig
 from dlrrec_torchrec.extract.crossfit import versions
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.extract.llm.questions import Questions
-from dlrrec_torchrec.extract.llm.server import is_openai
-from dlrrec_torchrec.extract.llm.spending import Prices, known_prices
+from dlrrec_torchrec.extract.llm.spending import BATCH_SHARE, Prices, is_openai, known_prices
 from dlrrec_torchrec.extract.providers.base import EntityReviews
 from dlrrec_torchrec.extract.training_reviews import (
     TrainingReviews,
@@ -35,7 +35,6 @@ SENTENCE_TOKENS, NAMES_TOKENS, SMALL_TOKENS = (
     30,
     10,
 )  # of an answer: a sentence, a list of names, the rest
-_BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
 
 
 @dataclasses.dataclass
@@ -49,8 +48,11 @@ class Amount:
     output_tokens: int = 0
 
     def add(self, other: Amount) -> None:
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.versions += other.versions
+        self.calls += other.calls
+        self.known += other.known
+        self.input_tokens += other.input_tokens
+        self.output_tokens += other.output_tokens
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +95,8 @@ class Estimate:
             "",
             "`dlrrec extract` works cross-fitted; tokens are of the calls whose answer is not known.",
         ]
-        if is_openai(settings) and prices:
-            lines.append(f"With --batch it costs {_BATCH_SHARE:.0%} of that.")
+        if is_openai(settings) and prices and not settings.batch:
+            lines.append(f"With --batch it costs {BATCH_SHARE:.0%} of that.")
         return "\n".join(lines)
 
 
@@ -114,8 +116,9 @@ def estimate(
     questions = Questions(llm, config.summary_sentences, given.texts)
     amounts = {mode: Amount() for mode in MODES}
     with AnswerStore(cache_dir) as store:
+        kept = store if store.path.exists() else None
         for entity in entities_of(given):
-            counted = _amount(entity, questions, store)
+            counted = _amount(entity, questions, kept)
             for mode in MODES if entity.fold == -1 else ("cross-fitted",):
                 amounts[mode].add(counted)
         for entity in _exact(given):
@@ -152,10 +155,10 @@ def _amount(entity: EntityReviews, questions: Questions, store: AnswerStore | No
         return amount
     amount.versions, parts = 1, len(history.read.parts)
     for prompt in questions.of(entity.side):
-        answer = SMALL_TOKENS + sum(_answer_tokens(field, questions.sentences) for field in prompt.fields)
+        answer = _answer_tokens(prompt.fields, questions.sentences)
         joins = parts > 1 and "summary" in prompt.fields
         amount.calls += parts + joins
-        if store is not None and store.path.exists():
+        if store is not None:
             known = sum(store.get(call.key) is not None for call in questions.calls(prompt, history))
             if known == parts:
                 amount.known += known + joins  # joined once all parts were there
@@ -163,11 +166,13 @@ def _amount(entity: EntityReviews, questions: Questions, store: AnswerStore | No
         amount.input_tokens += history.tokens + parts * questions.fixed_tokens(prompt)
         amount.output_tokens += parts * answer
         if joins:
-            summary = SMALL_TOKENS + _answer_tokens("summary", questions.sentences)
+            summary = _answer_tokens(("summary",), questions.sentences)
             amount.input_tokens += questions.fixed_tokens(prompt) + parts * summary
             amount.output_tokens += summary
     return amount
 
 
-def _answer_tokens(field: str, sentences: int) -> int:
-    return {"summary": SENTENCE_TOKENS * sentences, "price_tag": 0}.get(field, NAMES_TOKENS)
+@functools.cache
+def _answer_tokens(fields: tuple[str, ...], sentences: int) -> int:
+    of_field = {"summary": SENTENCE_TOKENS * sentences, "price_tag": 0}
+    return SMALL_TOKENS + sum(of_field.get(field, NAMES_TOKENS) for field in fields)

@@ -27,6 +27,8 @@ def reading(tokens: Sequence[int], budget: int, most: int) -> Reading:
         budget: tokens of a part, at most.
         most: parts, at most.
     """
+    if tokens and sum(tokens) <= budget:
+        return Reading((tuple(range(len(tokens))),), 0, 0)
     parts: list[list[int]] = []
     room = first = 0
     for position in range(len(tokens) - 1, -1, -1):

@@ -16,7 +16,7 @@ from dlrrec_torchrec.extract.llm.calls import Call, data_text, system_text
 from dlrrec_torchrec.extract.llm.long_histories import Reading, reading
 from dlrrec_torchrec.extract.llm.masking import masked
 from dlrrec_torchrec.extract.llm.prompt_sets import Prompt, load_prompts
-from dlrrec_torchrec.extract.llm.server import is_openai
+from dlrrec_torchrec.extract.llm.spending import is_openai
 from dlrrec_torchrec.extract.llm.tokens import TokenCounter
 from dlrrec_torchrec.extract.providers.base import EntityReviews
 from dlrrec_torchrec.store.manifest import digest

@@ -111,6 +111,12 @@ def answer_all(
             loop.finish(server.close())
 
 
+def in_a_loop(work: Coroutine) -> Any:
+    """The result of a coroutine, in a loop of its own, whether or not this thread has one already."""
+    with _Loop() as loop:
+        return loop.submit(work).result()
+
+
 class _Loop:
     """An event loop in a thread: it works on while this thread waits for a result, or for other things."""
 

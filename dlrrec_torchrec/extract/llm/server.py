@@ -11,10 +11,10 @@ from aiolimiter import AsyncLimiter
 from openai.types.chat import ChatCompletion
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
-from dlrrec_torchrec.config.llm_section import OPENAI_URL, LlmConfig
+from dlrrec_torchrec.config.llm_section import LlmConfig
 from dlrrec_torchrec.extract.llm.asking import Unanswered
 from dlrrec_torchrec.extract.llm.calls import Call, Reply
-from dlrrec_torchrec.extract.llm.spending import Budget
+from dlrrec_torchrec.extract.llm.spending import Budget, is_openai
 from dlrrec_torchrec.extract.llm.tokens import TokenCounter
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 
@@ -23,11 +23,6 @@ _LIMITED_ROUNDS = 5  # of the client's own retries, while all that the server sa
 _LIMITED_PAUSE = 30.0  # seconds between them, where the server names no time
 _LONGEST_PAUSE = 3600.0
 _FORMAT_WORDS = ("response_format", "json_schema", "schema", "grammar")
-
-
-def is_openai(settings: LlmConfig) -> bool:
-    """Whether calls go to OpenAI's own address."""
-    return settings.base_url.rstrip("/") == OPENAI_URL
 
 
 def server_key(settings: LlmConfig) -> str:
@@ -42,6 +37,17 @@ def server_key(settings: LlmConfig) -> str:
             "key by --base-url, or let --provider offline write the content"
         )
     return key
+
+
+def refused_key(settings: LlmConfig, words: str) -> DataError:
+    """What to raise where the server does not take the key."""
+    return DataError(f"llm.api_key_env (--api-key-env): {settings.base_url} refuses the key: {words}")
+
+
+def without_key(text: str, key: str) -> str:
+    """A server's words on one line, without the key that it may repeat."""
+    text = " ".join(text.split())
+    return (text if key in ("", _NO_KEY) else text.replace(key, "***"))[:300]
 
 
 def make_client(settings: LlmConfig, key: str) -> openai.AsyncOpenAI:
@@ -129,10 +135,7 @@ class Server:
         try:
             reply = await self._repeated(call)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise DataError(
-                f"llm.api_key_env (--api-key-env): {self._settings.base_url} refuses the key: "
-                f"{self._words(error)}"
-            ) from None
+            raise refused_key(self._settings, self._words(error)) from None
         except openai.NotFoundError as error:
             raise DataError(
                 f"llm.model (--llm.model) '{self._settings.model}' or llm.base_url (--base-url) "
@@ -201,8 +204,7 @@ class Server:
         cause = (
             f": {error.__cause__}" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
         )
-        text = " ".join(f"{error}{cause}".split()) or type(error).__name__
-        return (text if self._key in ("", _NO_KEY) else text.replace(self._key, "***"))[:300]
+        return without_key(f"{error}{cause}", self._key) or type(error).__name__
 
 
 def reply_of(answer: ChatCompletion) -> Reply:

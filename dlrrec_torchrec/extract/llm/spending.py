@@ -7,6 +7,7 @@ import dataclasses
 from dlrrec_torchrec.config.llm_section import OPENAI_URL, LlmConfig
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 
+BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
 _MILLION = 1_000_000
 
 
@@ -23,8 +24,14 @@ class Prices:
         return (self.input * input_tokens + self.output * output_tokens) / _MILLION
 
 
+def is_openai(settings: LlmConfig) -> bool:
+    """Whether calls go to OpenAI's own address."""
+    return settings.base_url.rstrip("/") == OPENAI_URL
+
+
 def known_prices(settings: LlmConfig) -> Prices | None:
-    """The given prices, else those that genai-prices has of the model; None where nobody knows them."""
+    """The given prices, else those that genai-prices has of the model, in batches where these are asked for;
+    None where nobody knows them."""
     given = settings.input_price, settings.output_price
     if None not in given:
         return Prices(*given, "as given")
@@ -34,11 +41,7 @@ def known_prices(settings: LlmConfig) -> Prices | None:
         )
     from genai_prices import Usage, calc_price
 
-    where = (
-        {"provider_id": "openai"}
-        if settings.base_url.rstrip("/") == OPENAI_URL
-        else {"provider_api_url": settings.base_url}
-    )
+    where = {"provider_id": "openai"} if is_openai(settings) else {"provider_api_url": settings.base_url}
     sides = []
     for side in ("input_tokens", "output_tokens"):
         try:
@@ -48,7 +51,10 @@ def known_prices(settings: LlmConfig) -> Prices | None:
         sides.append(float(small.total_price) * _MILLION / 1000)
     from importlib.metadata import version
 
-    return Prices(*sides, f"genai-prices {version('genai-prices')}")
+    source = f"genai-prices {version('genai-prices')}"
+    if settings.batch and is_openai(settings):
+        sides, source = [BATCH_SHARE * side for side in sides], f"{source}, in batches"
+    return Prices(*sides, source)
 
 
 class Budget:
@@ -87,13 +93,15 @@ class Budget:
 
     def settle(self, reserved: tuple[int, int], used: tuple[int, int] | None) -> None:
         """After a call: what was reserved, and the tokens that it used (None: it brought no answer)."""
-        self._open = [
-            self._open[0] - 1, self._open[1] - reserved[0], self._open[2] - reserved[1]
-        ]  # fmt: skip
+        self._open = [self._open[0] - 1, self._open[1] - reserved[0], self._open[2] - reserved[1]]
         if used is not None:
-            self.calls += 1
-            self.input_tokens += used[0]
-            self.output_tokens += used[1]
+            self.use(*used)
+
+    def use(self, input_tokens: int, output_tokens: int) -> None:
+        """A call that was not reserved here has used these tokens."""
+        self.calls += 1
+        self.input_tokens += input_tokens
+        self.output_tokens += output_tokens
 
     @property
     def cost(self) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -10,24 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from dlrrec_torchrec.config.llm_section import LlmConfig
 from dlrrec_torchrec.extract.corpus import Corpus
+from dlrrec_torchrec.extract.llm.packages import check_packages
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews
 from dlrrec_torchrec.extract.sentences import split_sentences
-from dlrrec_torchrec.store.errors import DataError, Unfinished
+from dlrrec_torchrec.store.errors import Unfinished
 from dlrrec_torchrec.store.manifest import digest
 
 if TYPE_CHECKING:
     from dlrrec_torchrec.extract.llm.running import Told
-
-_NEEDS = ("openai", "aiolimiter", "tenacity", "json_repair", "pydantic", "tiktoken", "genai_prices")
-
-
-def check_packages() -> None:
-    """Raise DataError where packages of the extra `llm` are missing."""
-    if missing := [name for name in _NEEDS if importlib.util.find_spec(name) is None]:
-        raise DataError(
-            f"language models need {', '.join(missing)}: pip install 'dlrrec-torchrec[llm]' "
-            "(extract.provider=offline needs none)"
-        )
 
 
 class LanguageModelProvider:
@@ -54,7 +43,7 @@ class LanguageModelProvider:
         self.budget = Budget(llm, known_prices(llm))
         self.fingerprint = digest([1, self.questions.fingerprint])
         self.rows: list[dict[str, Any]] = []  # of the provenance table
-        self.versions = self.failed = self.known = 0  # versions with words; without an answer; replies known
+        self.versions = self.failed = self.used = 0  # versions with words; without an answer; replies
         self.vocabulary: frozenset[str] | None = None  # of fold -1, once the items are described
         self.dropped: Counter[str] = Counter()  # names that are not in it -> items
 
@@ -74,7 +63,7 @@ class LanguageModelProvider:
 
         Raises Unfinished where more versions than llm.max_failed have no answer.
         """
-        from dlrrec_torchrec.extract.llm.provenance import facts_of, write_provenance
+        from dlrrec_torchrec.extract.llm.record import facts_of, write_provenance
 
         if self.failed > self.settings.max_failed * self.versions:
             reasons = Counter(row["reason"] for row in self.rows if row["reason"] and row["reviews"])
@@ -103,7 +92,7 @@ class LanguageModelWriter:
         are wrong. All answers up to there are kept.
         """
         from dlrrec_torchrec.extract.llm.category_names import merged
-        from dlrrec_torchrec.extract.llm.provenance import rows_of
+        from dlrrec_torchrec.extract.llm.record import rows_of
 
         provider = self._provider
         answered = []
@@ -114,6 +103,7 @@ class LanguageModelWriter:
             provider.rows += rows_of(provider, entity, told)
             provider.versions += told.history is not None
             provider.failed += any(answer.reason for answer in told.answers)
+            provider.used += sum(len(answer.keys) for answer in told.answers)
         allowed = self._vocabularies([(e.fold, v["categories"]) for e, v in answered if e.side == "item"])
         for entity, values in answered:
             sentences = split_sentences(values.get("summary"))[: provider.sentences]
@@ -127,18 +117,18 @@ class LanguageModelWriter:
     def _told(self, entities: Iterable[EntityReviews]) -> Iterator[tuple[EntityReviews, Told]]:
         from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
         from dlrrec_torchrec.extract.llm.asking import Asker
+        from dlrrec_torchrec.extract.llm.batch_api import answer_by_batches
         from dlrrec_torchrec.extract.llm.running import answer_all
         from dlrrec_torchrec.extract.llm.server import Server
 
         provider, settings = self._provider, self._provider.settings
-        store = AnswerStore(provider.cache_dir)
-        server = Server(settings, provider.budget, provider.questions.counter)
-        asker = Asker(store, server, settings.attempts, settings.language)
-        try:
+        with AnswerStore(provider.cache_dir) as store:
+            if settings.batch:
+                yield from answer_by_batches(settings, provider.budget, store, self._questions, entities)
+                return
+            server = Server(settings, provider.budget, provider.questions.counter)
+            asker = Asker(store, server, settings.attempts, settings.language)
             yield from answer_all(asker, server, self._questions, entities)
-        finally:
-            store.close()
-            provider.known += asker.known
 
     def _vocabularies(self, named: list[tuple[int, tuple[str, ...]]]) -> dict[int, frozenset[str]]:
         """Those of the items' versions; items without training rows have that of the others."""

@@ -323,6 +323,24 @@ def test_an_injected_review_changes_no_other_content(tmp_path):
     assert changed == {("users", "u3"), ("items", "i3")}
 
 
+def test_no_review_of_a_fold_shapes_what_its_rows_see(tmp_path):
+    """Nor by way of the vocabulary: one review changes, all versions without its fold stay as they are."""
+    rows = [(f"u{n}", f"i{n % 7}", f"The pizza of visit {n} was cheap for us.", None) for n in range(40)]
+    changed = list(rows)
+    changed[3] = ("u3", "i3", "Overpriced sushi, and beer with it.", None)
+    found = []
+    for name, given in (("before", rows), ("after", changed)):
+        server = ModelServer()
+        with server.running() as url:
+            run(tmp_path / name, url, rows=given, folds=3)
+        found.append(tables(tmp_path / name))
+    fold = found[0][1][3]["fold"]
+    versions = [key for key in found[0][0] if key[2] == fold]
+    assert len(versions) > 7 and ("items", "i3", fold) in versions
+    assert all(found[0][0][key] == found[1][0][key] for key in versions)
+    assert found[0][0]["items", "i3", -1] != found[1][0]["items", "i3", -1]
+
+
 def test_prices():
     assert known_prices(LlmConfig(base_url="http://x/v1", model="mine")) is None
     given = known_prices(LlmConfig(base_url="http://x/v1", model="mine", input_price=1.0, output_price=2.0))
