@@ -1,7 +1,7 @@
 """How texts become vectors: BERT written out where it fits, else sentence-transformers' own forward pass.
 
 Both take batches of texts of equal length in tokens. Padding would make the last bits of a vector depend on
-what it was batched with; texts of equal length need none. torch is imported with the first text to be embedded.
+what it was batched with; texts of equal length need none. Nothing heavy is imported before the first text.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class Backend(Protocol):
 
     @property
     def dim(self) -> int: ...
+
+    def load(self) -> Any:
+        """Read the weights, once. The first text does so too."""
+        ...
 
     def prepare(self, texts: list[str]) -> Prepared: ...
 
@@ -88,7 +92,9 @@ class _Fused:
     def __init__(self, files: BertFiles, device: str) -> None:
         self.files, self.dim = files, files.width
         self.identity = f"fused torch {version('torch')} {device}"
-        self.forward = Bert(files, device).forward
+        self._bert = Bert(files, device)
+        self.forward = self._bert.forward
+        self.load = self._bert.load
 
     @cached_property
     def _tokenizer(self):
@@ -117,36 +123,37 @@ class _Texts:
 
 class _Library:
     def __init__(self, folder: Path, device: str) -> None:
-        self.folder, self.device = folder, device
+        self.folder, self.device, self._model = folder, device, None
         made_by = [f"{name} {version(name)}" for name in ("sentence-transformers", "transformers", "torch")]
         self.identity = f"library {' '.join(made_by)} {device}"
 
     @property
     def dim(self) -> int:
-        return self._model.get_embedding_dimension()
+        return self.load().get_embedding_dimension()
 
-    @cached_property
-    def _model(self):
-        from sentence_transformers import SentenceTransformer  # takes seconds: only where needed
-        from transformers.utils import logging
+    def load(self) -> Any:
+        if self._model is None:
+            from sentence_transformers import SentenceTransformer  # takes seconds: only where needed
+            from transformers.utils import logging
 
-        logging.disable_progress_bar()  # that of loading the weights below
-        try:
-            model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"extract.encoder: {self.folder} holds no sentence encoder that can be loaded ({reason})"
-            ) from None
-        if not model.get_embedding_dimension():
-            raise DataError(
-                f"extract.encoder: {self.folder} does not say how many numbers its vectors have; choose "
-                "another encoder"
-            )
-        return model.eval()
+            logging.disable_progress_bar()  # that of loading the weights below
+            try:
+                model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
+            except (OSError, ValueError) as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(
+                    f"extract.encoder: {self.folder} holds no sentence encoder that can be loaded ({reason})"
+                ) from None
+            if not model.get_embedding_dimension():
+                raise DataError(
+                    f"extract.encoder: {self.folder} does not say how many numbers its vectors have; choose "
+                    "another encoder"
+                )
+            self._model = model.eval()
+        return self._model
 
     def prepare(self, texts: list[str]) -> _Texts:
-        model = self._model
+        model = self.load()
         prompt = model.prompts.get(model.default_prompt_name)
         lengths = [np.zeros(0, np.int64)]
         for start in range(0, len(texts), _LENGTHS_CHUNK):
@@ -157,7 +164,7 @@ class _Library:
         return _Texts(texts, np.concatenate(lengths))
 
     def forward(self, taken: list[str]) -> np.ndarray:
-        vectors = self._model.encode(
+        vectors = self.load().encode(
             taken,
             batch_size=len(taken),
             show_progress_bar=False,

@@ -60,16 +60,16 @@ class SentenceEncoder:
     def __init__(
         self,
         name: str = DEFAULT_ENCODER,
-        batch_tokens: int = 2048,
+        batch_tokens: int = 1024,
         device: str | None = None,
         processes: int | None = None,
     ):
         if batch_tokens < 1:
             raise DataError(f"extract.batch_tokens: must be at least 1, not {batch_tokens}")
         self.folder, self.processes = encoder_folder(name), processes
-        self._device = device or _device()
-        self.batch_tokens = batch_tokens * (1 if self._device == "cpu" else _GPU_BATCHES)
-        self._backend = choose_backend(self.folder, self._device)
+        self.device = device or _device()
+        self.batch_tokens = batch_tokens * (1 if self.device == "cpu" else _GPU_BATCHES)
+        self._backend = choose_backend(self.folder, self.device)
         weights = file_digest(p for pattern in _MODEL_FILES for p in self.folder.rglob(pattern))
         self.identity = f"{weights} {self._backend.identity}"
 
@@ -93,7 +93,7 @@ class SentenceEncoder:
 
     def _count(self, texts: list[str]) -> int:
         """Processes to embed with; 1 is this one."""
-        if self._device != "cpu":
+        if self.device != "cpu":
             return 1
         if self.processes is not None:
             return self.processes

@@ -1,8 +1,8 @@
 """Batches embedded by several processes of one thread each, which beat one process of several threads.
 
 A process is started anew (no fork of a program that has threads, no second run of its main module) in a
-session of its own, so that Ctrl-C reaches the parent alone. It ends when its connection does: however the parent
-ends, by SIGKILL too, none stays behind.
+session of its own, so that Ctrl-C reaches the parent alone. It ends when its connection does: however the
+parent ends, by SIGKILL too, none stays behind.
 """
 
 from __future__ import annotations
@@ -73,26 +73,31 @@ class EncoderProcesses:
 
         Raises DataError where a process ends before its work does.
         """
-        work = enumerate(batches)
-        at_work: dict[Connection, int] = {}
-        idle = list(self._running)
-        while True:
-            # One batch under way in each: with two, both sides could wait for the other to empty its buffer.
-            while idle and (following := next(work, None)):
-                number, batch = following
-                connection = idle.pop()
-                at_work[connection] = number
-                self._talk(connection, lambda: connection.send_bytes(pickle.dumps(batch)))  # noqa: B023
-            if not at_work:
-                return
+        work, at_work = enumerate(batches), {}
+        for connection in self._running:
+            self._give(connection, work, at_work)
+        while at_work:
             for connection in wait(list(at_work)):
-                vectors = pickle.loads(self._talk(connection, connection.recv_bytes))
-                idle.append(connection)
-                yield at_work.pop(connection), vectors
+                with self._watched(connection):
+                    vectors = pickle.loads(connection.recv_bytes())
+                number = at_work.pop(connection)
+                self._give(connection, work, at_work)
+                yield number, vectors
 
-    def _talk(self, connection: Connection, action) -> Any:
+    def _give(self, connection: Connection, work: Iterator[tuple[int, Any]], at_work: dict) -> None:
+        """The next batch, if there is one. One at a time: with two under way, each side could wait for the
+        other to empty its buffer."""
+        if following := next(work, None):
+            at_work[connection], batch = following
+            with self._watched(connection):
+                connection.send_bytes(pickle.dumps(batch))
+
+    @contextlib.contextmanager
+    def _watched(self, connection: Connection) -> Iterator[None]:
+        """A connection that breaks says how its process ended."""
         try:
-            return action()
+            yield
+            return
         except (EOFError, OSError):
             status = self._running[connection].wait()
         how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
@@ -107,6 +112,7 @@ def serve(descriptor: str, folder: str) -> None:
     """What such a process does: embed batch after batch, until the other end of the connection is closed."""
     backend = choose_backend(Path(folder), "cpu")
     with Connection(int(descriptor)) as connection, one_thread():
+        backend.load()
         while True:
             try:
                 batch = pickle.loads(connection.recv_bytes())
