@@ -1,8 +1,8 @@
 """`dlrrec bench encode`: sentences to vectors as `extract` makes them, against plain sentence-transformers.
 
 The texts are the made-up world's sentences, some of them joined, so that lengths vary as in real reviews.
-Before anything is timed, both sides must have made the same vectors. Then they take turns, first one first, then
-the other. This project's time includes the start of its processes; loading the model is timed apart, once.
+Before anything is timed, both sides must have made the same vectors. Then they take turns, first one first,
+then the other. This project's time includes the start of its processes. Loading is timed apart, once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def run(case: EncodeCase, say: Callable[[str], Any] = lambda line: None) -> dict
         case: its settings. encoder: this project's, as the cache's keys name it.
         texts: `count`, and `words` of one (mean, p95, most).
         check: the least `cosine` of a text's two vectors, and the largest `difference` of two numbers.
-        load: seconds until the first vector, `plain` and `dlrrec`, its libraries and weights included, torch not.
+        load: seconds until the first vector, `plain` and `dlrrec`: libraries (not torch) and weights.
         seconds: of all texts, `plain` and `dlrrec` (median, p10, p90 of the rounds).
         ratio: plain's time over this project's, of the same round (median, p10, p90).
 

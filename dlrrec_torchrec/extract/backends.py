@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dlrrec_torchrec.extract.bert import Bert, BertFiles, find_bert
+from dlrrec_torchrec.extract.bert import COMPUTATION, Bert, BertFiles, find_bert
 from dlrrec_torchrec.store.errors import DataError
 
 _LENGTHS_CHUNK = 8192  # texts tokenised at once
@@ -91,7 +91,7 @@ class _Tokens:
 class _Fused:
     def __init__(self, files: BertFiles, device: str) -> None:
         self.files, self.dim = files, files.width
-        self.identity = f"fused torch {version('torch')} {device}"
+        self.identity = f"fused {COMPUTATION} torch {version('torch')} {device}"
         self._bert = Bert(files, device)
         self.forward = self._bert.forward
         self.load = self._bert.load

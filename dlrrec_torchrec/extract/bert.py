@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+COMPUTATION = 1  # part of the cache's keys: another number for any change to the bits that `Bert` makes
 _ALIGNED = 64  # widths that fill whole vector registers: no loop has a tail that is computed in another way
 _TRANSFORMER_DEFAULTS = {
     "do_lower_case": False,
@@ -178,7 +179,6 @@ class Bert:
             embedding,
             gelu,
             layer_norm,
-            linear,
             normalize,
             scaled_dot_product_attention,
         )
