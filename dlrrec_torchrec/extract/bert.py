@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from dlrrec_torchrec.store.errors import DataError
+
 COMPUTATION = 1  # part of the cache's keys: another number for any change to the bits that `Bert` makes
 _ALIGNED = 64  # widths that fill whole vector registers: no loop has a tail that is computed in another way
 _TRANSFORMER_DEFAULTS = {
@@ -152,9 +154,13 @@ class Bert:
     def _load(self) -> tuple:
         """Vectors of words f32 [W, V] and of places f32 [P, V]; scale and shift f32 [V]; the layers'."""
         import torch
+        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
-        stored = load_file(self.files.weights, device=self.device)
+        try:
+            stored = load_file(self.files.weights, device=self.device)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"extract.encoder: {self.files.weights} cannot be read ({error})") from None
         places = (
             stored["embeddings.position_embeddings.weight"]
             + stored["embeddings.token_type_embeddings.weight"][0]

@@ -116,7 +116,7 @@ def serve(descriptor: str, folder: str) -> None:
         while True:
             try:
                 batch = pickle.loads(connection.recv_bytes())
-            except EOFError:
+            except (EOFError, OSError):
                 return
             vectors = pickle.dumps(backend.forward(batch))
             try:

@@ -187,8 +187,19 @@ def test_a_process_that_ends_is_named(folders, tmp_path):
         with pytest.raises(DataError, match=r"ended by SIGKILL \(as the kernel.*run the command again"):
             list(made)
     assert all(child.poll() is not None for child in children)
-    with EncoderProcesses(tmp_path / "nothing", 1) as processes, pytest.raises(DataError, match="status 1"):
-        list(processes.map([["text"]]))
+    weights = cut_weights(folders, tmp_path / "cut")
+    with EncoderProcesses(tmp_path / "cut", 1) as processes, pytest.raises(DataError, match="with status 1"):
+        list(processes.map([batch]))
+    with pytest.raises(DataError, match=f"{weights} cannot be read"):
+        encode(SentenceEncoder(str(tmp_path / "cut"), device="cpu"), ["a"])
+
+
+def cut_weights(folders, folder):
+    """The encoder `small` with the end of its weights missing."""
+    shutil.copytree(folders / "small", folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    return weights
 
 
 def test_none_stays_behind(folders):

@@ -20,7 +20,7 @@ def random_encoder(
     """
     import torch
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import (
         BertConfig,
         BertModel,
