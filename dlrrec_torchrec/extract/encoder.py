@@ -20,7 +20,7 @@ from dlrrec_torchrec.store.manifest import file_digest
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-_PROCESS_CHARACTERS = 100_000  # texts of fewer are embedded before a process more has started
+_PROCESS_CHARACTERS = 50_000  # 4 s of work for one process; it starts in 2
 _GPU_BATCHES = 16  # a GPU needs more work at once
 
 
