@@ -9,7 +9,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from dlrrec_torchrec.config import option
+from dlrrec_torchrec.config import ExtractConfig, option
 from dlrrec_torchrec.config.check import range_problem
 from dlrrec_torchrec.config.read import raise_problems
 from dlrrec_torchrec.store.errors import DataError
@@ -158,6 +158,21 @@ class FeaturesCase:
         check_fields(self)
         if not self.rows:
             raise DataError("--rows: give numbers, 100 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodeCase:
+    """Sentences to embed, and how. Every field is a flag."""
+
+    sentences: int = option(3000, "texts of the made-up world", least=1)
+    encoder: str = option(ExtractConfig.encoder, "sentence encoder: hub name or folder")
+    batch_tokens: int = option(ExtractConfig.batch_tokens, "tokens in one batch of this project's", least=1)
+    processes: int = option(0, "processes of this project's (0: as extract chooses)", least=0)
+    rounds: int = option(5, "rounds that are measured, each side once in each", least=1)
+    seed: int = option(0, "seed of the world", least=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def check_fields(case: Any) -> None:

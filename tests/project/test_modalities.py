@@ -18,6 +18,7 @@ from dlrrec_torchrec.store.modality import Modality
 from dlrrec_torchrec.store.paths import RunPaths
 from dlrrec_torchrec.store.schema import ENTITY, REVIEWS
 from dlrrec_torchrec.store.shard_facts import ShardFacts
+from tests.helpers.encoders import random_encoder
 
 # Both ways of the vectors, in one run; one epoch says that they train.
 VARIANTS = "variants={rows: {}, tables: {model: {vectors: table}}}"
@@ -82,7 +83,7 @@ def test_a_run_with_vectors_of_ones_own(tiny_run, tmp_path, capsys):
 def test_a_run_with_a_wider_text_encoder(tiny_run, tmp_path, capsys):
     """BERT of 768 numbers a vector, of random weights; the cache of the narrower one is not taken for its."""
     paths = copy_of(tiny_run[0], tmp_path)
-    random_bert(tmp_path / "bert")
+    random_encoder(tmp_path / "bert")
     common = ["--run-dir", str(tmp_path), "--set", "extract.summary_sentences=1"]
     dlrrec("extract", *common, "--encoder", str(tmp_path / "bert"))
     dlrrec("prepare", *common)
@@ -93,30 +94,3 @@ def test_a_run_with_a_wider_text_encoder(tiny_run, tmp_path, capsys):
     trained_and_served(paths, capsys)
     towers = load_trained(paths.train("rows"), paths.shards).dense_arch.towers
     assert next(towers["item_text"].layers.parameters()).shape == (32, 768)  # linear: the data are few
-
-
-def random_bert(folder: Path) -> None:
-    """A sentence encoder of 768 numbers: one layer, letters for words."""
-    import torch
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizerFast
-
-    parts = folder.with_name("parts")
-    parts.mkdir()
-    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'-"
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    (parts / "vocab.txt").write_text("\n".join(words), encoding="utf-8")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(words),
-        hidden_size=768,
-        num_hidden_layers=1,
-        num_attention_heads=12,
-        intermediate_size=64,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(parts)
-    BertTokenizerFast(str(parts / "vocab.txt")).save_pretrained(parts)
-    transformer = Transformer(str(parts), max_seq_length=32)
-    SentenceTransformer(modules=[transformer, Pooling(768)], device="cpu").save(str(folder))
