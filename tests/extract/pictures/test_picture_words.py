@@ -1,6 +1,9 @@
 """Pictures in the extraction stage: whose captions count, what is recorded, and what is said."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from dlrrec_torchrec import cli
 from dlrrec_torchrec.config import ExtractConfig, LlmConfig, PicturesConfig
 from dlrrec_torchrec.extract.pictures import words as words_module
+from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING
 from dlrrec_torchrec.extract.pictures.words import PictureWords
 from dlrrec_torchrec.extract.stage import extract
 from dlrrec_torchrec.store import schema
@@ -147,3 +152,35 @@ def test_of_given_captions_only_as_many_as_pictures_leave_a_gap(tmp_path):
     assert found == [["tea"], ["tea"], [], []]
     assert words.record(tmp_path) == {"without_captions": 2}
     assert json.dumps(LlmConfig().model)  # nothing of the language model is needed for that
+
+
+def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
+    """docs/pictures.md: by BLIP-2 with random weights, and by a server that is not there."""
+    page = (Path(__file__).parents[3] / "docs" / "pictures.md").read_text(encoding="utf-8")
+    first, second = (
+        shlex.split(line) for line in re.search(r"```bash\n(.*?)```", page, re.S)[1].splitlines()
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
+    (tmp_path / "photos").mkdir()
+    picture(0).save(tmp_path / "photos" / "0.png")
+    write_rows(tmp_path / "runs/demo/split", [["0.png"], None], [None, ["tea"]])
+    model = tiny_blip2(tmp_path / "model")
+    assert cli.main([*first[1:], "--captioner-model", str(model)]) == 0
+    kept = pq.read_table(tmp_path / "runs/demo/content/pictures").to_pylist()
+    assert [row["source"] for row in kept] == ["0.png"]
+    assert cli.main([*second[1:], "--retries", "0", "--breaker", "1", "--timeout", "5"]) == 3
+    assert "calls in a row failed" in capsys.readouterr().err
+
+
+PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "restaurant-photos"
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="no photographs here")
+def test_real_photographs_go_through(tmp_path):
+    names = sorted(path.name for path in PHOTOS.iterdir())
+    model = tiny_blip2(tmp_path / "model")
+    settings = PicturesConfig(captioner="blip2", captioner_model=str(model), picture_folder=str(PHOTOS))
+    manifest = run(tmp_path, [[name] for name in names], [None] * len(names), settings)
+    facts = manifest.facts["pictures"]
+    assert facts["described"] + facts["problems"].get(SAYS_NOTHING, 0) == len(names)
