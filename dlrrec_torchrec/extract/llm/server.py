@@ -188,6 +188,8 @@ class Server:
         return reply_of(answer)
 
     def _failure(self, error: Exception) -> Exception:
+        if self._stopped:
+            return self._stopped
         self._failed_in_row += 1
         if self._failed_in_row < self._settings.breaker:
             return Unanswered(self._words(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,7 +15,10 @@ from dlrrec_torchrec.extract.llm.answer_forms import Unusable, clean_name, read_
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.extract.llm.category_names import merged, vocabularies
 from dlrrec_torchrec.extract.llm.spending import known_prices
+from dlrrec_torchrec.extract.providers.base import EntityReviews
+from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.stage import extract
+from dlrrec_torchrec.extract.training_reviews import bare_corpus
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from tests.extract.test_extract import FakeEncoder, tables, write_items, write_split
 from tests.helpers.model_server import ModelServer, honest, question
@@ -249,6 +253,7 @@ def test_a_key_is_needed_where_one_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_a_key_is_neither_said_nor_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
     monkeypatch.setenv("MY_KEY", "sk-secret-123")
     server = ModelServer(lambda body, n: "no_key")
     write_split(ROWS, tmp_path / "split")
@@ -292,6 +297,51 @@ def test_price_answers(text, values):
             read_answer(text, ("price_tag",), "English")
     else:
         assert read_answer(text, ("price_tag",), "English") == {"price_tag": values}
+
+
+@pytest.mark.parametrize(
+    ("summary", "right"),
+    [
+        ("Great pizza, cheap beer, slow service, friendly staff, nice view, good music, long waits.", True),
+        ("Good.", True),
+        ("A caf\u00e9 with cr\u00e8me br\u00fbl\u00e9e, pad thai and bibimbap la carte.", True),
+        ("Das Essen ist gut und der Service nicht schlecht.", False),
+        ("La nourriture est bonne et le service rapide pour une terrasse.", False),
+        ("\u98df\u7269\u5f88\u597d\u5403\uff0c\u670d\u52a1\u5f88\u6162\u3002", False),
+        ("", False),
+        ("!!!", False),
+    ],
+)
+def test_summaries(summary, right):
+    text = json.dumps({"summary": summary})
+    if right:
+        assert read_answer(text, ("summary",), "English") == {"summary": summary}
+    else:
+        with pytest.raises(Unusable, match="summary is (not in English|empty)"):
+            read_answer(text, ("summary",), "English")
+    if "ist" in summary:
+        assert read_answer(text, ("summary",), "German")["summary"] == summary
+
+
+def test_items_without_training_rows_have_the_vocabulary_of_the_others(tmp_path):
+    server = ModelServer()
+    texts = ["The pizza was good.", None]
+    with server.running() as url:
+        provider = make_provider("llm", 5, None, LlmConfig(base_url=url), tmp_path)
+        for name, known in (("i", texts), ("new", ["The pizza and the beer were good.", None])):
+            corpus = bare_corpus(known)
+            items = [EntityReviews(name, "item", -1, np.array([0, 1]), corpus)]
+            assert [c.categories for c in provider.read(corpus).describe(items)] == [("Pizza",)]
+
+
+def test_an_address_is_checked_at_the_door(tmp_path):
+    for url, words in (
+        ("localhost:8080", "no address of a server"),
+        ("http://me:secret@x/v1", "has a password"),
+    ):
+        with pytest.raises(DataError, match=r"llm.base_url \(--base-url\): .*" + words) as error:
+            run(tmp_path, url)
+        assert "secret" not in str(error.value)
 
 
 def test_names_of_categories():
