@@ -38,7 +38,7 @@ _NAME = re.compile(r"[^\W_]+(?:[ '\u2019&/+.-]{1,3}[^\W_]+)*")
 _ENGLISH = frozenset(
     "the and of with for are was were this that but they their which to it as an on be".split()
 )
-# Spanish, Portuguese, French, Italian, German and Dutch; none of them is English too.
+# Spanish, Portuguese, French, Italian, German and Dutch; rare in English.
 _FOREIGN = frozenset(
     "el la los las que y un una es muy pero para por con del se e o os um uma não com mas le les et est des "
     "du une dans pour avec pas très il di che per non sono molto und ist der das nicht mit ein eine auf sehr "
