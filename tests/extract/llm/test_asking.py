@@ -21,7 +21,7 @@ from dlrrec_torchrec.extract.stage import extract
 from dlrrec_torchrec.extract.training_reviews import bare_corpus
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from tests.extract.test_extract import FakeEncoder, tables, write_items, write_split
-from tests.helpers.model_server import ModelServer, honest, question
+from tests.helpers.model_server import RETRY_AFTER, ModelServer, honest, question
 
 ROWS = [
     ("u", "i", "The pizza was cheap and good.", None),
@@ -139,6 +139,14 @@ def test_what_goes_wrong_once_is_asked_again(tmp_path, action):
     content, _ = tables(tmp_path)
     assert content["items", "i", -1]["price_tag"] == "overpriced"
     assert server.did[action] > 0
+
+
+def test_a_server_says_how_long_it_is_busy(tmp_path):
+    server = ModelServer(lambda body, n: "busy_until" if n == 1 else "answer")
+    with server.running() as url:
+        run(tmp_path, url)
+    gaps = [second - first for first, second in server.times.values()]
+    assert len(gaps) > 4 and min(gaps) >= RETRY_AFTER
 
 
 def test_an_unusable_answer_is_corrected_with_its_reason(tmp_path):
