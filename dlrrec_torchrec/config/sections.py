@@ -187,9 +187,7 @@ class ModelConfig:
         "all training reviews: not leave-one-out; rows need no vectors then)",
         ("row", "table"),
     )
-    text_tower: list | None = option(
-        None, "layer sizes of the text towers (default: by the size of the data)", of=int, least=1
-    )
+    text_tower: list | None = option(None, "layers of text towers (default: by data size)", of=int, least=1)
     image_tower: list | None = option(None, "layers of image towers (default: by data size)", of=int, least=1)
     other_tower: list | None = option(
         None,
