@@ -168,6 +168,12 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._answer(body, key)
 
+    def _no_effort(self, body: dict, key: str) -> None:
+        if "reasoning_effort" in body:
+            self._send(400, {"error": {"message": "Unrecognized request argument: reasoning_effort"}})
+        else:
+            self._answer(body, key)
+
     def _no_key(self, body: dict, key: str) -> None:
         self._send(401, {"error": {"message": f"wrong key: {self.headers['Authorization']}"}})
 

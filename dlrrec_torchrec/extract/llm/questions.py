@@ -58,6 +58,7 @@ class Questions:
         effort = settings.reasoning_effort
         if effort == "auto":
             effort = "none" if is_openai(settings) else None
+        effort = None if effort == "unset" else effort
         options = {"temperature": settings.temperature, "reasoning_effort": effort}
         self._options = tuple((name, value) for name, value in options.items() if value is not None)
 

@@ -192,6 +192,17 @@ def test_a_server_without_schemas_is_asked_without(tmp_path):
             run(tmp_path, url, {"structured": "on", "breaker": 1, "temperature": 0.5})
 
 
+def test_a_model_that_does_not_think_is_not_asked_to(tmp_path, monkeypatch):
+    """As OpenAI's older models: `auto` asks for no thinking, and not at all where that is refused."""
+    monkeypatch.setattr("dlrrec_torchrec.extract.llm.questions.is_openai", lambda settings: True)
+    server = ModelServer(lambda body, n: "no_effort")
+    with server.running() as url:
+        run(tmp_path, url, {"concurrency": 1})
+        assert [body.get("reasoning_effort") for body in server.bodies].count("none") == 2
+        with pytest.raises(Unfinished, match="Unrecognized request argument"):
+            run(tmp_path, url, {"reasoning_effort": "low", "breaker": 1})
+
+
 @pytest.mark.parametrize(
     ("action", "words"),
     [
