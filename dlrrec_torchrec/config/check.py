@@ -12,6 +12,7 @@ import math
 import operator
 import os
 import typing
+import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -192,6 +193,15 @@ def _files(file: str, source: str) -> str | None:
 @_rule("split.fold", "split.folds")
 def _fold(fold: int, folds: int) -> str | None:
     return f"{fold} must be below split.folds ({folds})" if fold >= folds else None
+
+
+@_rule("llm.base_url")
+def _address(url: str) -> str | None:
+    parts = urllib.parse.urlsplit(url)
+    if "@" in parts.netloc:
+        return "has a password, which would be written down; use llm.api_key_env"
+    right = parts.scheme in ("http", "https") and parts.hostname
+    return None if right else f"{url!r} is no address of a server, as http://localhost:8080/v1"
 
 
 @_rule("swing.max_item_users")

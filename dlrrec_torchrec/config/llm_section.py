@@ -37,8 +37,9 @@ class LlmConfig:
     )
     reasoning_effort: str = option(
         "auto",
-        "of models that think before they answer; auto: none at OpenAI, and not sent to other servers",
-        ("auto", "none", "minimal", "low", "medium", "high"),
+        "of models that think before they answer; unset: the server's; auto: none at OpenAI unless the model "
+        "refuses that, unset at other servers",
+        ("auto", "unset", "none", "minimal", "low", "medium", "high"),
     )
     temperature: float | None = option(None, "of the sampling (default: the server's)", least=0, most=2)
     output_tokens: int = option(

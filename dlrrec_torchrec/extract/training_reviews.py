@@ -59,7 +59,7 @@ class TrainingReviews:
 
     def documents(self, side: str, code: int, rows: np.ndarray) -> np.ndarray:
         """These reviews and, of an item, its own words."""
-        return rows if side == "user" else np.r_[rows, self.table.num_rows + code]
+        return rows if side == "user" else np.concatenate((rows, [self.table.num_rows + code]))
 
 
 def read_training_reviews(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+RETRY_AFTER = 0.8  # seconds; the client's own first pause is at most 0.5
 KINDS = {"pizza": "Pizza", "sushi": "Sushi", "dosa": "South Indian", "beer": "Pub"}
 Plan = Callable[[dict, int], str]
 
@@ -50,6 +51,7 @@ class ModelServer:
         self.did: Counter[str] = Counter()  # what happened
         self.bodies: list[dict] = []
         self.headers: list[str] = []
+        self.times: dict[str, list[float]] = {}  # of the requests, by body
         self.under_way = self.most_under_way = 0
         self.lock = threading.Lock()
         self.handler = _Handler
@@ -89,6 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         body, key = json.loads(raw), hashlib.sha1(raw).hexdigest()
         with model.lock:
             model.seen[key] += 1
+            model.times.setdefault(key, []).append(time.monotonic())
             model.under_way += 1
             model.most_under_way = max(model.most_under_way, model.under_way)
             action = model.plan(body, model.seen[key])
@@ -144,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(429, {"error": {"message": "too many requests", "code": "rate_limit_exceeded"}})
 
     def _busy_until(self, body: dict, key: str) -> None:
-        headers = {"Retry-After": "0.1"}
+        headers = {"Retry-After": str(RETRY_AFTER)}
         self._send(429, {"error": {"message": "too many requests", "code": "rate_limit_exceeded"}}, headers)
 
     def _busy_long(self, body: dict, key: str) -> None:
@@ -162,6 +165,12 @@ class _Handler(BaseHTTPRequestHandler):
     def _no_schema(self, body: dict, key: str) -> None:
         if "response_format" in body:
             self._send(400, {"error": {"message": "response_format is not supported"}})
+        else:
+            self._answer(body, key)
+
+    def _no_effort(self, body: dict, key: str) -> None:
+        if "reasoning_effort" in body:
+            self._send(400, {"error": {"message": "Unrecognized request argument: reasoning_effort"}})
         else:
             self._answer(body, key)
 

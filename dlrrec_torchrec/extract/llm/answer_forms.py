@@ -38,7 +38,13 @@ _NAME = re.compile(r"[^\W_]+(?:[ '\u2019&/+.-]{1,3}[^\W_]+)*")
 _ENGLISH = frozenset(
     "the and of with for are was were this that but they their which to it as an on be".split()
 )
-_MOST_WORDS, _MOST_CHARACTERS, _FEW_WORDS, _ENGLISH_SHARE = 5, 40, 8, 0.08
+# Spanish, Portuguese, French, Italian, German and Dutch; rare in English.
+_FOREIGN = frozenset(
+    "el la los las que y un una es muy pero para por con del se e o os um uma não com mas le les et est des "
+    "du une dans pour avec pas très il di che per non sono molto und ist der das nicht mit ein eine auf sehr "
+    "het een van dat niet zijn".split()
+)
+_MOST_WORDS, _MOST_CHARACTERS, _FOREIGN_SHARE = 5, 40, 0.1
 
 
 class Unusable(Exception):
@@ -131,7 +137,7 @@ def _summary(text: str, language: str) -> str:
     if language.casefold() == "english":
         letters = [c for c in text if c.isalpha()]
         foreign = sum(not c.isascii() and "LATIN" not in unicodedata.name(c, "") for c in letters)
-        share = sum(word in _ENGLISH for word in words) / len(words)
-        if foreign > len(letters) / 5 or (len(words) > _FEW_WORDS and share < _ENGLISH_SHARE):
+        counts = [sum(word in known for word in words) for known in (_FOREIGN, _ENGLISH)]
+        if foreign > len(letters) / 5 or counts[0] > max(counts[1], _FOREIGN_SHARE * len(words)):
             raise Unusable("summary is not in English")
     return text

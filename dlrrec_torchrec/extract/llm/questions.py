@@ -58,6 +58,7 @@ class Questions:
         effort = settings.reasoning_effort
         if effort == "auto":
             effort = "none" if is_openai(settings) else None
+        effort = None if effort == "unset" else effort
         options = {"temperature": settings.temperature, "reasoning_effort": effort}
         self.options = tuple((name, value) for name, value in options.items() if value is not None)
 
@@ -98,7 +99,7 @@ class Questions:
             times = None if times is None else times[:-1]
         if times is not None:  # an unknown time is the lowest number: oldest
             reviews = reviews[np.argsort(times, kind="stable")]
-        found = [document for document in map(self._document, map(int, reviews)) if document]
+        found = [document for document in map(self._document, reviews.tolist()) if document]
         description = self._document(own) if own is not None else None
         if not found and not description:
             return None
@@ -107,11 +108,12 @@ class Questions:
             own_text = self.counter.cut(description[0], budget // _OWN_SHARE)
             own_tokens = min(description[1], budget // _OWN_SHARE)
         budget -= own_tokens
-        read = reading([tokens for _, tokens in found], budget, self.settings.max_parts)
+        sizes = [tokens for _, tokens in found]
+        read = reading(sizes, budget, self.settings.max_parts)
         if not read.parts:
             read = dataclasses.replace(read, parts=((),))
         texts = tuple(text if tokens <= budget else self.counter.cut(text, budget) for text, tokens in found)
-        counted = sum(min(found[i][1], budget) for part in read.parts for i in part)
+        counted = sum(sizes) - read.cut_tokens
         return History(texts, own_text, read, counted + own_tokens * len(read.parts))
 
     def calls(self, prompt: Prompt, history: History) -> list[Call]:

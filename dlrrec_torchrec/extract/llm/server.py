@@ -22,6 +22,7 @@ _NO_KEY = "none"  # servers without keys still want the header
 _LIMITED_ROUNDS = 5  # of the client's own retries, while all that the server says is "not so fast"
 _LIMITED_PAUSE = 30.0  # seconds between them, where the server names no time
 _LONGEST_PAUSE = 3600.0
+_EFFORT = "reasoning_effort"
 _FORMAT_WORDS = ("response_format", "json_schema", "schema", "grammar")
 
 
@@ -80,7 +81,7 @@ class Server:
         self._settings, self._budget, self._counter, self._sleep = settings, budget, counter, sleep
         self._key, self._client = "", None
         self._limit_name = "max_completion_tokens" if is_openai(settings) else "max_tokens"
-        self._structured = settings.structured != "off"
+        self._structured, self._left_out = settings.structured != "off", set()
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._requests = _limiter(settings.requests_per_minute, 1)
         per_minute = settings.tokens_per_minute
@@ -176,18 +177,28 @@ class Server:
         raise AssertionError("tenacity ends by an answer or an error")
 
     async def _once(self, call: Call) -> Reply:
-        structured = self._structured
-        try:
-            answer = await self._client.chat.completions.create(**call.body(structured, self._limit_name))
-        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            about_format = any(word in str(error).lower() for word in _FORMAT_WORDS)
-            if not structured or self._settings.structured == "on" or not about_format:
-                raise
-            self._structured = False  # for all calls from here on
-            answer = await self._client.chat.completions.create(**call.body(False, self._limit_name))
-        return reply_of(answer)
+        """One call, again without what the server refuses to take; later calls leave that out at once."""
+        while True:
+            body = call.body(self._structured, self._limit_name)
+            body = {name: value for name, value in body.items() if name not in self._left_out}
+            try:
+                return reply_of(await self._client.chat.completions.create(**body))
+            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+                said = str(error).lower()
+                if _EFFORT in said and _EFFORT in body and self._settings.reasoning_effort == "auto":
+                    self._left_out.add(_EFFORT)
+                elif (
+                    any(word in said for word in _FORMAT_WORDS)
+                    and "response_format" in body
+                    and self._settings.structured == "auto"
+                ):
+                    self._structured = False
+                else:
+                    raise
 
     def _failure(self, error: Exception) -> Exception:
+        if self._stopped:
+            return self._stopped
         self._failed_in_row += 1
         if self._failed_in_row < self._settings.breaker:
             return Unanswered(self._words(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -14,10 +15,13 @@ from dlrrec_torchrec.extract.llm.answer_forms import Unusable, clean_name, read_
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.extract.llm.category_names import merged, vocabularies
 from dlrrec_torchrec.extract.llm.spending import known_prices
+from dlrrec_torchrec.extract.providers.base import EntityReviews
+from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.stage import extract
+from dlrrec_torchrec.extract.training_reviews import bare_corpus
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from tests.extract.test_extract import FakeEncoder, tables, write_items, write_split
-from tests.helpers.model_server import ModelServer, honest, question
+from tests.helpers.model_server import RETRY_AFTER, ModelServer, honest, question
 
 ROWS = [
     ("u", "i", "The pizza was cheap and good.", None),
@@ -137,6 +141,14 @@ def test_what_goes_wrong_once_is_asked_again(tmp_path, action):
     assert server.did[action] > 0
 
 
+def test_a_server_says_how_long_it_is_busy(tmp_path):
+    server = ModelServer(lambda body, n: "busy_until" if n == 1 else "answer")
+    with server.running() as url:
+        run(tmp_path, url)
+    gaps = [second - first for first, second in server.times.values()]
+    assert len(gaps) > 4 and min(gaps) >= RETRY_AFTER
+
+
 def test_an_unusable_answer_is_corrected_with_its_reason(tmp_path):
     server = ModelServer(lambda body, n: "obey" if len(body["messages"]) == 2 else "answer")
     with server.running() as url:
@@ -178,6 +190,17 @@ def test_a_server_without_schemas_is_asked_without(tmp_path):
         assert sum("response_format" in body for body in server.bodies) == 2  # once about users, and items
         with pytest.raises(Unfinished, match="response_format is not supported"):
             run(tmp_path, url, {"structured": "on", "breaker": 1, "temperature": 0.5})
+
+
+def test_a_model_that_does_not_think_is_not_asked_to(tmp_path, monkeypatch):
+    """As OpenAI's older models: `auto` asks for no thinking, and not at all where that is refused."""
+    monkeypatch.setattr("dlrrec_torchrec.extract.llm.questions.is_openai", lambda settings: True)
+    server = ModelServer(lambda body, n: "no_effort")
+    with server.running() as url:
+        run(tmp_path, url, {"concurrency": 1})
+        assert [body.get("reasoning_effort") for body in server.bodies].count("none") == 2
+        with pytest.raises(Unfinished, match="Unrecognized request argument"):
+            run(tmp_path, url, {"reasoning_effort": "low", "breaker": 1})
 
 
 @pytest.mark.parametrize(
@@ -249,6 +272,7 @@ def test_a_key_is_needed_where_one_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_a_key_is_neither_said_nor_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
     monkeypatch.setenv("MY_KEY", "sk-secret-123")
     server = ModelServer(lambda body, n: "no_key")
     write_split(ROWS, tmp_path / "split")
@@ -292,6 +316,51 @@ def test_price_answers(text, values):
             read_answer(text, ("price_tag",), "English")
     else:
         assert read_answer(text, ("price_tag",), "English") == {"price_tag": values}
+
+
+@pytest.mark.parametrize(
+    ("summary", "right"),
+    [
+        ("Great pizza, cheap beer, slow service, friendly staff, nice view, good music, long waits.", True),
+        ("Good.", True),
+        ("A caf\u00e9 with cr\u00e8me br\u00fbl\u00e9e, pad thai and bibimbap la carte.", True),
+        ("Das Essen ist gut und der Service nicht schlecht.", False),
+        ("La nourriture est bonne et le service rapide pour une terrasse.", False),
+        ("\u98df\u7269\u5f88\u597d\u5403\uff0c\u670d\u52a1\u5f88\u6162\u3002", False),
+        ("", False),
+        ("!!!", False),
+    ],
+)
+def test_summaries(summary, right):
+    text = json.dumps({"summary": summary})
+    if right:
+        assert read_answer(text, ("summary",), "English") == {"summary": summary}
+    else:
+        with pytest.raises(Unusable, match="summary is (not in English|empty)"):
+            read_answer(text, ("summary",), "English")
+    if "ist" in summary:
+        assert read_answer(text, ("summary",), "German")["summary"] == summary
+
+
+def test_items_without_training_rows_have_the_vocabulary_of_the_others(tmp_path):
+    server = ModelServer()
+    texts = ["The pizza was good.", None]
+    with server.running() as url:
+        provider = make_provider("llm", 5, None, LlmConfig(base_url=url), tmp_path)
+        for name, known in (("i", texts), ("new", ["The pizza and the beer were good.", None])):
+            corpus = bare_corpus(known)
+            items = [EntityReviews(name, "item", -1, np.array([0, 1]), corpus)]
+            assert [c.categories for c in provider.read(corpus).describe(items)] == [("Pizza",)]
+
+
+def test_an_address_is_checked_at_the_door(tmp_path):
+    for url, words in (
+        ("localhost:8080", "no address of a server"),
+        ("http://me:secret@x/v1", "has a password"),
+    ):
+        with pytest.raises(DataError, match=r"llm.base_url \(--base-url\): .*" + words) as error:
+            run(tmp_path, url)
+        assert "secret" not in str(error.value)
 
 
 def test_names_of_categories():

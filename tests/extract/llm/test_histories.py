@@ -91,7 +91,8 @@ def test_a_long_history_is_asked_in_parts_and_joined(tmp_path):
     assert summary.startswith("All of the parts: There are")
     joins = [question(body) for body in server.bodies if "parts" in question(body)[1]]
     assert joins and all(fields == ["summary"] for fields, _ in joins)
-    assert [part["texts"] for part in joins[0][1]["parts"]] == [5] * 4  # 120 tokens each
+    most = max((data["parts"] for _, data in joins), key=len)
+    assert [part["texts"] for part in most] == [5] * 4  # 120 tokens each
 
 
 def test_tokens_are_estimated_without_a_table(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from dlrrec_torchrec.extract.llm.estimate import estimate
 from dlrrec_torchrec.extract.llm.spending import Budget, Prices
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from tests.extract.llm.test_asking import forget, run
-from tests.extract.test_extract import write_split
+from tests.extract.test_extract import FakeEncoder, write_split
 from tests.helpers.model_server import ModelServer
 
 
@@ -102,7 +102,8 @@ def test_a_budget_of_calls_stops_and_the_same_command_goes_on(tmp_path, capsys):
         assert sum(server.paid.values()) == total
 
 
-def test_a_spent_budget_has_its_own_exit_status(tmp_path, capsys):
+def test_a_spent_budget_has_its_own_exit_status(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
     server = ModelServer()
     write_split(world(4, 2), tmp_path / "split")
     with server.running() as url:
