@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, unit
-from dlrrec_torchrec.extract.pictures.words import PictureWords
+from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.providers.base import EntityReviews, Provider
 from dlrrec_torchrec.extract.sentences import split_sentences
 from dlrrec_torchrec.store import schema

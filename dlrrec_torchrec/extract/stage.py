@@ -16,7 +16,7 @@ from dlrrec_torchrec.extract.cache import embed_cached
 from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, offsets_of
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
 from dlrrec_torchrec.extract.new_items import write_cold
-from dlrrec_torchrec.extract.pictures.words import PictureWords, make_captioner
+from dlrrec_torchrec.extract.pictures.picture_words import PictureWords, make_captioner
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.sentences import split_sentences

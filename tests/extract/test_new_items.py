@@ -5,7 +5,7 @@ import pyarrow as pa
 
 from dlrrec_torchrec.config import PicturesConfig
 from dlrrec_torchrec.extract.new_items import write_cold
-from dlrrec_torchrec.extract.pictures.words import PictureWords
+from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.providers.offline import OfflineProvider
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.files import read_table, write_table

@@ -13,9 +13,9 @@ from PIL import Image
 
 from dlrrec_torchrec import cli
 from dlrrec_torchrec.config import ExtractConfig, LlmConfig, PicturesConfig
-from dlrrec_torchrec.extract.pictures import words as words_module
+from dlrrec_torchrec.extract.pictures import picture_words as words_module
 from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING
-from dlrrec_torchrec.extract.pictures.words import PictureWords
+from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.stage import extract
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
