@@ -119,6 +119,7 @@ def test_every_row_is_right_or_listed(finished):
 def test_no_call_is_paid_twice_but_those_in_flight(finished):
     _, server = finished
     again = sum(times - 1 for times in server.paid.values())
+    print(f"{sum(server.paid.values())} answers paid, {again} of them again; {dict(server.did)}")
     assert again <= 3 * CONCURRENCY + server.did["refuse"]  # a refused call is repeated as it is
     assert sum(server.paid.values()) > USERS + 3 * ITEMS - 3
 
