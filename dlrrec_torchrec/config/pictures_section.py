@@ -14,7 +14,7 @@ class PicturesConfig:
     captioner: str = option(
         "none",
         "who writes captions where a picture has none: nobody, BLIP-2 on this machine, or the vision model "
-        "that section llm names (--llm.model, --base-url)",
+        "that the section llm names",
         ("none", "blip2", "vision"),
     )
     captioner_model: str = option(
