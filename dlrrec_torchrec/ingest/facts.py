@@ -61,7 +61,6 @@ class ReviewFacts:
         values, counts = np.unique(np.round(table["rating"].to_numpy() * 2) / 2, return_counts=True)
         self.ratings.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
         self.counts["rows"] += table.num_rows
-        self.counts["positive"] += pc.sum(pc.greater_equal(table["rating"], 4.0)).as_py() or 0
         for name, column in (
             ("text", "text"),
             ("images", "images"),
@@ -73,11 +72,10 @@ class ReviewFacts:
             self.counts[part] += pc.sum(pc.equal(table["split"], part)).as_py() or 0
 
     def facts(self) -> dict[str, Any]:
-        """JSON-like: `users`, `items`, `share_positive` (rating >= 4), `ratings` (by halves), counts."""
+        """JSON-like: `users`, `items`, `ratings` (by halves), counts."""
         return {
             "users": len(self.users),
             "items": len(self.items),
-            "share_positive": round(self.counts["positive"] / max(self.counts["rows"], 1), 6),
             "ratings": {f"{rating:g}": count for rating, count in sorted(self.ratings.items())},
             **{f"with_{name}": self.counts[name] for name in ("text", "images", "captions", "time")},
             **{f"published_{part}": self.counts[part] for part in ("train", "test") if self.counts[part]},

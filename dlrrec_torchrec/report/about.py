@@ -67,8 +67,12 @@ def data_line(stages: Stages) -> str:
     parts = [source] if source else []
     parts += [f"{manifest.rows['reviews']:,} reviews"] if "reviews" in manifest.rows else []
     parts += [f"{facts[key]:,} {key}" for key in ("users", "items") if key in facts]
-    if facts.get("share_positive") is not None:
-        parts.append(f"{facts['share_positive']:.0%} liked")
+    split = stages["split"][0].facts if "split" in stages else {}
+    kept = split.get("parts", {}).values()
+    if rows := sum(part["rows"] for part in kept):
+        liked = sum(part["positives"] for part in kept) / rows
+        from_rating = f" (from {split['positive_rating']:g})" if "positive_rating" in split else ""
+        parts.append(f"{liked:.0%} of those kept liked{from_rating}")
     return " · ".join(parts)
 
 

@@ -12,7 +12,9 @@ Every random choice is drawn over rows sorted by (user, item), so the order of t
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,6 +31,7 @@ from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.schema import SPLIT, SPLITS
 
 TRAIN, VAL, TEST, DROPPED, COLD, SHOWN = range(6)
+MUCH = 0.05  # share of rows that are left out from which that is said
 MOST_SHOWN = 3  # reviews of an item without training rows that may be known of it
 
 
@@ -72,6 +75,7 @@ def split(config: SplitConfig, protocol: str, reviews_dir: str | Path, out_dir: 
         manifest.facts["copied_texts"] = copied_texts(rows["text"], rows["item_id"], part)
         _write_parts(rows, part, manifest, folder)
     say_copied(manifest.facts["copied_texts"])
+    _say_dropped(manifest.facts, manifest.rows["reviews"], config.min_reviews)
     return manifest
 
 
@@ -90,6 +94,24 @@ def keep_all(positive_rating: float | None, reviews_dir: str | Path, out_dir: st
         manifest.facts |= scale
         _write_parts(rows, np.full(rows.height, TRAIN, np.int8), manifest, folder)
     return manifest
+
+
+def _say_dropped(facts: dict[str, Any], reviews: int, min_reviews: int) -> None:
+    """Print what share of the reviews is in no part, where that is more than a little."""
+    dropped = facts["dropped"]
+    if (few := dropped["min_reviews"]) > MUCH * reviews:
+        print(
+            f"note: {few:,} of {reviews:,} reviews are left out, as their user or item has fewer than "
+            f"{min_reviews} (split.min_reviews, --min-reviews)",
+            file=sys.stderr,
+        )
+    unknown = sum(count for name, count in dropped.items() if name.startswith("test_unknown"))
+    if unknown > MUCH * facts["test_wanted"]:
+        print(
+            f"note: {unknown:,} of {facts['test_wanted']:,} test rows are left out, as no training row has "
+            "their user or their item",
+            file=sys.stderr,
+        )
 
 
 def _write_parts(rows: pl.DataFrame, part: np.ndarray, manifest: Manifest, folder: Path) -> None:

@@ -8,10 +8,12 @@ deleted.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from dlrrec_torchrec.store.errors import DataError
 
 MANIFEST = "manifest.json"
 UNFINISHED = "unfinished.json"
+_HELD_SECONDS = 10.0  # until a folder counts as held: the workers of a killed process end a moment after it
 
 
 def check_name(name: object, where: str) -> None:
@@ -50,6 +53,33 @@ def check_output(folder: str | os.PathLike, stage: str) -> None:
             f"is no {MANIFEST} of '{stage}' in it); nothing was changed: give another --run-dir, or move "
             f"{folder} away"
         )
+
+
+def hold(folder: str | os.PathLike, what: str) -> int | None:
+    """A descriptor that holds `folder` against other processes as long as it is open; None where there is no
+    such folder, or its file system has no locks.
+
+    Raises DataError where another process holds it; `what` is what that one does, in words.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    patience = time.monotonic() + _HELD_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except BlockingIOError:
+            if time.monotonic() > patience:
+                os.close(descriptor)
+                raise DataError(
+                    f"{folder}: {what} in another process; wait until it ends, or give another --run-dir"
+                ) from None
+            time.sleep(0.1)
+        except OSError:
+            os.close(descriptor)
+            return None
 
 
 @contextlib.contextmanager

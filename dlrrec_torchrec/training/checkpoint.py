@@ -9,12 +9,13 @@ must see the same file system.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,7 +45,7 @@ from dlrrec_torchrec.store.checkpoint_files import (
     sha256,
 )
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.folders import MANIFEST, UNFINISHED, atomic_folder, check_output, stage_of
+from dlrrec_torchrec.store.folders import MANIFEST, UNFINISHED, atomic_folder, check_output, hold, stage_of
 from dlrrec_torchrec.training.optimizers import initialize
 
 T = TypeVar("T")
@@ -233,23 +234,37 @@ class Checkpoints:
         return [result for result, _ in outcomes]
 
 
-def clear_unless_resumed(out_dir: Path, run: str, resume: bool, ranks: Ranks) -> None:
-    """Empty `out_dir` unless it holds an interrupted training of this same run that may go on.
+@contextlib.contextmanager
+def own_folder(out_dir: Path, run: str, resume: bool, ranks: Ranks) -> Iterator[None]:
+    """Empty `out_dir` unless it holds an interrupted training of this same run that may go on, and hold it
+    against other processes during the block.
 
     Call it on all ranks. `run`: what the checkpoints' states have as "run".
 
     Raises:
-        DataError: `out_dir` holds something other than a training; on all ranks.
+        DataError: `out_dir` holds something other than a training, or another process trains there; on all
+            ranks.
     """
-    with ranks.together():
-        if not ranks.first:
-            return
-        check_output(out_dir, "train")
-        state = latest_state(out_dir / "checkpoints")
-        finished = (out_dir / MANIFEST).exists()
-        if not resume or finished or (state and state["run"] != run) or stage_of(out_dir) is None:
-            with atomic_folder(out_dir, "train") as folder:
-                (folder / UNFINISHED).write_text(json.dumps({"stage": "train"}) + "\n", encoding="utf-8")
+    with contextlib.ExitStack() as held:
+        with ranks.together():
+            if ranks.first:
+                _cleared(out_dir, run, resume, held)
+        yield
+
+
+def _cleared(out_dir: Path, run: str, resume: bool, held: contextlib.ExitStack) -> None:
+    def hold_it() -> None:
+        if (descriptor := hold(out_dir, "is being trained")) is not None:
+            held.callback(os.close, descriptor)
+
+    check_output(out_dir, "train")
+    hold_it()
+    state = latest_state(out_dir / "checkpoints")
+    finished = (out_dir / MANIFEST).exists()
+    if not resume or finished or (state and state["run"] != run) or stage_of(out_dir) is None:
+        with atomic_folder(out_dir, "train") as folder:
+            (folder / UNFINISHED).write_text(json.dumps({"stage": "train"}) + "\n", encoding="utf-8")
+        hold_it()  # it is another folder now
 
 
 def _load_into(path: Path, model: DistributedModelParallel, optimizer: CombinedOptimizer) -> str:

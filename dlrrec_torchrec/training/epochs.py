@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +34,8 @@ from dlrrec_torchrec.training.signals import Stopped
 from dlrrec_torchrec.training.terminal import progress_bar
 from dlrrec_torchrec.training.trainer import Trainer
 from dlrrec_torchrec.training.warm_start import warm_start
+
+ALL_LIKED = "all training rows are positive, so every probability is the share of likes"
 
 
 @dataclasses.dataclass
@@ -150,9 +153,9 @@ class Run:
             self.share, self.base_epoch = share, self._kept_after
         if first:
             terms = [TERMS[side] for side in self.assembly.wrapper.sides]
-            self.alarms.after_epoch(
-                record, steps, terms, self.trainer.effects, self.trainer.scored, selection.split
-            )
+            scored = self.trainer.scored if self.rated else None
+            effects = self.trainer.effects if self.rated else {}
+            self.alarms.after_epoch(record, steps, terms, effects, scored, selection.split)
         record = record | metrics | {"share": share} | self.trainer.effects | self.observer.probed()
         self.history.add(record | {"split": selection.split, "best": best}, steps)
         if best and first:
@@ -174,6 +177,8 @@ class Run:
         calibration = None
         if self.evaluated is not None:
             calibration = self.evaluated.calibration
+        elif not self.rated:
+            calibration = Calibration(bias=math.log(self.rows.rows + 1), note=ALL_LIKED)
         elif self.protocol != "strict":
             calibration = Calibration(note="probabilities are not calibrated: there are no validation rows")
         elif self.ranks.first:
@@ -183,6 +188,9 @@ class Run:
     def _last_words(self) -> None:
         """What is to be known of the model that is kept, unless that was said of the evaluated one."""
         if self.evaluated is not None:
+            return
+        if not self.rated:
+            self.say(self.calibration.note)
             return
         if self.start is not None and self.selection.best_epoch == 0:
             self.say(

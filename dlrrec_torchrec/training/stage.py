@@ -8,6 +8,7 @@ training that was killed goes on from its last checkpoint as the same run.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -29,7 +30,7 @@ from dlrrec_torchrec.store.folders import check_output
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, timed
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 from dlrrec_torchrec.training.assemble import assemble, rated, rows_per_rank, schedule
-from dlrrec_torchrec.training.checkpoint import clear_unless_resumed
+from dlrrec_torchrec.training.checkpoint import own_folder
 from dlrrec_torchrec.training.epochs import Run
 from dlrrec_torchrec.training.list_metrics import ListMetrics
 from dlrrec_torchrec.training.probe import open_probe
@@ -84,9 +85,9 @@ def train(
             of its own ends the training.
 
     Raises:
-        DataError: `out_dir` holds something other than a training; shards that cannot be used (file, column,
-            row), settings that do not fit (flag), a loss that is not a number, a checkpoint that cannot
-            be written; on all ranks.
+        DataError: `out_dir` holds something other than a training, or is being trained; shards that cannot
+            be used (file, column, row), settings that do not fit (flag), a loss that is not a number, a
+            checkpoint that cannot be written; on all ranks.
         Stopped: any rank got SIGTERM or SIGINT; all saved after the same step and leave with exit status 75.
     """
     lists = lists if lists and lists.weight else None
@@ -112,7 +113,12 @@ def train(
     warn_of_restarts()
     out_dir = Path(out_dir)
     spec = batch_spec(model, facts, contrastive, train.seed, lists)
-    with quiet(), process_group(train.device) as ranks, timed(manifest):
+    with (
+        quiet(),
+        process_group(train.device) as ranks,
+        timed(manifest),
+        contextlib.ExitStack() as held,
+    ):
         selection = (
             no_selection()
             if evaluated
@@ -140,7 +146,7 @@ def train(
             item_counts=None if entities is None else torch.tensor(entities.items.count),
         )
 
-        clear_unless_resumed(out_dir, manifest.fingerprint, train.resume, ranks)
+        held.enter_context(own_folder(out_dir, manifest.fingerprint, train.resume, ranks))
         if ranks.first:
             save_plan(assembly.plan, out_dir)
             if chosen:

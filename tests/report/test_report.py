@@ -38,7 +38,6 @@ def reported(tmp_path_factory):
         "read": 1239,
         "users": 30,
         "items": 30,
-        "share_positive": 0.7,
     }
     source = {"source": "table", "reviews": "mine.csv"}
     Manifest("ingest", source, {}, rows={"reviews": 1234}, facts=facts).write(_made(runs[0].reviews))
@@ -158,7 +157,7 @@ def test_page_stands_alone_and_tells_of_data_and_cost(reported):
         assert base64.b64encode(image).decode() in page
     assert not re.search(r'(src|href)="(?!data:)', page) and "http" not in plain(page)
     words = re.sub(r"\s+", " ", plain(page))
-    assert "table, mine.csv · 1,234 reviews · 30 users · 30 items · 70% liked" in words
+    assert "table, mine.csv · 1,234 reviews · 30 users · 30 items · 70% of those kept liked (from 8)" in words
     assert "reviews rating is no number 5 0.40%" in words
     assert "reviews mine.csv 17 rating is no number u1,<b>,five" in words and "<b>,five" not in page
     assert "dlrrec run --set train.epochs=3" in words and "train.epochs: 3" in words

@@ -128,7 +128,7 @@ def test_data_in_words_without_the_keys_of_the_files(tmp_path):
         "prepare": [Manifest("prepare", {}, {}, facts={"coverage": covered, "in_rows": ["user_text"]})],
     }
     text = words(data_html(stages, Origin()))
-    assert data_line(stages) == "synthetic world, size small · 9 reviews · 4 users"
+    assert data_line(stages) == "synthetic world, size small · 9 reviews · 4 users · 50% of those kept liked"
     assert "No row of reviews was rejected." in text
     assert "training 10 4 3 50.0%" in text and "validation 0 0 0 –" in text
     assert "too few reviews (split.min_reviews) 12" in text and "users without a training row" not in text

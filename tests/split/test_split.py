@@ -27,8 +27,9 @@ from dlrrec_torchrec.split.stage import (
     split,
 )
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import read_table
-from dlrrec_torchrec.store.schema import SPLIT, SPLITS
+from dlrrec_torchrec.store.files import read_table, write_table
+from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
 from tests.helpers.reviews import random_rows, write_reviews
 
 quick = settings(max_examples=150)
@@ -340,3 +341,29 @@ def test_published_split_is_kept_and_filtered_in_training_only(tmp_path, protoco
     dropped = manifest.facts["dropped"]
     assert dropped["min_reviews"] == 2
     assert dropped["test_unknown_user"] == 2 and dropped["test_unknown_item"] == 2
+
+
+def test_reviews_that_are_left_out_are_told(tmp_path, capsys):
+    """24 users of one review each beside 6 of eight."""
+    rows = [(f"u{u}", f"i{i}", 4.0) for u in range(6) for i in range(8)] + [
+        (f"once{n}", f"i{n % 8}", 4.0) for n in range(24)
+    ]
+    write_sparse(rows, tmp_path / "reviews")
+    split(SplitConfig(), "strict", tmp_path / "reviews", tmp_path / "split")
+    said = capsys.readouterr().err
+    dropped = Manifest.read(tmp_path / "split").facts["dropped"]
+    unknown = dropped["test_unknown_user"] + dropped["test_unknown_item"] + dropped["test_unknown_both"]
+    assert dropped["min_reviews"] > 4 and unknown > 1
+    assert f"note: {dropped['min_reviews']:,} of 72 reviews are left out" in said and "--min-reviews" in said
+    assert f"note: {unknown:,} of 18 test rows are left out" in said
+    split(SplitConfig(min_reviews=1), "strict", tmp_path / "reviews", tmp_path / "all")
+    assert "reviews are left out" not in capsys.readouterr().err
+
+
+def write_sparse(rows, folder):
+    users, items, ratings = zip(*rows, strict=True)
+    n = len(rows)
+    columns = {"user_id": users, "item_id": items, "rating": np.asarray(ratings, np.float32)}
+    columns |= {field.name: pa.nulls(n, field.type) for field in REVIEWS if field.name not in columns}
+    write_table(pa.table(columns, schema=REVIEWS), folder)
+    Manifest("ingest", {"rows": n}, {}).write(folder)

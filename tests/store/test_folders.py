@@ -2,6 +2,7 @@
 
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -184,3 +185,42 @@ def test_a_users_folder_that_looks_temporary_stays(tmp_path):
         ".reviews.tmp-mybackup",
         "reviews",
     ]
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_HELD_SECONDS", 0.2)
+    assert folders.hold(tmp_path / "none", "is being trained") is None
+    held = folders.hold(tmp_path, "is being trained")
+    with pytest.raises(DataError, match="is being trained in another process; .* --run-dir"):
+        folders.hold(tmp_path, "is being trained")
+    os.close(held)
+    again = folders.hold(tmp_path, "is being trained")
+    assert again is not None
+    os.close(again)
+
+
+def test_a_folder_counts_as_held_only_after_a_moment(tmp_path):
+    """A killed process's workers end a little later than it does."""
+    held = folders.hold(tmp_path, "is being trained")
+    threading.Timer(0.5, os.close, (held,)).start()
+    again = folders.hold(tmp_path, "is being trained")
+    assert again is not None
+    os.close(again)
+
+
+def test_a_training_that_another_process_holds_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "_HELD_SECONDS", 0.2)
+    shards = write_shards(tmp_path / "shards", rows=(60, 30, 10), users=10, items=8)
+
+    def trained(epochs):
+        settings = TrainConfig(epochs=epochs, batch_size=30, device="cpu")
+        return train(ModelConfig(), ContrastiveConfig(), settings, "strict", shards, tmp_path / "out")
+
+    trained(1)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    held = folders.hold(tmp_path / "out", "is being trained")
+    with pytest.raises(DataError, match="out: is being trained in another process"):
+        trained(2)
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    os.close(held)
+    assert trained(2).facts["epochs"] <= 2

@@ -230,6 +230,10 @@ def test_labels_that_are_all_positive_train_the_list_alone(tmp_path, capsys):
     history = records(tmp_path / "out")
     assert history[-1]["train_loss_list"] < history[-2]["train_loss_list"]
     assert history[-1]["auc"] is None and trained.facts["list"]["mix"] == 0.0
+    assert trained.facts["alarms"] == []  # nothing that could be mended
+    assert "share of likes" in trained.facts["calibration"]["note"]
+    shown = recommend(shards, tmp_path / "out", "user-3", n=2)
+    assert all(item.probability == pytest.approx(301 / 302, abs=1e-3) for item in shown.items)
     by_lists = [r["ndcg@20"] + r["recall@20"] / 2 for r in history]
     assert trained.facts["best_epoch"] == int(np.argmax(by_lists))
 
