@@ -82,12 +82,12 @@ class ExtractConfig:
         "who writes content: offline (no network), llm (a language model), or a class of yours, MODULE:CLASS",
     )
     provider_options: dict = option({}, "settings of a provider of yours")
-    encoder: str = option("sentence-transformers/all-MiniLM-L6-v2", "sentence encoder: hub name or folder")
+    encoder: str = option(
+        "sentence-transformers/all-MiniLM-L6-v2", "hub name, folder, or server:MODEL (llm's)"
+    )
     batch_tokens: int = option(1024, "tokens in one encoder batch", least=1)
     summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
-    folds: int = option(
-        5, "folds of the training rows: what a row sees is made without its fold's reviews", least=2
-    )
+    folds: int = option(5, "folds: what a training row sees is made without its fold's reviews", least=2)
     fold_by: str = option(
         "random",
         "random folds, or blocks of time (for prepare.statistics=ordered: rows see earlier blocks only)",

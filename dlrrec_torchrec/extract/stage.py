@@ -18,6 +18,7 @@ from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
 from dlrrec_torchrec.extract.new_items import write_cold
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords, make_captioner
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
+from dlrrec_torchrec.extract.providers.language_model import check_packages
 from dlrrec_torchrec.extract.providers.registry import make_provider
 from dlrrec_torchrec.extract.sentences import split_sentences
 from dlrrec_torchrec.extract.training_reviews import (
@@ -65,7 +66,7 @@ def extract(
     provider = make_provider(
         config.provider, config.summary_sentences, config.provider_options, llm, Path(cache_dir)
     )
-    encoder = encoder or SentenceEncoder(config.encoder, config.batch_tokens)
+    encoder = encoder or _encoder(config, llm)
     items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
     inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
     if items_dir:
@@ -117,6 +118,18 @@ def extract(
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
         manifest.facts["fold_by"] = config.fold_by
     return manifest
+
+
+def _encoder(config: ExtractConfig, llm: LlmConfig) -> Encoder:
+    where, colon, model = config.encoder.partition(":")
+    if where != "server" or not colon:
+        return SentenceEncoder(config.encoder, config.batch_tokens)
+    if not model:
+        raise DataError("extract.encoder (--encoder) 'server:': name the model too, as server:MODEL")
+    check_packages()
+    from dlrrec_torchrec.extract.llm.embeddings import ServerEncoder
+
+    return ServerEncoder(model, llm)
 
 
 class _CountedEmbedding:

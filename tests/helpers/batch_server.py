@@ -41,6 +41,13 @@ class _BatchHandler(_Handler):
             self._send(200, _file(name))
             return
         body = json.loads(raw)
+        if self.path.endswith("/embeddings"):
+            rows = [
+                {"object": "embedding", "index": n, "embedding": [1, n]} for n in range(len(body["input"]))
+            ]
+            usage = {"prompt_tokens": 1, "total_tokens": 1}
+            self._send(200, {"object": "list", "data": rows, "model": body["model"], "usage": usage})
+            return
         name = f"batch-{len(model.batches)}"
         model.batches[name] = {
             "id": name,

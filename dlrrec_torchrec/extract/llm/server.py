@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import openai
 from aiolimiter import AsyncLimiter
@@ -23,6 +24,7 @@ _LIMITED_ROUNDS = 5  # of the client's own retries, while all that the server sa
 _LIMITED_PAUSE = 30.0  # seconds between them, where the server names no time
 _LONGEST_PAUSE = 3600.0
 _EFFORT = "reasoning_effort"
+Make = Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[Reply]]
 _FORMAT_WORDS = ("response_format", "json_schema", "schema", "grammar")
 
 
@@ -67,6 +69,7 @@ class Server:
     Args:
         budget: what the calls may use.
         sleep: waits, where the server says for how long beyond what the client waits by itself.
+        make: makes one request of a call's body (default: a chat completion).
 
     The key is needed for the first call; without it, that raises DataError.
     """
@@ -77,7 +80,9 @@ class Server:
         budget: Budget,
         counter: TokenCounter,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        make: Make | None = None,
     ):
+        self._make = make or completed
         self._settings, self._budget, self._counter, self._sleep = settings, budget, counter, sleep
         self._key, self._client = "", None
         self._limit_name = "max_completion_tokens" if is_openai(settings) else "max_tokens"
@@ -182,7 +187,7 @@ class Server:
             body = call.body(self._structured, self._limit_name)
             body = {name: value for name, value in body.items() if name not in self._left_out}
             try:
-                return reply_of(await self._client.chat.completions.create(**body))
+                return await self._make(self._client, body)
             except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
                 said = str(error).lower()
                 if _EFFORT in said and _EFFORT in body and self._settings.reasoning_effort == "auto":
@@ -216,6 +221,11 @@ class Server:
             f": {error.__cause__}" if isinstance(error, openai.APIConnectionError) and error.__cause__ else ""
         )
         return without_key(f"{error}{cause}", self._key) or type(error).__name__
+
+
+async def completed(client: openai.AsyncOpenAI, body: dict[str, Any]) -> Reply:
+    """A chat completion. Raises ValueError where the answer is none."""
+    return reply_of(await client.chat.completions.create(**body))
 
 
 def reply_of(answer: ChatCompletion) -> Reply:

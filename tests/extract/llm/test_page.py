@@ -52,7 +52,7 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
             ran.append(words[1:3])
     said = capsys.readouterr().out
     assert "cross-fitted" in said and "user u00012, all training reviews" in said
-    assert len(ran) == 10 and server.batches
+    assert len(ran) == 11 and server.batches
     kept = re.search(r"(\d+) of \1 answers kept; 0 of these calls have none", said)
     assert kept and int(kept[1]) > 8
 
