@@ -60,7 +60,8 @@ class AnswerStore:
         values = [getattr(reply, name) for name in _REPLY]
         with self._opened() as connection:
             connection.execute(
-                f"INSERT OR IGNORE INTO answers VALUES ({', '.join('?' * (len(_REPLY) + 6))})",
+                f"INSERT INTO answers VALUES ({', '.join('?' * (len(_REPLY) + 6))}) "
+                "ON CONFLICT (key) DO NOTHING",
                 (
                     call.key,
                     call.model,

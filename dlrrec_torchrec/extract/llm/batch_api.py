@@ -15,7 +15,7 @@ import openai
 from dlrrec_torchrec.config.llm_section import LlmConfig
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.extract.llm.batch_files import URL, collected, read_replies, request_line
-from dlrrec_torchrec.extract.llm.calls import Call, CallHead
+from dlrrec_torchrec.extract.llm.calls import Call, CallHead, safe
 from dlrrec_torchrec.extract.llm.questions import Questions
 from dlrrec_torchrec.extract.llm.running import Told
 from dlrrec_torchrec.extract.llm.server import refused_key, server_key, without_key
@@ -142,7 +142,7 @@ class _Batches:
             for key, reply in read_replies(lines, f"{self._settings.base_url}: file {file}", calls):
                 answers += 1
                 if self._store.get(key) is None:
-                    self._store.put(calls[key], reply)
+                    self._store.put(calls[key], safe(reply, self._key))
                     self._budget.use(reply.input_tokens, reply.output_tokens)
         self._store.put_batch(batch, [], _DONE)
         if state.status == "failed" or not answers:

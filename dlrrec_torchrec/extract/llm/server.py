@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,7 +16,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_aft
 
 from dlrrec_torchrec.config.llm_section import LlmConfig
 from dlrrec_torchrec.extract.llm.asking import Unanswered
-from dlrrec_torchrec.extract.llm.calls import Call, Reply
+from dlrrec_torchrec.extract.llm.calls import Call, Reply, safe
 from dlrrec_torchrec.extract.llm.spending import Budget, is_openai
 from dlrrec_torchrec.extract.llm.tokens import TokenCounter
 from dlrrec_torchrec.store.errors import DataError, Unfinished
@@ -23,13 +25,15 @@ _NO_KEY = "none"  # servers without keys still want the header
 _LIMITED_ROUNDS = 5  # of the client's own retries, while all that the server says is "not so fast"
 _LIMITED_PAUSE = 30.0  # seconds between them, where the server names no time
 _LONGEST_PAUSE = 3600.0
+_QUIET = 10.0  # seconds of a pause that need no word
+_LONGEST_ANSWER = 200_000  # characters: many times what any limit of tokens allows
 _EFFORT = "reasoning_effort"
 Make = Callable[[openai.AsyncOpenAI, dict[str, Any]], Awaitable[Reply]]
 _FORMAT_WORDS = ("response_format", "json_schema", "schema", "grammar")
 
 
 def server_key(settings: LlmConfig) -> str:
-    """The key from the environment. Raises DataError naming the variable where it is not set."""
+    """The key from the environment. Raises DataError naming the variable where it holds none."""
     name = settings.api_key_env or ("OPENAI_API_KEY" if is_openai(settings) else "")
     if not name:
         return _NO_KEY
@@ -38,6 +42,11 @@ def server_key(settings: LlmConfig) -> str:
             f"llm.api_key_env (--api-key-env): the environment variable {name} is not set; put the key of "
             f"{settings.base_url} into it, name another variable by --api-key-env, or a server that needs no "
             "key by --base-url, or let --provider offline write the content"
+        )
+    if not key.isascii() or not key.isprintable() or " " in key:
+        raise DataError(
+            f"llm.api_key_env (--api-key-env): what the environment variable {name} holds is no key: it has "
+            "spaces, line breaks or letters that no key has"
         )
     return key
 
@@ -48,8 +57,8 @@ def refused_key(settings: LlmConfig, words: str) -> DataError:
 
 
 def without_key(text: str, key: str) -> str:
-    """A server's words on one line, without the key that it may repeat."""
-    text = " ".join(text.split())
+    """A server's words on one line, without the key that it may repeat, and fit for a terminal."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return (text if key in ("", _NO_KEY) else text.replace(key, "***"))[:300]
 
 
@@ -92,6 +101,7 @@ class Server:
         per_minute = settings.tokens_per_minute
         self._tokens = _limiter(per_minute, per_minute / 6 if per_minute else 0)
         self._answered = self._failed_in_row = 0
+        self._told_until = 0.0
         self._stopped: DataError | None = None
 
     async def __call__(self, call: Call) -> Reply:
@@ -116,7 +126,7 @@ class Server:
             used = None
             try:
                 await self._pace(inputs + call.output_tokens)
-                reply = await self._sent(call)
+                reply = safe(await self._sent(call), self._key)
                 used = reply.input_tokens or inputs, reply.output_tokens or self._counter.count(reply.text)
                 return reply
             except DataError as error:
@@ -172,14 +182,21 @@ class Server:
                 lambda error: isinstance(error, openai.RateLimitError) and not _out_of_credit(error)
             ),
             stop=stop_after_attempt(_LIMITED_ROUNDS),
-            wait=_pause,
-            sleep=self._sleep,
+            wait=_asked_pause,
+            sleep=self._pause,
             reraise=True,
         )
         async for attempt in trying:
             with attempt:
                 return await self._once(call)
         raise AssertionError("tenacity ends by an answer or an error")
+
+    async def _pause(self, seconds: float) -> None:
+        now = time.monotonic()
+        if seconds > _QUIET and now > self._told_until:  # one line for all calls that wait
+            self._told_until = now + seconds
+            print(f"{self._settings.base_url} asks for a pause of {seconds:,.0f} seconds", file=sys.stderr)
+        await self._sleep(seconds)
 
     async def _once(self, call: Call) -> Reply:
         """One call, again without what the server refuses to take; later calls leave that out at once."""
@@ -233,14 +250,13 @@ def reply_of(answer: ChatCompletion) -> Reply:
     if not isinstance(answer, ChatCompletion) or not answer.choices or answer.choices[0].message is None:
         raise ValueError("the server answered with something else than a chat completion")
     choice, usage = answer.choices[0], answer.usage
-    return Reply(
-        choice.message.content or "",
-        choice.finish_reason or "stop",
-        choice.message.refusal or "",
-        "",
-        usage.prompt_tokens if usage else 0,
-        usage.completion_tokens if usage else 0,
-    )
+    words = [choice.message.content or "", choice.finish_reason or "stop", choice.message.refusal or ""]
+    if not all(isinstance(text, str) for text in words):  # the client does not check what it is sent
+        raise ValueError("the server answered with something else than a chat completion")
+    if len(words[0]) > _LONGEST_ANSWER:
+        raise ValueError(f"the server answered with {len(words[0]):,} characters")
+    tokens = [getattr(usage, name, 0) for name in ("prompt_tokens", "completion_tokens")]
+    return Reply(*words, "", *(n if isinstance(n, int) and n > 0 else 0 for n in tokens))
 
 
 def _limiter(per_minute: float | None, most: float) -> AsyncLimiter | None:
@@ -255,7 +271,7 @@ def _out_of_credit(error: openai.RateLimitError) -> bool:
     return error.code == "insufficient_quota"
 
 
-def _pause(state: RetryCallState) -> float:
+def _asked_pause(state: RetryCallState) -> float:
     """Seconds until a server that is too busy is asked again."""
     try:
         said = float(state.outcome.exception().response.headers.get("retry-after", ""))

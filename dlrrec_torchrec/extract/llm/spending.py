@@ -9,6 +9,7 @@ from dlrrec_torchrec.store.errors import DataError, Unfinished
 
 BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
 _MILLION = 1_000_000
+_FLAGS = {"US dollars": "--budget", "calls": "--budget-calls", "tokens": "--budget-tokens"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,14 @@ class Budget:
         """Before a call that may use so many tokens. Raises Unfinished where the budget does not allow it."""
         after = (self._open[0] + 1, self._open[1] + input_tokens, self._open[2] + output_tokens)
         used = self._used(*after)
+        alone = Budget.of_call(self.prices, input_tokens, output_tokens)
         for unit, limit in self._limits.items():
+            if alone[unit] > limit:
+                raise Unfinished(
+                    f"the budget of {_number(limit, unit)} {unit} is less than what the next call may use "
+                    f"({_number(alone[unit], unit)}): give more by {_FLAGS[unit]}; all answers are kept, and "
+                    "the same command goes on from here"
+                )
             if used[unit] > limit:
                 raise Unfinished(self._message(unit, limit))
         self._open = list(after)
@@ -108,18 +116,26 @@ class Budget:
         """US dollars spent, None where the prices are not known."""
         return None if self.prices is None else self.prices.cost(self.input_tokens, self.output_tokens)
 
+    @staticmethod
+    def of_call(prices: Prices | None, inputs: int, outputs: int) -> dict[str, float]:
+        """What a call with so many tokens uses, by unit."""
+        money = 0.0 if prices is None else prices.cost(inputs, outputs)
+        return {"US dollars": money, "calls": 1, "tokens": inputs + outputs}
+
     def _used(self, calls: int, inputs: int, outputs: int) -> dict[str, float]:
         inputs, outputs = self.input_tokens + inputs, self.output_tokens + outputs
         money = 0.0 if self.prices is None else self.prices.cost(inputs, outputs)
         return {"US dollars": money, "calls": self.calls + calls, "tokens": inputs + outputs}
 
     def _message(self, unit: str, limit: float) -> str:
-        spent = self._used(0, 0, 0)[unit]
-        spent_text, limit_text = (
-            f"{n:,.4g}" if unit == "US dollars" else f"{n:,.0f}" for n in (spent, limit)
-        )
+        spent, open_calls = _number(self._used(0, 0, 0)[unit], unit), self._open[0]
+        under_way = f", {open_calls:,} more under way" if open_calls else ""
         return (
-            f"the budget of {limit_text} {unit} would be passed by the next call ({spent_text} {unit} used "
-            f"by {self.calls:,} calls); all answers are kept: the same command goes on from here, with the "
-            "same budget once more (`dlrrec extract --estimate` tells what is left)"
+            f"the budget of {_number(limit, unit)} {unit} would be passed by the next call ({spent} {unit} "
+            f"used by {self.calls:,} calls{under_way}); all answers are kept: the same command goes on from "
+            "here, with the same budget once more (`dlrrec extract --estimate` tells what is left)"
         )
+
+
+def _number(number: float, unit: str) -> str:
+    return f"{number:,.4g}" if unit == "US dollars" else f"{number:,.0f}"

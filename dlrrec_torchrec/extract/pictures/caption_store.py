@@ -47,7 +47,7 @@ class CaptionStore:
 
     def put(self, captioner: str, sha256: str, caption: str) -> None:
         """Keep a caption; one that is there already stays."""
-        self._row("INSERT OR IGNORE INTO captions VALUES (?, ?, ?)", captioner, sha256, caption)
+        self._row("INSERT INTO captions VALUES (?, ?, ?) ON CONFLICT DO NOTHING", captioner, sha256, caption)
 
     def put_source(self, source: str, sha256: str) -> None:
         """Remember which picture a source is."""

@@ -113,7 +113,7 @@ def _words(caption: str | PictureError) -> str | PictureError:
     """A clean caption; "" where it repeats one word or two over and over."""
     if isinstance(caption, PictureError):
         return caption
-    text = clean_caption(caption)
+    text = clean_caption("".join(c if c.isprintable() else " " for c in caption))
     words = text.lower().split()
     repeats = len(words) >= 4 and len(set(words)) <= 2
     return "" if repeats else text

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from dlrrec_torchrec.config import LlmConfig, PicturesConfig
 from dlrrec_torchrec.extract.pictures.caption_store import CaptionStore
-from dlrrec_torchrec.extract.pictures.captions import Captioned, Captioner, caption_pictures
+from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING, Captioned, Captioner, caption_pictures
 from dlrrec_torchrec.extract.pictures.opening import Opener
 from dlrrec_torchrec.extract.sentences import clean_caption
-from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.errors import DataError, Unfinished
 from dlrrec_torchrec.store.files import write_table
 
 Listed = list[str] | None  # of one document, from its row
@@ -119,6 +119,12 @@ class PictureWords:
                 f"{_few(problems)}; --picture-folder names the folder where paths begin, --private-links "
                 "allows links within this network, --captioner none goes on without them"
             )
+        if not any(picture.caption or picture.problem == SAYS_NOTHING for picture in found.values()):
+            problems = Counter(picture.problem for picture in found.values() if picture.sha256)
+            raise Unfinished(
+                f"pictures: none of {len(found):,} was described: {_few(problems)}; the same command "
+                "tries again, --captioner none goes on without captions"
+            )
         self._found |= found
 
 
@@ -132,7 +138,8 @@ def _undescribed(captions: Listed, pictures: Listed) -> list[str]:
 
 
 def _few(problems: Counter[str]) -> str:
-    return "; ".join(f"{problem} ({number:,})" for problem, number in problems.most_common(_TOLD))
+    told = [f"{problem} ({number:,})" for problem, number in problems.most_common(_TOLD)]
+    return "; ".join(told + ["and others"] * (len(problems) > _TOLD))
 
 
 def make_captioner(settings: PicturesConfig, llm: LlmConfig, budget: Any = None) -> Captioner | None:

@@ -15,10 +15,11 @@ from dlrrec_torchrec import cli
 from dlrrec_torchrec.config import ExtractConfig, LlmConfig, PicturesConfig
 from dlrrec_torchrec.extract.pictures import picture_words as words_module
 from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING
+from dlrrec_torchrec.extract.pictures.opening import PictureError
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.stage import extract
 from dlrrec_torchrec.store import schema
-from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.errors import DataError, Unfinished
 from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest
 from tests.extract.pictures.test_caption_pictures import Colours
@@ -184,3 +185,12 @@ def test_real_photographs_go_through(tmp_path):
     manifest = run(tmp_path, [[name] for name in names], [None] * len(names), settings)
     facts = manifest.facts["pictures"]
     assert facts["described"] + facts["problems"].get(SAYS_NOTHING, 0) == len(names)
+
+
+def test_a_captioner_that_never_answers_ends_unfinished(tmp_path, photos, monkeypatch):
+    """Else content without captions would count as up to date."""
+    told = colours(monkeypatch)
+    told.captions = lambda pictures, again=False: [PictureError("no answer of the model")] * len(pictures)
+    with pytest.raises(Unfinished, match=r"none of 1 was described: no answer of the model \(1\)"):
+        run(tmp_path, [["100.png"]], [None], PicturesConfig(captioner="vision"), picture_folder=photos)
+    assert not (tmp_path / "content").exists()

@@ -150,3 +150,12 @@ def test_it_works_again_after_it_was_closed(server, tmp_path):
         for _ in range(2):
             assert captioner.captions([picture]) == ["a photo of red 9"]
             captioner.close()
+
+
+def test_captions_are_fit_for_a_terminal(server, tmp_path):
+    server.answer = lambda body: (200, {"content": "a red\x1b[31m \u202ewall\x07 of bricks"})
+    names = write(tmp_path / "p", 9)
+    found = caption_pictures(
+        names, Opener(tmp_path / "p"), VisionCaptioner(server.settings), CaptionStore(tmp_path), batch=4
+    )
+    assert found["9.png"].caption == "a red [31m wall of bricks"
