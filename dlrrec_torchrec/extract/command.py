@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,16 @@ from dlrrec_torchrec.store.paths import RunPaths, run_paths
 Action = Callable[[argparse.Namespace], int]
 
 
+@dataclasses.dataclass(frozen=True)
+class _StageOrEstimate:
+    """What `dlrrec extract` does; equal for parsers that are equal."""
+
+    stage: Action
+
+    def __call__(self, arguments: argparse.Namespace) -> int:
+        return (_estimate if arguments.estimate else self.stage)(arguments)
+
+
 def add_extract_modes(command: argparse.ArgumentParser, stage: Action) -> None:
     """Add to the stage's command, which `stage` runs, what else can be asked of content."""
     command.add_argument(
@@ -24,7 +35,7 @@ def add_extract_modes(command: argparse.ArgumentParser, stage: Action) -> None:
         action="store_true",
         help="print the calls, tokens and money that a language model would take, and do nothing else",
     )
-    command.set_defaults(action=lambda arguments: (_estimate if arguments.estimate else stage)(arguments))
+    command.set_defaults(action=_StageOrEstimate(stage))
     modes = command.add_subparsers(title="further commands", metavar="")
     shown = add_command(
         modes,

@@ -165,7 +165,7 @@ def test_a_run_without_refit_makes_none_and_one_with_it_goes_on(tiny_run, tmp_pa
         run(config, copied, until="refit", say=said.append)
     (paths.final / "mine.txt").unlink()
 
-    def fails(*_):
+    def fails(*_, **__):
         raise DataError("lower --fold-by")
 
     with monkeypatch.context() as patched, pytest.raises(DataError, match="lower --fold-by; .*`dlrrec run`"):
