@@ -53,8 +53,8 @@ class ListMetrics:
         self._few = self._task.sample(
             int(np.clip(_MIX_PAIRS // max(len(self._counts), 1), fewest, most)), seed
         )
-        self._liked = split_pairs(shards_dir, "train", liked=True)
-        self._ease = ease and not second_stage.left_out(*self._liked.shape)
+        self._shards_dir = shards_dir
+        self._ease = ease and not second_stage.left_out(*seen.shape)
 
     @property
     def users(self) -> int:
@@ -87,7 +87,7 @@ class ListMetrics:
             mix = max(found, key=_mixture)["mix"]
             mixed = reranked.at(mix)
             # Every rank fits it: a second of work, and no matrix of weights to send.
-            other = second_stage.fit(self._liked)(users)
+            other = second_stage.fit(split_pairs(self._shards_dir, "train", liked=True))(users)
             found += [
                 {"mix": mix, "ease": share} | self._worth(second_stage.added(mixed, other, seen, share))
                 for share in second_stage.SHARES[1:]

@@ -18,9 +18,9 @@ from typing import Any
 
 from dlrrec_torchrec.extract.llm.calls import CallHead, Reply
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.sqlite import open_database
 
 FILE = "answers.sqlite"
-_WAIT = 60.0  # seconds for another process's write
 _TABLES = """
 CREATE TABLE IF NOT EXISTS answers (
     key TEXT PRIMARY KEY, model TEXT NOT NULL, prompt TEXT NOT NULL, fields TEXT NOT NULL,
@@ -131,15 +131,7 @@ class AnswerStore:
     def _opened(self) -> Iterator[sqlite3.Connection]:
         try:
             if self._connection is None:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                # One statement a transaction; used by the main thread and by that of the event loop.
-                connection = sqlite3.connect(
-                    self.path, timeout=_WAIT, isolation_level=None, check_same_thread=False
-                )
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = NORMAL")
-                connection.executescript(_TABLES)
-                self._connection = connection
+                self._connection = open_database(self.path, _TABLES)
             yield self._connection
         except (sqlite3.Error, OSError) as error:
             raise DataError(

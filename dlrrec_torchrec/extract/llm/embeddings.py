@@ -91,9 +91,12 @@ class ServerEncoder:
                     ]
                     replies = runner.run(_all(server, calls))
                     for batch, reply in zip(block, replies, strict=True):
-                        yield batch, self._vectors(reply)
+                        if isinstance(reply, Embedded):
+                            yield batch, self._vectors(reply)
                     if broken := [reply for reply in replies if isinstance(reply, Exception)]:
                         raise broken[0]
+                    if rejected := [reply for reply in replies if reply.error]:
+                        raise DataError(f"the server rejects texts: {rejected[0].error}")
             except Unfinished as error:
                 raise Unfinished(f"{self._name}: {error}") from None
             except DataError as error:
@@ -121,11 +124,7 @@ class ServerEncoder:
         if batch:
             yield np.array(batch)
 
-    def _vectors(self, reply: Embedded | Exception) -> np.ndarray:
-        if isinstance(reply, Exception):
-            raise reply
-        if reply.error:
-            raise DataError(f"the server rejects texts: {reply.error}")
+    def _vectors(self, reply: Embedded) -> np.ndarray:
         width = reply.vectors.shape[1]
         if self._dim and width != self._dim:
             raise DataError(f"the server answers with vectors of {self._dim} numbers, and then of {width}")
@@ -133,7 +132,7 @@ class ServerEncoder:
         return reply.vectors
 
 
-async def _all(server: Server, calls: list[EmbeddingCall]) -> list[Embedded | Exception]:
+async def _all(server: Server, calls: list[EmbeddingCall]) -> list[Reply | DataError]:
     """A reply of each, or why there is none; what came back is not lost to what did not."""
     replies = await asyncio.gather(*map(server, calls), return_exceptions=True)
     for place, reply in enumerate(replies):

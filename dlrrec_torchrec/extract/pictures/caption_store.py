@@ -7,9 +7,9 @@ import sqlite3
 from pathlib import Path
 
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.sqlite import open_database
 
 FILE = "captions.sqlite"
-_WAIT = 60.0  # seconds for another process's write
 _TABLES = """
 CREATE TABLE IF NOT EXISTS captions (
     captioner TEXT NOT NULL, sha256 TEXT NOT NULL, caption TEXT NOT NULL, PRIMARY KEY (captioner, sha256)
@@ -27,11 +27,7 @@ class CaptionStore:
     def __init__(self, folder: str | os.PathLike):
         self.path = Path(folder) / FILE
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._connection = sqlite3.connect(self.path, timeout=_WAIT, isolation_level=None)
-            self._connection.execute("PRAGMA journal_mode = WAL")
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.executescript(_TABLES)
+            self._connection = open_database(self.path, _TABLES)
         except (sqlite3.Error, OSError) as error:
             raise self._problem(error) from None
 
