@@ -180,3 +180,18 @@ def test_the_setting_names_it(server):
     assert isinstance(found, ServerEncoder) and found.dim == DIM
     with pytest.raises(DataError, match="name the model too, as server:MODEL"):
         stage._encoder(ExtractConfig(encoder="server:"), server.settings)
+
+
+def test_vectors_beside_a_failed_call_are_kept(server, tmp_path, monkeypatch):
+    """Two calls at a time, of which the first one fails."""
+    monkeypatch.setattr(embeddings, "_TEXTS", 2)
+    server.settings.retries = 0
+    encoder = ServerEncoder("small", server.settings)
+    assert encoder.dim == DIM
+    server.plan = lambda number, texts: "500" if "a" in texts else "answer"
+    with pytest.raises(Unfinished):
+        embed_cached(["a", "b", "c", "d"], encoder, tmp_path)
+    server.plan = lambda number, texts: "answer"
+    server.texts.clear()
+    embed_cached(["a", "b", "c", "d"], encoder, tmp_path)
+    assert server.texts == [["a", "b"]]
