@@ -8,11 +8,14 @@ numbers of columns.
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
 import os
 import time
 import uuid
 import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,28 +30,44 @@ from dlrrec_torchrec.store.progress import Bar
 _KEY_BYTES = 16
 _NUMBER_BYTES = 2  # half precision
 _SEGMENT_ROWS = 16384
+_AT_ONCE = 1 << 18  # texts that are given to the encoder at a time
 _SEGMENT_SECONDS = 15.0  # most work that a killed run loses
 
 
 def embed_cached(
-    texts: list[str], encoder: Encoder, folder: str | os.PathLike, segment_rows: int = _SEGMENT_ROWS
+    texts: Sequence[str],
+    encoder: Encoder,
+    folder: str | os.PathLike,
+    segment_rows: int = _SEGMENT_ROWS,
+    out: str | os.PathLike | None = None,
 ) -> tuple[np.ndarray, int]:
     """The unit vectors of distinct `texts`, f16 [N, V], and how many of them the encoder had to compute.
 
     Known texts are read from `folder`; the others are embedded with a progress bar on stderr and written at
     once. Vectors are rounded to half precision before use, so a second run sees the same numbers.
     Where all texts are known, the encoder is not even asked for its `dim`, which may load a model.
+
+    In memory are 16 bytes of each text and of each that the folder holds, and the vectors; these are in the
+    file `out` instead, if it is given.
     """
     folder = Path(folder)
     keys = _text_keys(texts, encoder.identity)
-    segments = _read_known(keys, folder)
-    widths = {stored.shape[1] for _, stored in segments}
-    covered = len(np.unique(np.concatenate([[], *(rows for rows, _ in segments)]))) == len(texts)
-    dim = widths.pop() if covered and len(widths) == 1 else encoder.dim
-    vectors, known = np.zeros((len(texts), dim), np.float16), np.zeros(len(texts), bool)
-    for rows, stored in segments:
-        if stored.shape[1] == dim:  # others are of an encoder with this identity and another width
-            vectors[rows], known[rows] = stored, True
+    segments = _find_known(keys, folder)
+    widths = {segment.dim for segment in segments}
+    covered = np.zeros(len(texts), bool)
+    for segment in segments:
+        covered[segment.rows] = True
+    dim = widths.pop() if covered.all() and len(widths) == 1 else encoder.dim
+    known = np.zeros(len(texts), bool)
+    if out is None or not len(texts):
+        vectors = np.zeros((len(texts), dim), np.float16)
+    else:
+        vectors = np.memmap(out, np.float16, "w+", shape=(len(texts), dim))
+    for segment in segments:
+        if segment.dim != dim:  # of an encoder with this identity and another width
+            continue
+        with _readable(segment.path):
+            vectors[segment.rows], known[segment.rows] = _read_vectors(segment), True
     missing = np.flatnonzero(~known)
     if len(missing):
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,31 +88,32 @@ def _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows)
     with _progress() as progress:
         bar = progress.add_task("embedding", total=len(missing), rate="")
         try:
-            for batch, batch_vectors in encoder.encode_batches([texts[i] for i in missing]):
-                rows = missing[batch]
-                vectors[rows] = batch_vectors
-                waiting.append(rows)
-                finished += len(rows)
-                now = time.monotonic()
-                progress.update(
-                    bar, completed=finished, rate=f"{finished / (now - started + 1e-9):,.0f} texts/s"
-                )
-                if sum(map(len, waiting)) >= segment_rows or now - last_write > _SEGMENT_SECONDS:
-                    write()
-                    last_write = now
+            for start in range(0, len(missing), _AT_ONCE):
+                block = missing[start : start + _AT_ONCE]
+                for batch, batch_vectors in encoder.encode_batches([texts[i] for i in block]):
+                    rows = block[batch]
+                    vectors[rows] = batch_vectors
+                    waiting.append(rows)
+                    finished += len(rows)
+                    now = time.monotonic()
+                    rate = f"{finished / (now - started + 1e-9):,.0f} texts/s"
+                    progress.update(bar, completed=finished, rate=rate)
+                    if sum(map(len, waiting)) >= segment_rows or now - last_write > _SEGMENT_SECONDS:
+                        write()
+                        last_write = now
         finally:  # an interruption keeps the finished vectors
             if waiting:
                 write()
 
 
-def _text_keys(texts: list[str], identity: str) -> pa.Array:
+def _text_keys(texts: Sequence[str], identity: str) -> pa.Array:
     """One key a text, fixed_size_binary[16]."""
     seed = hashlib.blake2b(identity.encode(), digest_size=32).digest()
-    raw = b"".join(
-        hashlib.blake2b(t.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES, key=seed).digest()
-        for t in texts
-    )
-    return _binary(raw, _KEY_BYTES)
+    raw = bytearray()
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        raw += hashlib.blake2b(data, digest_size=_KEY_BYTES, key=seed).digest()
+    return _binary(bytes(raw), _KEY_BYTES)
 
 
 def _binary(raw: bytes | np.ndarray, width: int) -> pa.Array:
@@ -101,35 +121,61 @@ def _binary(raw: bytes | np.ndarray, width: int) -> pa.Array:
     return pa.Array.from_buffers(pa.binary(width), buffer.size // width, [None, buffer])
 
 
-def _read_known(keys: pa.Array, folder: Path) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each segment that has some of the keys: which they are, i64 [n], and their vectors f16 [n, V]."""
-    segments = []
+@dataclasses.dataclass(frozen=True)
+class _Segment:
+    """A file with some of the texts."""
+
+    path: Path
+    rows: np.ndarray  # i64 [n], which of the texts
+    here: np.ndarray  # i64 [n], where in the file each of them is
+    dim: int
+
+
+def _find_known(keys: pa.Array, folder: Path) -> list[_Segment]:
+    """The segments that have some of the keys. All their keys are looked up at once: to look up each
+    segment's alone would build the same table for each."""
+    paths, found, dims = [], [], []
     for path in sorted(folder.glob("*.parquet")):
-        try:
-            if segment := _read_segment(path, keys):
-                segments.append(segment)
-        except (pa.ArrowException, OSError, ValueError, KeyError) as error:
-            warnings.warn(
-                f"{path}: this part of the cache cannot be read and is ignored; its texts are embedded again "
-                f"(delete the file to end this warning): {error}",
-                stacklevel=3,
-            )
+        with _readable(path), pq.ParquetFile(path, page_checksum_verification=True) as file:
+            kind = file.schema_arrow.field("vector").type
+            if not pa.types.is_fixed_size_binary(kind) or kind.byte_width % _NUMBER_BYTES:
+                raise ValueError(f"vectors have type {kind}")
+            found.append(file.read(["key"])["key"].combine_chunks().cast(pa.binary(_KEY_BYTES)))
+            dims.append(kind.byte_width // _NUMBER_BYTES)
+            paths.append(path)
+    if not found:
+        return []
+    place = pc.index_in(pa.concat_arrays(found), value_set=keys)
+    segments, start = [], 0
+    for path, stored, dim in zip(paths, found, dims, strict=True):
+        part = place.slice(start, len(stored))
+        start += len(stored)
+        if part.null_count < len(part):  # else leave its vectors on disk
+            here = np.flatnonzero(np.asarray(part.is_valid()))
+            segments.append(_Segment(path, part.take(pa.array(here)).to_numpy(), here, dim))
     return segments
 
 
-def _read_segment(path: Path, keys: pa.Array) -> tuple[np.ndarray, np.ndarray] | None:
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        place = pc.index_in(file.read(["key"])["key"].combine_chunks(), value_set=keys)
-        if place.null_count == len(place):
-            return None  # no vector of these texts: leave them on disk
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Warn of a segment that cannot be read, and go on without it."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        warnings.warn(
+            f"{path}: this part of the cache cannot be read and is ignored; its texts are embedded again "
+            f"(delete the file to end this warning): {error}",
+            stacklevel=5,
+        )
+
+
+def _read_vectors(segment: _Segment) -> np.ndarray:
+    """f16 [n, V]."""
+    with pq.ParquetFile(segment.path, page_checksum_verification=True) as file:
         stored = file.read(["vector"])["vector"].combine_chunks()
-    if not pa.types.is_fixed_size_binary(stored.type) or stored.type.byte_width % _NUMBER_BYTES:
-        raise ValueError(f"vectors have type {stored.type}")
-    here = np.flatnonzero(np.asarray(place.is_valid()))
     size = stored.type.byte_width
     body = np.frombuffer(stored.buffers()[1], np.uint8)[stored.offset * size :][: len(stored) * size]
-    vectors = body.view(np.float16).reshape(-1, size // _NUMBER_BYTES)[here]
-    return place.take(pa.array(here)).to_numpy(), vectors
+    return body.view(np.float16).reshape(-1, segment.dim)[segment.here]
 
 
 def _write_segment(folder: Path, keys: pa.Array, vectors: np.ndarray) -> None:

@@ -3,47 +3,72 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+
+from dlrrec_torchrec.extract.strings import StringFile, Strings, distinct
+
+BLOCK = 4096  # documents whose vectors are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
     """D documents, P distinct pieces (sentences or captions).
 
-    texts: D strings or None. offsets i64 [D + 1], piece i64 [M]: document d has the pieces
-    piece[offsets[d] : offsets[d + 1]], in order. pieces: P strings. vectors: f16 [P, V], unit length.
+    texts: D strings or None. offsets i64 [D + 1], piece i32 [M]: document d has the pieces
+    piece[offsets[d] : offsets[d + 1]], in order. pieces: P strings. vectors: f16 [P, V], unit length, mapped
+    from a file where there are many.
     """
 
-    texts: list[str | None]
+    texts: Sequence[str | None]
     offsets: np.ndarray
     piece: np.ndarray
-    pieces: list[str]
+    pieces: Sequence[str]
     vectors: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.texts)
+        return len(self.offsets) - 1
 
     def pieces_of(self, documents: np.ndarray) -> np.ndarray:
-        """The pieces of some documents, one after the other, i64."""
-        if not len(documents):
-            return np.zeros(0, np.int64)
-        return np.concatenate([self.piece[self.offsets[d] : self.offsets[d + 1]] for d in documents])
+        """The pieces of some documents, one after the other, i32."""
+        return self.piece[spans(self.offsets, documents)]
 
-    def document_means(self, normalize: bool) -> np.ndarray:
-        """Mean of each document's piece vectors, f32 [D, V]; zeros where it has no piece."""
-        means = np.zeros((len(self), self.vectors.shape[1]), np.float32)
-        counts = np.diff(self.offsets)
-        for start in range(0, len(self), 4096):  # bounded memory
-            stop = min(start + 4096, len(self))
-            low, high = self.offsets[start], self.offsets[stop]
-            filled = np.flatnonzero(counts[start:stop]) + start
-            if len(filled):
-                gathered = self.vectors[self.piece[low:high]].astype(np.float32)
-                sums = np.add.reduceat(gathered, self.offsets[filled] - low)
-                means[filled] = sums / counts[filled, None]
+    def document_means(self, normalize: bool, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Mean of the piece vectors of each document from `start` to `stop`, f32 [n, V]; zeros where it has
+        no piece."""
+        stop = len(self) if stop is None else stop
+        means = np.zeros((stop - start, self.vectors.shape[1]), np.float32)
+        for first in range(start, stop, BLOCK):
+            offsets = self.offsets[first : min(first + BLOCK, stop) + 1]
+            means[first - start :][: len(offsets) - 1] = group_means(
+                self.vectors, self.piece[offsets[0] : offsets[-1]], np.diff(offsets)
+            )
         return unit(means) if normalize else means
+
+
+def group_means(vectors: np.ndarray, piece: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Mean vector f32 [G, V] of each group of pieces, zeros where a group is empty.
+
+    Args:
+        vectors: f16 [P, V]; piece: i32 [M], positions in them; counts: i64 [G], of each group's, in order.
+    """
+    means = np.zeros((len(counts), vectors.shape[1]), np.float32)
+    if len(filled := np.flatnonzero(counts)):
+        starts = (np.cumsum(counts) - counts)[filled]
+        means[filled] = np.add.reduceat(vectors[piece].astype(np.float32), starts) / counts[filled, None]
+    return means
+
+
+def spans(offsets: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Positions i64 of all that belongs to the documents, one after the other.
+
+    Args:
+        offsets: i64 [D + 1], of each document's first; documents: i64 [n].
+    """
+    first, counts = offsets[documents], offsets[documents + 1] - offsets[documents]
+    return np.repeat(first - (np.cumsum(counts) - counts), counts) + np.arange(counts.sum())
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -58,15 +83,35 @@ def offsets_of(lengths: Iterable[int]) -> np.ndarray:
 
 
 def build_corpora(
-    sources: Iterable[tuple[list[str | None], list[list[str]]]],
-    embed: Callable[[list[str]], np.ndarray],
+    sources: Iterable[tuple[Sequence[str | None], Iterable[list[list[str]]]]],
+    embed: Callable[[Strings, Path], np.ndarray],
+    scratch: Path,
 ) -> list[Corpus]:
-    """One Corpus for each source (its texts, their pieces), over shared pieces that are embedded together."""
-    code: dict[str, int] = {}
-    parts = []
-    for texts, documents in sources:
-        piece = np.fromiter((code.setdefault(p, len(code)) for d in documents for p in d), np.int64)
-        parts.append((texts, offsets_of(map(len, documents)), piece))
-    pieces = list(code)
-    vectors = embed(pieces)
-    return [Corpus(texts, offsets, piece, pieces, vectors) for texts, offsets, piece in parts]
+    """One Corpus for each source (its texts; their pieces, in batches of documents), over shared pieces that
+    are embedded together.
+
+    In memory are, of each document and piece, some numbers; the distinct pieces while they are found; strings
+    and vectors are files in the folder `scratch`, which must live as long as the corpora.
+    """
+    occurring, parts = StringFile(scratch / "occurring.arrow"), []
+    for texts, batches in sources:
+        lengths = [np.zeros(0, np.int64)]
+        for documents in batches:
+            lengths.append(np.fromiter(map(len, documents), np.int64, len(documents)))
+            occurring.write([piece for document in documents for piece in document])
+        parts.append((texts, offsets_of(np.concatenate(lengths))))
+    pieces, code = distinct(occurring.close(), scratch / "pieces.arrow")
+    (scratch / "occurring.arrow").unlink()
+    vectors = embed(pieces, scratch / "vectors")
+    corpora, start = [], 0
+    for texts, offsets in parts:
+        stop = start + int(offsets[-1])
+        corpora.append(Corpus(texts, offsets, code[start:stop], pieces, vectors))
+        start = stop
+    return corpora
+
+
+def in_batches(size: int, *columns: Sequence) -> Iterator[tuple[list, ...]]:
+    """Pieces of equal length of several lists, at most `size` long."""
+    for start in range(0, len(columns[0]), size):
+        yield tuple(column[start : start + size] for column in columns)

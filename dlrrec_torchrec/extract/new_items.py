@@ -12,6 +12,7 @@ from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, unit
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.providers.base import EntityReviews, Provider
 from dlrrec_torchrec.extract.sentences import split_sentences
+from dlrrec_torchrec.extract.strings import Strings
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.schema import with_vectors
@@ -22,22 +23,24 @@ SHOWN = (0, 1, 3)  # reviews that are known of an item
 def write_cold(
     split_dir: Path,
     out_dir: Path,
-    embed: Callable[[list[str]], np.ndarray],
+    embed: Callable[[Strings, Path], np.ndarray],
     captions: PictureWords,
     provider: Provider,
     metadata_of: Callable[[list[str]], list[dict]],
     categories_from_items: bool,
     slots: int,
+    scratch: Path,
 ) -> int:
     """Write `out_dir` (COLD_CONTENT) from split_dir/{cold,shown}; return the number of its rows.
 
     An item without a review's word on its categories has those of its metadata.
 
     Args:
-        embed: texts -> f16 [N, V].
+        embed: texts, file -> f16 [N, V].
         captions: (given captions, pictures) of documents -> their captions.
         metadata_of: ids -> what is known of each, as in ITEMS; {} where nothing is.
         categories_from_items: categories from the metadata alone; slots: of an item, at most.
+        scratch: a folder for the time of the call.
     """
     names = ["item_id", "text", "images", "captions"]
     items = sorted(set(read_table(split_dir / "cold", schema.SPLIT, ["item_id"])["item_id"].to_pylist()))
@@ -50,9 +53,11 @@ def write_cold(
         shown[name].to_pylist() + [known.get(name) for known in metadata]
         for name in ("text", "captions", "images")
     )
-    described = captions(given, images)
+    captions.look([(given, images)])
+    own = scratch / "cold"
+    own.mkdir()
     words, pictures = build_corpora(
-        [(texts, [split_sentences(text) for text in texts]), ([None] * len(texts), described)], embed
+        [(texts, [[split_sentences(text) for text in texts]]), ((), [captions(given, images)])], embed, own
     )
     of_item = [
         (code, number, np.array([*reviews[item][:number], shown.num_rows + code]))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -35,6 +36,7 @@ class Groups:
     Attributes:
         number: int64 [N], of each row's group; groups are (entity, fold) pairs in ascending order.
         entity, fold: int64 [G], of each group.
+        later: a row leaves out its entity's reviews of later folds too.
     """
 
     def __init__(self, entity: np.ndarray, fold: np.ndarray, later: bool = False):
@@ -43,7 +45,7 @@ class Groups:
             entity: int [N] codes of the training rows' entities; fold: int [N], 0 and more.
             later: a row leaves out its entity's reviews of later folds too.
         """
-        self._span, self._later = int(fold.max(initial=0)) + 1, later
+        self._span, self.later = int(fold.max(initial=0)) + 1, later
         self._keys, self.number = np.unique(entity.astype(np.int64) * self._span + fold, return_inverse=True)
         self.entity, self.fold = np.divmod(self._keys, self._span)
 
@@ -55,7 +57,7 @@ class Groups:
 
         In place. Sums are added, never subtracted, so exact ones stay exact.
         """
-        if not self._later:
+        if not self.later:
             return sums
         starts = np.flatnonzero(np.diff(self.entity, prepend=-1))
         sizes = np.diff(np.append(starts, len(self)))
@@ -69,7 +71,7 @@ class Groups:
         """The group int64 [n] that a row of `fold` would leave out of each entity; -1 for nothing."""
         key = codes.astype(np.int64) * self._span + fold
         at = np.minimum(np.searchsorted(self._keys, key), len(self) - 1)
-        same = self.entity[at] == codes if self._later else self._keys[at] == key
+        same = self.entity[at] == codes if self.later else self._keys[at] == key
         return np.where(same & (self._keys[at] >= key), at, -1)
 
 
@@ -153,8 +155,8 @@ class PooledVectors:
 
     What an entity's metadata says counts as one more review that no row leaves out.
 
-    Holds 8 V bytes for each entity, and as much for each group of `left_out`; the reviews' vectors stay on
-    disk.
+    Sums take 8 V bytes for each entity, and as much for each group of `left_out` with more than one review;
+    with `scratch` they are in files, as the reviews' vectors are.
     """
 
     def __init__(
@@ -164,6 +166,7 @@ class PooledVectors:
         num_entities: int,
         left_out: Groups | None,
         metadata: np.ndarray | None = None,
+        scratch: Path | None = None,
     ):
         """Sum up the vectors of each entity.
 
@@ -172,41 +175,58 @@ class PooledVectors:
             entity: int [N], codes of the rows' entities, below `num_entities`.
             left_out: see the module.
             metadata: float16 [E, V], the entities' own vectors, zeros for none.
+            scratch: what the names of the files with the sums begin with; they must live as long.
 
         Raises DataError where vectors are too large to be summed exactly.
         """
         self._reviews, self._entity, self._left_out = reviews, entity, left_out
-        self._sums = np.zeros((num_entities, reviews.shape[1]))
+        dim = reviews.shape[1]
+        self._sums = _zeros(num_entities, dim, scratch, "sums")
         bound = _add_by_group(self._sums, reviews, entity)
         if metadata is not None:
             bound += _add_by_group(self._sums, metadata, np.arange(num_entities))
         if bound >= EXACT_STEPS * VECTOR_STEP:
             raise DataError(f"content: vectors whose sums may reach {bound:g} are too large to sum exactly")
         if left_out is not None:
-            self._left_out_sums = np.zeros((len(left_out), reviews.shape[1]))
-            _add_by_group(self._left_out_sums, reviews, left_out.number)
+            # The sum of a group of one is the review itself: most users have such groups alone.
+            several = np.bincount(left_out.number, minlength=len(left_out)) > 1
+            if left_out.later:
+                several[:] = True
+            self._place = np.where(several, np.cumsum(several) - 1, -1)  # of each group among the sums
+            self._single = np.empty(len(left_out), np.int64)  # row of a group of one
+            self._single[left_out.number] = np.arange(len(entity))
+            self._left_out_sums = _zeros(int(several.sum()), dim, scratch, "left-out")
+            _add_by_group(self._left_out_sums, reviews, self._place[left_out.number])
             left_out.left_out(self._left_out_sums)
 
     def of_rows(self, rows: np.ndarray) -> np.ndarray:
-        total = self._sums[self._entity[rows]]
+        total = np.asarray(self._sums[self._entity[rows]])
         if self._left_out is None:
             total -= self._reviews[rows]
         else:
-            total -= self._left_out_sums[self._left_out.number[rows]]
+            self._subtract(total, self._left_out.number[rows])
         return _unit(total)
 
+    def _subtract(self, total: np.ndarray, group: np.ndarray) -> None:
+        """Take a group i64 [n] (-1: none) from each of the sums float64 [n, V]."""
+        place = np.where(group < 0, -1, self._place[group])
+        summed, single = place >= 0, (group >= 0) & (place < 0)
+        total[summed] -= self._left_out_sums[place[summed]]
+        total[single] -= self._reviews[self._single[group[single]]]
+
     def of_entities(self, codes: np.ndarray) -> np.ndarray:
-        return _unit(self._sums[codes])
+        return _unit(np.asarray(self._sums[codes]))
 
     def as_seen_by(self, fold: int, codes: np.ndarray) -> np.ndarray:
         if self._left_out is None:
             raise ValueError("rows that leave out their own review alone see no entity alike")
-        total, group = self._sums[codes], self._left_out.of_fold(codes, fold)
-        total[group >= 0] -= self._left_out_sums[group[group >= 0]]
+        total = np.asarray(self._sums[codes])
+        self._subtract(total, self._left_out.of_fold(codes, fold))
         return _unit(total)
 
     def number(self) -> int:
-        return int(self._sums.any(axis=1).sum())
+        chunks = range(0, len(self._sums), CHUNK_ROWS)
+        return sum(int(self._sums[k : k + CHUNK_ROWS].any(axis=1).sum()) for k in chunks)
 
 
 class StoredVectors:
@@ -246,16 +266,29 @@ class StoredVectors:
 
 
 def _add_by_group(sums: np.ndarray, vectors: np.ndarray, group: np.ndarray) -> float:
-    """Add float16 `vectors` to float64 `sums` [groups, V]; return what no sum can have exceeded."""
+    """Add float16 `vectors` to float64 `sums` [groups, V]; return what no sum can have exceeded.
+
+    `group`: int [N], of each vector; -1: none.
+    """
     largest = 0.0
     for start in range(0, len(group), CHUNK_ROWS):
         numbers = group[start : start + CHUNK_ROWS]
         order = np.argsort(numbers, kind="stable")
+        order = order[np.searchsorted(numbers[order], 0) :]
+        if not len(order):
+            continue
         chunk = vectors[start : start + CHUNK_ROWS][order].astype(np.float64)
         groups, first = np.unique(numbers[order], return_index=True)
         sums[groups] += np.add.reduceat(chunk, first, axis=0)
         largest = max(largest, float(np.abs(chunk).max()))
-    return largest * int(np.bincount(group).max(initial=0))
+    return largest * int(np.bincount(group[group >= 0]).max(initial=0))
+
+
+def _zeros(rows: int, dim: int, scratch: Path | None, name: str) -> np.ndarray:
+    """float64 [rows, dim], in a file if there is a name for it."""
+    if scratch is None or not rows:
+        return np.zeros((rows, dim))
+    return np.memmap(f"{scratch}-{name}", np.float64, "w+", shape=(rows, dim))
 
 
 def _unit(total: np.ndarray) -> np.ndarray:

@@ -102,8 +102,8 @@ def join_sides(
     review_text = review_vectors("text") if text == "mean" else None
     text_source = "reviews" if text == "mean" else "summary"
     contents = {
-        "user": read_table(content_dir / "users", USER_CONTENT),
-        "item": read_table(content_dir / "items", ITEM_CONTENT),
+        side: read_table(content_dir / f"{side}s", kind, [n for n in kind.names if n != "summary"])
+        for side, kind in (("user", USER_CONTENT), ("item", ITEM_CONTENT))
     }
     vocabulary = category_vocabulary(
         contents["item"]["categories"], contents["item"]["fold"].to_numpy() == -1, category_types
@@ -123,7 +123,9 @@ def join_sides(
         left_out = None if statistics == "row" else groups
         if text == "mean":
             metadata = metadata_vectors("text") if side == "item" else None
-            text_vectors = PooledVectors(review_text, entity, len(ids), left_out, metadata)
+            text_vectors = PooledVectors(
+                review_text, entity, len(ids), left_out, metadata, scratch / f"{side}-text"
+            )
         else:
             stored = map_vectors(folder, "text_vector", dims["text"], scratch / f"{side}-text")
             text_vectors = StoredVectors(stored, by_row, by_entity, by_fold)
@@ -141,7 +143,12 @@ def join_sides(
             named = modality("item_image", dims["image"], source="captions", encoder=encoder, flag="extract")
             modalities.append(named)
             vectors[named.name] = PooledVectors(
-                review_vectors("image"), entity, len(ids), left_out, metadata_vectors("image")
+                review_vectors("image"),
+                entity,
+                len(ids),
+                left_out,
+                metadata_vectors("image"),
+                scratch / "item-image",
             )
             labels = ItemLabels(
                 price=_price_codes(folder, content["price_tag"]),

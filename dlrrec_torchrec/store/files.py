@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,27 @@ def read_table(
     return packed.unpack(table.cast(stored)).cast(selected)
 
 
+def read_batches(
+    folder: str | os.PathLike, schema: pa.Schema, columns: list[str], rows: int = 1 << 15
+) -> Iterator[pa.Table]:
+    """Columns of a folder of parts, at most `rows` rows at a time, in their order and in the schema's types.
+
+    They must not be packed. Raises DataError as `read_table` does.
+    """
+    selected = pa.schema([schema.field(column) for column in columns])
+    for part in part_files(folder):
+        try:
+            with pq.ParquetFile(part) as file:
+                check_schema(file.schema_arrow, selected, part)
+                for batch in file.iter_batches(rows, columns=columns):
+                    yield pa.Table.from_batches([batch]).select(columns).cast(selected)
+        except (OSError, pa.ArrowInvalid) as error:
+            reason = str(error).splitlines()[0]
+            raise DataError(
+                f"{part}: damaged Parquet file ({reason}); run the stage that writes this folder again"
+            ) from None
+
+
 def _damaged(parts: list[Path], stored: pa.Schema) -> Path:
     """The first part that cannot be read."""
     for part in parts[:-1]:
@@ -107,6 +129,27 @@ def write_table(
         path = folder / f"part-{number:05d}.parquet"
         pq.write_table(stored.slice(start, rows_per_part), path, **parquet_options(stored.schema))
     return table.num_rows
+
+
+def write_tables(
+    tables: Iterable[pa.Table], schema: pa.Schema, folder: str | os.PathLike, rows_per_part: int = 1 << 20
+) -> int:
+    """Write tables of `schema` one after the other, as `write_table` does a whole one; return their rows."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    stored, written, number = packed.stored_schema(schema), 0, 0
+    tables = iter(tables)
+    following = next(tables, schema.empty_table())
+    while following is not None:
+        path, here = folder / f"part-{number:05d}.parquet", 0
+        with pq.ParquetWriter(path, stored, **parquet_options(stored)) as writer:
+            while following is not None and here < rows_per_part:
+                writer.write_table(packed.pack(following.cast(schema)))
+                here += following.num_rows
+                following = next(tables, None)
+        written += here
+        number += 1
+    return written
 
 
 def parquet_options(stored: pa.Schema) -> dict[str, Any]:

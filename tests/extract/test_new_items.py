@@ -20,7 +20,7 @@ TEXTS = {
 METADATA = {"a": {"text": "A sushi bar."}, "c": {"categories": ["Thai"]}}
 
 
-def embed(texts):
+def embed(texts, path):
     return np.array([vector(text) for text in texts], np.float16).reshape(-1, 384)
 
 
@@ -36,7 +36,9 @@ def content(tmp_path, name, test_text, from_items=False):
     known = lambda items: [METADATA.get(item, {}) for item in items]  # noqa: E731
     out = tmp_path / name / "out"
     captions = PictureWords(PicturesConfig(), None, None, tmp_path)
-    assert write_cold(tmp_path / name, out, embed, captions, OfflineProvider(), known, from_items, 11) == 9
+    (scratch := tmp_path / name / "scratch").mkdir()
+    settings = (OfflineProvider(), known, from_items, 11, scratch)
+    assert write_cold(tmp_path / name, out, embed, captions, *settings) == 9
     kind = with_vectors(schema.COLD_CONTENT, {"text_vector": 384, "image_vector": 384})
     return {(row["id"], row["shown"]): row for row in read_table(out, kind).to_pylist()}
 

@@ -126,7 +126,7 @@ def estimate(
     return Estimate(
         len(given.ids["user"]),
         len(given.ids["item"]),
-        given.table.num_rows,
+        len(given),
         amounts,
         known_prices(llm),
         llm,
@@ -146,7 +146,7 @@ def _exact(given: TrainingReviews) -> Iterator[EntityReviews]:
             if fold >= 0:
                 documents = given.documents(side, entity, rows)
                 known = None if times is None else times[documents]
-                yield EntityReviews(given.ids[side][entity], side, fold, documents, corpus, known)
+                yield EntityReviews(given.ids[side][entity].as_py(), side, fold, documents, corpus, known)
 
 
 def _amount(entity: EntityReviews, questions: Questions, store: AnswerStore | None) -> Amount:

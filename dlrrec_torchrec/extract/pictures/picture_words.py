@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -58,19 +59,32 @@ class PictureWords:
         self._found: dict[str, Captioned] = {}
         self._without = 0  # documents with pictures that nobody describes
 
+    def look(self, batches: Iterable[tuple[list[Listed], list[Listed]]]) -> None:
+        """Let the captioner describe the pictures of documents that are to come.
+
+        Args:
+            batches: arguments of calls.
+
+        Raises DataError where none of the pictures can be read.
+        """
+        if self._captioner is None:
+            return
+        sources: dict[str, None] = {}
+        for batch in batches:
+            for document in zip(*batch, strict=True):
+                sources |= dict.fromkeys(_undescribed(*document))
+        if sources:
+            self._describe(list(sources))
+
     def __call__(self, captions: list[Listed], pictures: list[Listed]) -> list[list[str]]:
-        """The captions of each document that say anything.
+        """The captions of each document that say anything; `look` has seen them.
 
         Args:
             captions: as given, one a picture, "" where it has none; pictures: paths or links.
-
-        Raises DataError where none of the pictures can be read.
         """
         missing = [_undescribed(*document) for document in zip(captions, pictures, strict=True)]
         if self._captioner is None:
             self._without += sum(map(bool, missing))
-        elif sources := [source for document in missing for source in document]:
-            self._describe(sources)
         return [
             [text for text in map(clean_caption, given or []) if text]
             + [found.caption for source in more if (found := self._found.get(source)) and found.caption]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
-from dlrrec_torchrec.extract.corpus import Corpus
+from dlrrec_torchrec.extract.corpus import BLOCK, Corpus, offsets_of, spans
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews
 from dlrrec_torchrec.extract.rules import lexicon, price, summarize, taste
 from dlrrec_torchrec.extract.rules.categories import TypeMatcher, rank_types
@@ -45,15 +45,15 @@ class OfflineWriter:
         types = category_types()
         self.corpus, self.summary_sentences, self.types = corpus, summary_sentences, types
         matcher = TypeMatcher(types)
-        of_whom = np.asarray([taste.of_whom(piece) for piece in corpus.pieces], np.int8)
-        self._mentions = matcher.evidence(self._texts(of_whom == taste.PLACE))
-        self._likes, self._avoids = (
-            _Sparse(matcher, self._texts(of_whom == whom)) for whom in (taste.LIKED, taste.AVOIDED)
+        of_whom = _of_pieces(corpus, taste.of_whom, np.int8)
+        self._mentions, self._likes, self._avoids = (
+            SparseEvidence(matcher.evidence(texts) for texts in _texts(corpus, of_whom == whom))
+            for whom in (taste.PLACE, taste.LIKED, taste.AVOIDED)
         )
-        self._price = price.price_evidence(corpus.texts)
+        self._price = SparseEvidence(price.price_evidence(texts) for texts in _in_batches(corpus.texts))
         self._has_words = np.diff(corpus.offsets) > 0
         self._prevalence = prevalence()
-        words = np.asarray([piece.count(" ") + 1 for piece in corpus.pieces], np.float32)
+        words = _of_pieces(corpus, lambda piece: piece.count(" ") + 1, np.float32)
         self._weights = np.minimum(words / _TELLING_WORDS, 1.0) ** 0.5
 
     def describe(self, entities: Iterable[EntityReviews]) -> Iterator[Content]:
@@ -72,7 +72,7 @@ class OfflineWriter:
                 own = entity.documents[-1:]
                 yield Content(
                     self._summary(documents),
-                    price.price_tag(self._price[documents].sum(axis=0)),
+                    price.price_tag(self._price.total(documents)),
                     self._categories(documents, own[self._has_words[own]]),
                 )
 
@@ -84,7 +84,7 @@ class OfflineWriter:
     def _categories(self, documents: np.ndarray, own: np.ndarray) -> tuple[str, ...]:
         """Of an item by documents, of which `own` (one or none) is its own words."""
         more = _OWN_WORDS - 1
-        mentions = self._mentions[documents].sum(axis=0) + more * self._mentions[own].sum(axis=0)
+        mentions = self._mentions.total(documents) + more * self._mentions.total(own)
         number = len(documents) + more * len(own)
         return tuple(self.types[t] for t in rank_types(mentions, number, self._prevalence))
 
@@ -93,28 +93,49 @@ class OfflineWriter:
         order = np.argsort(-total, kind="stable")
         return tuple(self.types[t] for t in order[total[order] > 0])
 
-    def _texts(self, chosen: np.ndarray) -> list[str]:
-        """What the chosen pieces, bool [P], say in each document."""
-        pieces, corpus = self.corpus.pieces, self.corpus
-        return [
-            "\n".join(pieces[p] for p in corpus.piece[start:stop] if chosen[p])
-            for start, stop in itertools.pairwise(corpus.offsets)
-        ]
 
+class SparseEvidence:
+    """What documents say of T things, of which each mentions few."""
 
-class _Sparse:
-    """Evidence of documents of which few have any."""
-
-    def __init__(self, matcher: TypeMatcher, texts: list[str]):
-        filled = [d for d, text in enumerate(texts) if text]
-        self._row = np.full(len(texts), -1)
-        self._row[filled] = np.arange(len(filled))
-        self._evidence = matcher.evidence([texts[d] for d in filled])
+    def __init__(self, batches: Iterable[np.ndarray]):
+        """`batches`: f32 [n, T], of the documents in order."""
+        counts, things, values, self._things = [np.zeros(0, np.int64)], [], [], 0
+        for evidence in batches:
+            row, thing = np.nonzero(evidence)
+            counts.append(np.bincount(row, minlength=len(evidence)))
+            things.append(thing.astype(np.uint8 if evidence.shape[1] < 256 else np.int32))
+            values.append(evidence[row, thing])
+            self._things = evidence.shape[1]
+        self._offsets = offsets_of(np.concatenate(counts))
+        self._thing = np.concatenate(things or [np.zeros(0, np.uint8)])
+        self._value = np.concatenate(values or [np.zeros(0, np.float32)])
 
     def total(self, documents: np.ndarray) -> np.ndarray:
-        """Summed evidence of documents i64 [n], f32 [types]."""
-        rows = self._row[documents]
-        return self._evidence[rows[rows >= 0]].sum(axis=0)
+        """Summed evidence of documents i64 [n], f32 [T]; added in their order."""
+        total, place = np.zeros(self._things, np.float32), spans(self._offsets, documents)
+        np.add.at(total, self._thing[place], self._value[place])
+        return total
+
+
+def _texts(corpus: Corpus, chosen: np.ndarray) -> Iterator[list[str]]:
+    """What the chosen pieces, bool [P], say in each document, in batches of documents."""
+    for start in range(0, len(corpus), BLOCK):
+        texts = []
+        for first, last in itertools.pairwise(corpus.offsets[start : start + BLOCK + 1].tolist()):
+            piece = corpus.piece[first:last]
+            texts.append("\n".join(corpus.pieces[p] for p in piece[chosen[piece]]))
+        yield texts
+
+
+def _in_batches(texts: Sequence[str | None]) -> Iterator[list[str | None]]:
+    texts = iter(texts)
+    while batch := list(itertools.islice(texts, BLOCK)):
+        yield batch
+
+
+def _of_pieces(corpus: Corpus, value: Callable[[str], int], kind: type) -> np.ndarray:
+    """A number of each piece, [P]."""
+    return np.fromiter(map(value, corpus.pieces), kind, len(corpus.pieces))
 
 
 def prevalence() -> np.ndarray:
