@@ -21,7 +21,7 @@ from torchx import specs
 from torchx.specs import macros
 
 IMAGE = "dlrrec-torchrec:latest"
-BENCHMARKS = ("embeddings", "train", "loader", "features", "encode")
+BENCHMARKS = ("embeddings", "train", "loader", "features", "stages", "encode")
 
 # Nodes with 8 GPUs as clouds and clusters have them. The requests fit the smallest of each kind, so one name
 # finds a node anywhere: of H100, for instance, AWS p5, Azure ND H100 v5 or Google a3-highgpu-8g. TorchX

@@ -7,6 +7,7 @@ import difflib
 import itertools
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.config import ExtractConfig, option
@@ -158,6 +159,24 @@ class FeaturesCase:
         check_fields(self)
         if not self.rows:
             raise DataError("--rows: give numbers, 100 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class StagesCase:
+    """Reviews of the made-up world that go through the stages before training. Every field is a flag."""
+
+    rows: list = option([20_000, 200_000], "reviews; one measurement for each number", least=1000)
+    folder: str = option(
+        "", "existing folder for worlds and what is made of them (default: temporary)"
+    )
+    seed: int = option(0, "seed of the worlds", least=0)
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.rows:
+            raise DataError("--rows: give numbers, 1000 or more")
+        if self.folder and not Path(self.folder).is_dir():
+            raise DataError(f"--folder {self.folder}: there is no such folder")
 
 
 @dataclasses.dataclass(frozen=True)

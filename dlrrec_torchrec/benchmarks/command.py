@@ -14,6 +14,7 @@ from dlrrec_torchrec.benchmarks.cases import (
     EncodeCase,
     FeaturesCase,
     LoaderCase,
+    StagesCase,
     TrainCase,
     parse_sweeps,
     product,
@@ -55,6 +56,13 @@ FEATURES_LEGEND = (
     "fit: once on all rows. columns: the features of as many pairs. prepare: as many fits as folds and one\n"
     "more, and the columns once. 1 user: against all items, as serving does."
 )
+STAGES_NOTE = """The encoder makes vectors from a hash of each text, so the time of encoding is not in it."""
+STAGES_EXAMPLE = """dlrrec bench stages
+dlrrec bench stages --rows 200000 2000000 --folder /scratch"""
+STAGES_LEGEND = (
+    "peak: memory of the stage's process alone, without files that it maps. by size: slope of the logarithm\n"
+    "by log reviews, smallest to largest; 1 grows with the reviews."
+)
 ENCODE_EXAMPLE = """dlrrec bench encode
 dlrrec bench encode --sentences 1000 --batch-tokens 4096 --processes 1"""
 ENCODE_LEGEND = (
@@ -82,6 +90,8 @@ def add_bench(commands: Any) -> None:
     _add(parts, "loader", LoaderCase, line, LOADER_EXAMPLE, _loader, LOADER_NOTE)
     line = "affinity features: rows per second, memory, and how both grow with the rows"
     _add(parts, "features", FeaturesCase, line, FEATURES_EXAMPLE, _features, FEATURES_NOTE)
+    line = "seconds and memory of split, extract, swing and prepare, and how both grow with the reviews"
+    _add(parts, "stages", StagesCase, line, STAGES_EXAMPLE, _stages, STAGES_NOTE)
     line = "sentences to vectors, against sentence-transformers as it comes"
     _add(parts, "encode", EncodeCase, line, ENCODE_EXAMPLE, _encode)
 
@@ -124,6 +134,19 @@ def _features(arguments: argparse.Namespace) -> int:
     if report["slope"] is not None:
         shown.append(f"slope of log seconds by log rows, smallest to largest: {report['slope']:.2f}")
     _publish(report, out / "features.json", arguments.json, [*shown, FEATURES_LEGEND])
+    return 0
+
+
+def _stages(arguments: argparse.Namespace) -> int:
+    case, out = StagesCase(**given_settings(arguments)), Path(arguments.out)
+    from dlrrec_torchrec.benchmarks.format import align
+    from dlrrec_torchrec.benchmarks.machine import describe_machine
+    from dlrrec_torchrec.benchmarks.stages import format_stages, run
+
+    _make_folder(out)
+    report = {"benchmark": "stages", "machine": describe_machine()}
+    report |= run(case, say=_progress)
+    _publish(report, out / "stages.json", arguments.json, [align(format_stages(report)), STAGES_LEGEND])
     return 0
 
 

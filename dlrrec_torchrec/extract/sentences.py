@@ -72,7 +72,8 @@ def clean_caption(caption: str | None) -> str:
 
 def _split_line(line: str) -> list[str]:
     pieces, start = [], 0
-    last_word = max((match.start() for match in _WORD.finditer(line)), default=-1)
+    behind = _WORD.search(line[::-1])
+    last_word = len(line) - 1 - behind.start() if behind else -1
     for match in _END.finditer(line):
         if match.end() > start and match.end() <= last_word and _ends_here(line, match):
             pieces.append(line[start : match.end()].strip())

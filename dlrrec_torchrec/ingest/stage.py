@@ -57,7 +57,7 @@ def ingest(config: IngestConfig, reviews_dir: str | Path, items_dir: str | Path)
         return previous
     with stage_output(manifest, reviews_dir) as folder:
         if source is None:
-            _write_world(config.size, config.seed, folder, items_dir, manifest, items_manifest)
+            write_synthetic(config.size, config.seed, folder, items_dir, manifest, items_manifest)
             return manifest
         with Bar(transient=True) as progress:
             if source.items:
@@ -87,10 +87,16 @@ def _open(config: IngestConfig) -> Source | None:
     return openers[config.source](config.reviews, config.items, config.test)
 
 
-def _write_world(
-    size: str, seed: int, folder: Path, items_dir: Path, manifest: Manifest, items_manifest: Manifest
+def write_synthetic(
+    size: str | tuple[int, int, int],
+    seed: int,
+    folder: Path,
+    items_dir: Path,
+    manifest: Manifest,
+    items_manifest: Manifest,
 ) -> None:
-    """Write the synthetic world; its pictures and true probabilities are in the folder of the reviews."""
+    """Write the synthetic world, and what both manifests say of it; its pictures and true probabilities are
+    in `folder`, that of the reviews."""
     from dlrrec_torchrec.ingest.synthetic.write import write_world
 
     reviews, items, world = write_world(size, seed, folder)

@@ -94,13 +94,16 @@ class Law:
         return Law(**{n: v for n, v in values.items() if n != "item_id"}), values["item_id"].tolist()
 
 
-def make_world(size: str, seed: int) -> World:
-    """The world of a size and a seed. Raises DataError for an unknown size or a negative seed."""
-    if size not in SIZES:
+def make_world(size: str | tuple[int, int, int], seed: int) -> World:
+    """The world of a size, or of numbers of reviews, users and items, and a seed.
+
+    Raises DataError for an unknown size or a negative seed.
+    """
+    if isinstance(size, str) and size not in SIZES:
         raise DataError(f"ingest.size: {size!r} is not one of {', '.join(SIZES)}")
     if seed < 0:
         raise DataError(f"ingest.seed: {seed} must be at least 0")
-    reviews, users, items = SIZES[size]
+    reviews, users, items = SIZES[size] if isinstance(size, str) else size
     rng = np.random.default_rng(seed)
     type_family = _type_families()
 

@@ -26,8 +26,11 @@ TRUTH = pa.schema(
 LAW = "law.npz"
 
 
-def write_world(size: str, seed: int, folder: str | Path) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
-    """Make the world of a size ("tiny", "small" or "paper") and a seed; equal arguments give equal worlds.
+def write_world(
+    size: str | tuple[int, int, int], seed: int, folder: str | Path
+) -> tuple[pa.Table, pa.Table, dict[str, Any]]:
+    """Make the world of a size ("tiny", "small", "paper", or numbers of reviews, users and items) and a seed;
+    equal arguments give equal worlds.
 
     Writes the photos to `folder`/pictures and each review's true probability of a positive label to
     `folder`/truth.parquet (TRUTH; rows as the reviews). `folder`/law.npz has what the probabilities are
