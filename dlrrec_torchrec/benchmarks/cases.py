@@ -166,9 +166,7 @@ class StagesCase:
     """Reviews of the made-up world that go through the stages before training. Every field is a flag."""
 
     rows: list = option([20_000, 200_000], "reviews; one measurement for each number", least=1000)
-    folder: str = option(
-        "", "existing folder for worlds and what is made of them (default: temporary)"
-    )
+    folder: str = option("", "existing folder for worlds and what is made of them (default: temporary)")
     seed: int = option(0, "seed of the worlds", least=0)
 
     def __post_init__(self) -> None:

@@ -68,10 +68,11 @@ def run(case: StagesCase, say: Callable[[str], Any] = lambda line: None) -> dict
                 seconds, peak = _in_process(_stage, stage, folder)
                 result = {"rows": rows, "stage": stage, "seconds": seconds, "peak_mib": peak}
                 results.append(result | {"rows_per_second": rows / seconds})
-    return {"case": dataclasses.asdict(case), "results": results, "slopes": _slopes(results)}
+    return {"case": dataclasses.asdict(case), "results": results, "slopes": growth(results)}
 
 
-def _slopes(results: list[dict[str, Any]]) -> dict[str, dict[str, float]] | None:
+def growth(results: list[dict[str, Any]]) -> dict[str, dict[str, float]] | None:
+    """The slopes of `run`."""
     first, last = results[0]["rows"], results[-1]["rows"]
     if first == last:
         return None

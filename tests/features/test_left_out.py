@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.tree import DecisionTreeClassifier
 
@@ -58,3 +61,36 @@ def test_sums_that_could_round_are_refused():
     reviews = np.full((2**14, 1), 65504, np.float16).repeat(384, axis=1)
     with pytest.raises(DataError, match="too large to sum exactly"):
         PooledVectors(reviews, np.zeros(2**14, np.int64), 1, None)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_pooled_vectors_are_those_of_the_reviews_that_a_row_may_see(seed, later):
+    """Against plain loops; groups of one review and of several, with sums in files and in memory."""
+    rng = np.random.default_rng(seed)
+    rows, entities, folds = 14, 5, 3
+    entity, fold = rng.integers(0, entities - 1, rows), rng.integers(0, folds, rows)
+    reviews = (rng.standard_normal((rows, 4)) * (rng.random((rows, 1)) < 0.8)).astype(np.float16)
+    own = rng.standard_normal((entities, 4)).astype(np.float16)
+
+    def direction(chosen, code):
+        total = reviews[chosen].astype(np.float64).sum(axis=0) + own[code].astype(np.float64)
+        norm = np.linalg.norm(total)
+        return (total / norm if norm else total).astype(np.float16)
+
+    def seen(code, k):
+        return (entity == code) & ((fold < k) if later else (fold != k))
+
+    with tempfile.TemporaryDirectory() as folder:
+        for scratch in (None, Path(folder, "sums")):
+            groups = Groups(entity, fold, later)
+            pooled = PooledVectors(reviews, entity, entities, groups, own, scratch)
+            for row, vector in enumerate(pooled.of_rows(np.arange(rows))):
+                expected = direction(seen(entity[row], fold[row]), entity[row])
+                np.testing.assert_array_equal(vector, expected)
+            for k in range(folds):
+                for code, vector in enumerate(pooled.as_seen_by(k, np.arange(entities))):
+                    np.testing.assert_array_equal(vector, direction(seen(code, k), code))
+            for code, vector in enumerate(pooled.of_entities(np.arange(entities))):
+                np.testing.assert_array_equal(vector, direction(entity == code, code))
+            assert pooled.number() == entities

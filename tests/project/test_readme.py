@@ -37,7 +37,7 @@ SMALL_BENCH = {
     "train": "--batch 64 --steps 1 --warmup 1 --rounds 1 --users 600 --items 400".split(),
     "loader": "--rows 3000 --rounds 1".split(),
     "features": "--rows 400 800 --items 40".split(),
-    "stages": "--rows 1000 2000".split(),
+    "stages": "--rows 1000".split(),
     "encode": "--sentences 40 --rounds 1 --processes 2".split(),
 }
 

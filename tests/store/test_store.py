@@ -8,7 +8,7 @@ import pytest
 
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.files import part_files, read_table, write_table
+from dlrrec_torchrec.store.files import part_files, read_batches, read_table, write_table, write_tables
 from dlrrec_torchrec.store.folders import atomic_folder
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, stage_output
 
@@ -31,6 +31,33 @@ def test_tables_round_trip_in_parts(tmp_path):
 def test_an_empty_table_is_a_file_too(tmp_path):
     write_table(schema.NEIGHBORS.empty_table(), tmp_path)
     assert read_table(tmp_path, schema.NEIGHBORS).num_rows == 0
+
+
+def test_tables_are_written_and_read_a_few_rows_at_a_time(tmp_path):
+    rows = [
+        pa.table({"id": [f"{n}", "x"], "neighbors": [[], ["b"]], "scores": [[], [1.0]]}) for n in range(5)
+    ]
+    rows = [table.cast(schema.NEIGHBORS) for table in rows]
+    assert write_tables(iter(rows), schema.NEIGHBORS, tmp_path, rows_per_part=4) == 10
+    assert [pq.read_metadata(part).num_rows for part in part_files(tmp_path)] == [4, 4, 2]
+    assert read_table(tmp_path, schema.NEIGHBORS).equals(pa.concat_tables(rows).combine_chunks())
+    batches = list(read_batches(tmp_path, schema.NEIGHBORS, ["scores", "id"], rows=3))
+    assert [batch.num_rows for batch in batches] == [3, 1, 3, 1, 2]
+    assert batches[0].column_names == ["scores", "id"]
+    assert pa.concat_tables(batches)["id"].to_pylist() == pa.concat_tables(rows)["id"].to_pylist()
+    assert write_tables([], schema.NEIGHBORS, tmp_path / "empty") == 0
+    assert read_table(tmp_path / "empty", schema.NEIGHBORS).num_rows == 0
+
+
+def test_batches_name_a_wrong_or_damaged_part(tmp_path):
+    kind = pa.schema([("id", pa.int32())])
+    write_table(pa.table({"id": [1]}).cast(kind), tmp_path)
+    with pytest.raises(DataError, match=r"part-00000.parquet: column 'id' has type int32, expected string"):
+        list(read_batches(tmp_path, schema.NEIGHBORS, ["id"]))
+    part = tmp_path / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:-6])
+    with pytest.raises(DataError, match=r"part-00000.parquet: damaged Parquet file"):
+        list(read_batches(tmp_path, schema.NEIGHBORS, ["id"]))
 
 
 @pytest.mark.parametrize(
