@@ -11,6 +11,7 @@ import numpy as np
 from dlrrec_torchrec.extract.strings import StringFile, Strings, distinct
 
 BLOCK = 4096  # documents whose vectors are in memory at a time
+GATHERED = 16384  # vectors of pieces that are in memory at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,17 +49,25 @@ class Corpus:
         return unit(means) if normalize else means
 
 
-def group_means(vectors: np.ndarray, piece: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def group_means(
+    vectors: np.ndarray, piece: np.ndarray, counts: np.ndarray, at_once: int = GATHERED
+) -> np.ndarray:
     """Mean vector f32 [G, V] of each group of pieces, zeros where a group is empty.
 
     Args:
         vectors: f16 [P, V]; piece: i32 [M], positions in them; counts: i64 [G], of each group's, in order.
+        at_once: vectors that are gathered at a time.
     """
-    means = np.zeros((len(counts), vectors.shape[1]), np.float32)
-    if len(filled := np.flatnonzero(counts)):
-        starts = (np.cumsum(counts) - counts)[filled]
-        means[filled] = np.add.reduceat(vectors[piece].astype(np.float32), starts) / counts[filled, None]
-    return means
+    sums = np.zeros((len(counts), vectors.shape[1]), np.float32)
+    group = np.repeat(np.arange(len(counts)), counts)
+    for start in range(0, len(piece), at_once):
+        numbers = group[start : start + at_once]
+        gathered = vectors[piece[start : start + at_once]].astype(np.float32)
+        if len(numbers) and start and numbers[0] == group[start - 1]:
+            gathered[0] += sums[numbers[0]]  # goes on with the group, in the same order of additions
+        first = np.flatnonzero(np.diff(numbers, prepend=-1))
+        sums[numbers[first]] = np.add.reduceat(gathered, first)
+    return np.divide(sums, counts[:, None], out=sums, where=counts[:, None] > 0)
 
 
 def spans(offsets: np.ndarray, documents: np.ndarray) -> np.ndarray:

@@ -87,6 +87,21 @@ def test_spans_and_means_of_nothing():
 
 
 @settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 9), max_size=8), st.integers(1, 7))
+def test_means_have_the_same_bits_however_many_are_gathered(counts, at_once):
+    rng = np.random.default_rng(0)
+    vectors, counts = rng.standard_normal((6, 5)).astype(np.float16), np.array(counts, np.int64)
+    piece = rng.integers(0, 6, counts.sum()).astype(np.int32)
+    means, start = group_means(vectors, piece, counts, at_once), 0
+    for mean, count in zip(means, counts, strict=True):
+        total = np.zeros(5, np.float32)
+        for p in piece[start : start + count]:
+            total = total + vectors[p].astype(np.float32)
+        np.testing.assert_array_equal(mean, total / np.float32(count) if count else total)
+        start += count
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 300))
 def test_sparse_evidence_adds_up_as_the_whole_matrix(seed, things):
     rng = np.random.default_rng(seed)
