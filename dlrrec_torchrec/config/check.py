@@ -195,6 +195,11 @@ def _fold(fold: int, folds: int) -> str | None:
     return f"{fold} must be below split.folds ({folds})" if fold >= folds else None
 
 
+@_rule("extract.address", "extract.engine")
+def _cluster(address: str, engine: str) -> str | None:
+    return "is that of a Ray cluster: set extract.engine=ray too" if address and engine != "ray" else None
+
+
 @_rule("llm.base_url")
 def _address(url: str) -> str | None:
     parts = urllib.parse.urlsplit(url)

@@ -86,6 +86,15 @@ class ExtractConfig:
         "sentence-transformers/all-MiniLM-L6-v2", "hub name, folder, or server:MODEL (llm's)"
     )
     batch_tokens: int = option(1024, "tokens in one encoder batch", least=1)
+    engine: str = option(
+        "local",
+        "where texts are embedded and BLIP-2 describes pictures: on this machine, or on a Ray cluster",
+        ("local", "ray"),
+    )
+    address: str = option(
+        "",
+        "for 'ray': the cluster's, HOST:PORT or auto (default: RAY_ADDRESS, else one is started here)",
+    )
     summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
     folds: int = option(5, "folds: what a training row sees is made without its fold's reviews", least=2)
     fold_by: str = option(

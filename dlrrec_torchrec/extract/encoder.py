@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,8 +21,8 @@ from dlrrec_torchrec.store.manifest import file_digest
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
-_PROCESS_CHARACTERS = 50_000  # 4 s of work for one process; it starts in 2
-_GPU_BATCHES = 16  # a GPU needs more work at once
+PROCESS_CHARACTERS = 50_000  # 4 s of work for one process; it starts in 2
+GPU_BATCHES = 16  # a GPU needs more work at once
 
 
 class Encoder(Protocol):
@@ -68,8 +68,8 @@ class SentenceEncoder:
         if batch_tokens < 1:
             raise DataError(f"extract.batch_tokens: must be at least 1, not {batch_tokens}")
         self.folder, self.processes = encoder_folder(name), processes
-        self.device = device or _device()
-        self.batch_tokens = batch_tokens * (1 if self.device == "cpu" else _GPU_BATCHES)
+        self.device = device or torch_device()
+        self.batch_tokens = batch_tokens * (1 if self.device == "cpu" else GPU_BATCHES)
         self._backend = choose_backend(self.folder, self.device)
         weights = file_digest(p for pattern in _MODEL_FILES for p in self.folder.rglob(pattern))
         self.identity = f"{weights} {self._backend.identity}"
@@ -83,14 +83,18 @@ class SentenceEncoder:
 
         Raises DataError where a process ends before its work does.
         """
-        count = self._count(texts)
         # Processes start while the texts are tokenised here.
-        with EncoderProcesses(self.folder, count) if count > 1 else contextlib.nullcontext() as processes:
+        with self._started(texts) as processes:
             prepared = self._backend.prepare(texts)
             batches = equal_batches(prepared.lengths, self.batch_tokens)
             work = (prepared.take(fill(b, prepared.lengths[b[0]])) for b in batches)
             for number, vectors in processes.map(work) if processes else self._here(work):
                 yield batches[number], vectors[: len(batches[number])]
+
+    def _started(self, texts: list[str]) -> contextlib.AbstractContextManager:
+        """A context with what embeds the texts by its `map`, or with None: this process does."""
+        count = self._count(texts)
+        return EncoderProcesses(self.folder, count) if count > 1 else contextlib.nullcontext()
 
     def _count(self, texts: list[str]) -> int:
         """Processes to embed with; 1 is this one."""
@@ -98,7 +102,17 @@ class SentenceEncoder:
             return 1
         if self.processes is not None:
             return self.processes
-        return min(len(os.sched_getaffinity(0)), sum(map(len, texts)) // _PROCESS_CHARACTERS)
+        return min(len(os.sched_getaffinity(0)), sum(map(len, texts)) // PROCESS_CHARACTERS)
+
+    def embedding(self) -> Callable[[Any], np.ndarray]:
+        """What makes vectors f32 [n, V] of a batch of tokenised texts, loaded; on a CPU by one thread from
+        now on, for a process that does nothing else."""
+        if self.device == "cpu":
+            import torch
+
+            torch.set_num_threads(1)
+        self._backend.load()
+        return self._backend.forward
 
     def _here(self, work: Iterable[Any]) -> Iterator[tuple[int, np.ndarray]]:
         for number, batch in enumerate(work):
@@ -118,7 +132,7 @@ def equal_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
     return batches
 
 
-def _device() -> str:
+def torch_device() -> str:
     """Where the vectors are made; a torch without CUDA says so in its version, without seconds of import."""
     if version("torch").endswith("+cpu"):
         return "cpu"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from pathlib import Path
 
 from dlrrec_torchrec.config import ExtractConfig, LlmConfig, PicturesConfig
 from dlrrec_torchrec.config.check import check_settings
+from dlrrec_torchrec.extract.cluster.cluster_encoder import ClusterEncoder
+from dlrrec_torchrec.extract.cluster.connection import RayCluster
 from dlrrec_torchrec.extract.content_tables import CountedEmbedding, write_content
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
 from dlrrec_torchrec.extract.new_items import write_cold
@@ -54,7 +57,8 @@ def extract(
     provider = make_provider(
         config.provider, config.summary_sentences, config.provider_options, llm, Path(cache_dir)
     )
-    encoder = encoder or _encoder(config, llm)
+    cluster = RayCluster(config.address) if config.engine == "ray" else None
+    encoder = encoder or _encoder(config, llm, cluster)
     items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
     inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
     if items_dir:
@@ -64,18 +68,24 @@ def extract(
         "model": provider.model,
         "fingerprint": provider.fingerprint,
     }
-    captioner = make_captioner(pictures, llm, getattr(provider, "budget", None))
+    captioner = make_captioner(pictures, llm, getattr(provider, "budget", None), cluster)
     if captioner:
         provenance["captioner"] = captioner.identity
     captions = PictureWords(
         pictures, captioner, Path(picture_folder) if picture_folder else None, Path(cache_dir)
     )
-    manifest = Manifest("extract", jsonable(config) | {"provenance": provenance}, inputs)
+    settings = jsonable(config) | {"provenance": provenance}
+    del settings["engine"], settings["address"]  # the result is the same
+    manifest = Manifest("extract", settings, inputs)
     if current := manifest.current(out_dir):
         return current
     if begin := getattr(provider, "begin", None):
         begin()
-    with stage_output(manifest, out_dir) as folder, tempfile.TemporaryDirectory(dir=folder) as temporary:
+    with (
+        stage_output(manifest, out_dir) as folder,
+        tempfile.TemporaryDirectory(dir=folder) as temporary,
+        cluster or contextlib.nullcontext(),
+    ):
         embed, scratch = CountedEmbedding(encoder, Path(cache_dir) / "vectors"), Path(temporary)
         categories_from_items = write_content(
             folder,
@@ -106,12 +116,14 @@ def extract(
             manifest.facts[provider.name] = record(folder)
         manifest.facts["pictures"] = captions.record(folder / "pictures")
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
-        manifest.facts["fold_by"] = config.fold_by
+        manifest.facts |= {"fold_by": config.fold_by, "engine": config.engine}
     return manifest
 
 
-def _encoder(config: ExtractConfig, llm: LlmConfig) -> Encoder:
+def _encoder(config: ExtractConfig, llm: LlmConfig, cluster: RayCluster | None) -> Encoder:
     where, colon, model = config.encoder.partition(":")
+    if cluster and (where != "server" or not colon):
+        return ClusterEncoder(cluster, config.encoder, config.batch_tokens)
     if where != "server" or not colon:
         return SentenceEncoder(config.encoder, config.batch_tokens)
     if not model:

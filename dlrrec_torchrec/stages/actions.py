@@ -53,10 +53,13 @@ def extract_settings(config: RunConfig) -> dict[str, Any]:
 
 
 def check_extract(config: RunConfig) -> None:
+    from dlrrec_torchrec.extract.cluster.connection import RayCluster
     from dlrrec_torchrec.extract.providers.registry import make_provider
 
     settings = config.extract
     make_provider(settings.provider, settings.summary_sentences, settings.provider_options, config.llm)
+    if settings.engine == "ray":
+        RayCluster(settings.address)
 
 
 def swing(work: Work) -> Manifest:

@@ -167,7 +167,7 @@ def test_processes_are_started_where_they_pay(folders, monkeypatch):
             super().__init__(folder, count)
 
     monkeypatch.setattr(encoders, "EncoderProcesses", Counted)
-    monkeypatch.setattr(encoders, "_PROCESS_CHARACTERS", 100)
+    monkeypatch.setattr(encoders, "PROCESS_CHARACTERS", 100)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
     encoder = SentenceEncoder(str(folders / "small"), device="cpu")
     few = encode(encoder, ["a" * 60, "b" * 60])

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from dlrrec_torchrec.extract.model_files import model_folder
+from dlrrec_torchrec.extract.pictures.captions import Batches, Described, describe_here
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import file_digest
 
 DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
-_SETTING = "pictures.captioner_model (--captioner-model)"
+SETTING = "pictures.captioner_model (--captioner-model)"
 _MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 _MOST_TOKENS = 30
 _FIRST = {"do_sample": False, "num_beams": 1}
@@ -35,53 +39,80 @@ class Blip2Captioner:
 
     def __init__(self, name: str = DEFAULT_MODEL, device: str | None = None):
         self.name = name
-        self._folder = model_folder(name, _SETTING, "let --captioner none do without")
-        files = [path for pattern in _MODEL_FILES for path in self._folder.rglob(pattern)]
-        self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        self._type = torch.float16 if self._device.startswith("cuda") else torch.float32
+        self.folder = model_folder(name, SETTING, "let --captioner none do without")
+        files = [path for pattern in _MODEL_FILES for path in self.folder.rglob(pattern)]
+        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self._type = torch.float16 if self.device.startswith("cuda") else torch.float32
         self.identity = f"blip2 {file_digest(files)} {self._type} {_MOST_TOKENS} {_FIRST} {_AGAIN}"
-        self._loaded: tuple[Any, Any] | None = None
+        self._processor: Any = None
+        self._model: Any = None
+
+    def describe(self, batches: Batches, most: int) -> Described:
+        """As of `Captioner`, one batch after the other."""
+        return describe_here(self.captions, batches)
 
     def captions(self, pictures: list[Image.Image], again: bool = False) -> list[str]:
         """One caption a picture, as the model writes it; `again`: by a wider search."""
-        processor, model = self._load()
-        inputs = processor(images=pictures, return_tensors="pt")
-        pixels = inputs["pixel_values"].to(self._device, self._type)
+        return self.words(self.pixels(pictures), again)
+
+    def pixels(self, pictures: list[Image.Image]) -> list[np.ndarray]:
+        """What the model sees of each, f32 [3, H, W]. Does not load the model."""
+        return list(self._loaded_processor()(images=pictures, return_tensors="pt")["pixel_values"].numpy())
+
+    def words(self, pixels: list[np.ndarray], again: bool = False) -> list[str]:
+        """One caption for each picture's `pixels`."""
+        self.load()
+        values = torch.from_numpy(np.stack(pixels)).to(self.device, self._type)
         try:
             with torch.inference_mode():
-                found = model.generate(
-                    pixel_values=pixels, max_new_tokens=_MOST_TOKENS, **(_AGAIN if again else _FIRST)
+                found = self._model.generate(
+                    pixel_values=values, max_new_tokens=_MOST_TOKENS, **(_AGAIN if again else _FIRST)
                 )
         except torch.OutOfMemoryError:
-            if len(pictures) == 1:
+            if len(pixels) == 1:
                 raise DataError(
-                    f"{_SETTING} '{self.name}': no memory on {self._device} for a single picture; name a "
+                    f"{SETTING} '{self.name}': no memory on {self.device} for a single picture; name a "
                     "smaller model"
                 ) from None
-            half = len(pictures) // 2
-            return self.captions(pictures[:half], again) + self.captions(pictures[half:], again)
-        return [text.strip() for text in processor.batch_decode(found, skip_special_tokens=True)]
+            half = len(pixels) // 2
+            return self.words(pixels[:half], again) + self.words(pixels[half:], again)
+        return [
+            text.strip() for text in self._loaded_processor().batch_decode(found, skip_special_tokens=True)
+        ]
 
     def close(self) -> None:
         """Give the model's memory back; a later call loads it again."""
-        self._loaded = None
+        self._model = None
 
-    def _load(self) -> tuple[Any, Any]:
-        if self._loaded is None:
-            from safetensors import SafetensorError
-            from transformers import Blip2ForConditionalGeneration, Blip2Processor
+    def load(self) -> None:
+        """Read the weights, once. The first picture does so too."""
+        if self._model is None:
+            from transformers import Blip2ForConditionalGeneration
             from transformers.utils import logging
 
             logging.disable_progress_bar()
-            try:
-                processor = Blip2Processor.from_pretrained(self._folder, local_files_only=True)
+            with self._loading():
                 model = Blip2ForConditionalGeneration.from_pretrained(
-                    self._folder, dtype=self._type, local_files_only=True
+                    self.folder, dtype=self._type, local_files_only=True
                 )
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-                raise DataError(
-                    f"{_SETTING}: {self._folder} holds no BLIP-2 model that can be loaded "
-                    f" ({str(error).splitlines()[0]:.200})"
-                ) from None
-            self._loaded = processor, model.to(self._device).eval()
-        return self._loaded
+            self._model = model.to(self.device).eval()
+
+    def _loaded_processor(self) -> Any:
+        if self._processor is None:
+            from transformers import Blip2Processor
+
+            with self._loading():
+                self._processor = Blip2Processor.from_pretrained(self.folder, local_files_only=True)
+        return self._processor
+
+    @contextlib.contextmanager
+    def _loading(self) -> Iterator[None]:
+        from safetensors import SafetensorError
+
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            raise DataError(
+                f"{SETTING}: {self.folder} holds no BLIP-2 model that can be loaded "
+                f" ({str(error).splitlines()[0]:.200})"
+            ) from None

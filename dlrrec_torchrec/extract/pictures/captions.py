@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from PIL import Image
 
@@ -18,7 +19,12 @@ from dlrrec_torchrec.extract.sentences import clean_caption
 from dlrrec_torchrec.store.progress import track
 
 _READERS = 8  # pictures that are read or downloaded at a time
+T = TypeVar("T")
 SAYS_NOTHING = "no caption that says anything, tried twice"
+
+
+Batches = Iterable[list[Image.Image]]
+Described = Iterator[tuple[int, list[str | PictureError]]]
 
 
 class Captioner(Protocol):
@@ -26,9 +32,12 @@ class Captioner(Protocol):
 
     identity: str
 
-    def captions(self, pictures: list[Image.Image], again: bool = False) -> list[str | PictureError]:
-        """One caption a picture, or why there is none this time. `again`: the first ones said nothing; try
-        otherwise."""
+    def describe(self, batches: Batches, most: int) -> Described:
+        """Yield (number of a batch, clean captions of its pictures) until all are described, in any order.
+
+        A caption is "" where the picture was tried twice and says nothing, and a PictureError where there is
+        none this time. `most`: batches, at most. Each is taken when it can be worked on.
+        """
         ...
 
     def close(self) -> None:
@@ -63,35 +72,42 @@ def caption_pictures(
         if known := store.of_source(captioner.identity, _source_key(source, opener)):
             found[source] = _made(*known)
     missing = [source for source in wanted if source not in found]
-    waiting: dict[str, Image.Image] = {}  # SHA-256 -> picture, not described yet
-    sources_of: dict[str, list[str]] = {}
+    taken: list[list[str]] = []  # SHA-256 of the pictures of each batch
+    sources_of: dict[str, list[str]] = {}  # of pictures not described yet
 
-    def describe() -> None:
-        for sha, caption in zip(waiting, _described(captioner, list(waiting.values())), strict=True):
-            if isinstance(caption, PictureError):
-                made = Captioned("", str(caption), sha)
-            else:
-                store.put(captioner.identity, sha, caption)
-                made = _made(sha, caption)
-            for source in sources_of.pop(sha):
-                found[source] = made
-        waiting.clear()
+    def batches() -> Iterator[list[Image.Image]]:
+        waiting: dict[str, Image.Image] = {}
+        for source, read in track(_read(missing, opener), "captions", len(missing)):
+            if isinstance(read, PictureError):
+                found[source] = Captioned("", str(read))
+                continue
+            sha, picture = read
+            store.put_source(_source_key(source, opener), sha)
+            if sha in sources_of:
+                sources_of[sha].append(source)
+                continue
+            if (caption := store.of_picture(captioner.identity, sha)) is not None:
+                found[source] = _made(sha, caption)
+                continue
+            waiting[sha], sources_of[sha] = picture, [source]
+            if len(waiting) == batch:
+                taken.append(list(waiting))
+                yield list(waiting.values())
+                waiting = {}
+        if waiting:
+            taken.append(list(waiting))
+            yield list(waiting.values())
 
-    for source, read in track(_read(missing, opener), "captions", len(missing)):
-        if isinstance(read, PictureError):
-            found[source] = Captioned("", str(read))
-            continue
-        sha, picture = read
-        store.put_source(_source_key(source, opener), sha)
-        if (caption := store.of_picture(captioner.identity, sha)) is not None:
-            found[source] = _made(sha, caption)
-            continue
-        waiting.setdefault(sha, picture)
-        sources_of.setdefault(sha, []).append(source)
-        if len(waiting) == batch:
-            describe()
-    if waiting:
-        describe()
+    with contextlib.closing(batches()) as work:
+        for number, captions in captioner.describe(work, -(-len(missing) // batch)):
+            for sha, caption in zip(taken[number], captions, strict=True):
+                if isinstance(caption, PictureError):
+                    made = Captioned("", str(caption), sha)
+                else:
+                    store.put(captioner.identity, sha, caption)
+                    made = _made(sha, caption)
+                for source in sources_of.pop(sha):
+                    found[source] = made
     return {source: found[source] for source in wanted}
 
 
@@ -99,14 +115,20 @@ def _made(sha: str, caption: str) -> Captioned:
     return Captioned(caption, "" if caption else SAYS_NOTHING, sha)
 
 
-def _described(captioner: Captioner, pictures: list[Image.Image]) -> list[str | PictureError]:
-    """Clean captions; those that say nothing ("a photo of a") are tried once more."""
-    captions = [_words(caption) for caption in captioner.captions(pictures)]
+def described(ask: Callable[[list[T], bool], list[str | PictureError]], pictures: list[T]) -> list:
+    """Clean captions; those that say nothing ("a photo of a") are asked for once more, with True."""
+    captions = [_words(caption) for caption in ask(pictures, False)]
     if empty := [number for number, caption in enumerate(captions) if not caption]:
-        second = captioner.captions([pictures[number] for number in empty], again=True)
+        second = ask([pictures[number] for number in empty], True)
         for number, caption in zip(empty, second, strict=True):
             captions[number] = _words(caption)
     return captions
+
+
+def describe_here(ask: Callable[..., list[str | PictureError]], batches: Batches) -> Described:
+    """`Captioner.describe`, one batch after the other, by `ask` as `described` takes it."""
+    for number, pictures in enumerate(batches):
+        yield number, described(ask, pictures)
 
 
 def _words(caption: str | PictureError) -> str | PictureError:

@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from dlrrec_torchrec.config import LlmConfig, PicturesConfig
+from dlrrec_torchrec.extract.cluster.connection import RayCluster
 from dlrrec_torchrec.extract.pictures.caption_store import CaptionStore
 from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING, Captioned, Captioner, caption_pictures
 from dlrrec_torchrec.extract.pictures.opening import Opener
@@ -156,11 +157,17 @@ def _few(problems: Counter[str]) -> str:
     return "; ".join(told + ["and others"] * (len(problems) > _TOLD))
 
 
-def make_captioner(settings: PicturesConfig, llm: LlmConfig, budget: Any = None) -> Captioner | None:
-    """The captioner that the settings name; `budget` as of `VisionCaptioner`.
+def make_captioner(
+    settings: PicturesConfig, llm: LlmConfig, budget: Any = None, cluster: RayCluster | None = None
+) -> Captioner | None:
+    """The captioner that the settings name; `budget` as of `VisionCaptioner`; `cluster`: where BLIP-2 works.
 
     Raises DataError where it cannot be had.
     """
+    if settings.captioner == "blip2" and cluster is not None:
+        from dlrrec_torchrec.extract.cluster.cluster_captioner import ClusterCaptioner
+
+        return ClusterCaptioner(cluster, settings.captioner_model)
     if settings.captioner == "blip2":
         from dlrrec_torchrec.extract.pictures.blip2 import Blip2Captioner
 

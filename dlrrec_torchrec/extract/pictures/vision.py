@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from dlrrec_torchrec.config.llm_section import LlmConfig
+from dlrrec_torchrec.extract.pictures.captions import Batches, Described, describe_here
 from dlrrec_torchrec.extract.pictures.opening import PictureError
 from dlrrec_torchrec.extract.providers.language_model import check_packages
 from dlrrec_torchrec.store.manifest import digest
@@ -74,6 +75,10 @@ class VisionCaptioner:
         self._budget = budget or Budget(settings, known_prices(settings))
         asked = settings.model, _TASK, _AGAIN, _LONGEST_SIDE, _OUTPUT_TOKENS, self._options
         self.identity = f"vision {settings.model} {digest(asked)}"
+
+    def describe(self, batches: Batches, most: int) -> Described:
+        """As of `captions.Captioner`, one batch after the other, the pictures of a batch at once."""
+        return describe_here(self.captions, batches)
 
     def captions(self, pictures: list[Image.Image], again: bool = False) -> list[str | PictureError]:
         """One caption a picture; "" where the model refuses; why, where it did not answer this time."""

@@ -68,7 +68,8 @@ def test_the_identity_changes_with_the_weights(folder, captioner, tmp_path):
 
 def test_a_batch_that_does_not_fit_is_halved(captioner, monkeypatch):
     """As where a GPU's memory ends: batches of two and less fit."""
-    _, model = captioner._load()
+    captioner.load()
+    model = captioner._model
     expected = captioner.captions([picture(n) for n in range(7)])
     real, sizes = type(model).generate, []
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dlrrec_torchrec.extract.pictures import captions as captions_module
 from dlrrec_torchrec.extract.pictures.caption_store import CaptionStore
-from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING, caption_pictures
+from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING, caption_pictures, describe_here
 from dlrrec_torchrec.extract.pictures.opening import Opener, PictureError
 from dlrrec_torchrec.store.errors import DataError
 from tests.helpers.pictures import picture
@@ -28,6 +28,9 @@ class Colours:
 
     def close(self):
         pass
+
+    def describe(self, batches, most):
+        return describe_here(self.captions, batches)
 
     def captions(self, pictures, again=False):
         time.sleep(self.pause)

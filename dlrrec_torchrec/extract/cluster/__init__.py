@@ -1,0 +1,1 @@
+"""Work of extraction on a Ray cluster."""
