@@ -32,7 +32,7 @@ class RayCluster:
     """
 
     def __init__(self, address: str = ""):
-        if importlib.util.find_spec("ray") is None:
+        if not _installed("ray"):
             raise DataError(
                 "extract.engine (--engine) ray needs Ray: pip install 'dlrrec-torchrec[ray]'; --engine local "
                 "does without"
@@ -123,3 +123,10 @@ def same_folder(name: str) -> str:
 def weight_bytes(folder: Path) -> int:
     """Bytes of the weights in a model's folder; of two forms, the larger."""
     return max(sum(path.stat().st_size for path in folder.rglob(kind)) for kind in ("*.safetensors", "*.bin"))
+
+
+def _installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:  # an import that was forbidden
+        return False
