@@ -111,6 +111,7 @@ def evaluate(
 
 def extract(
     *args: str,
+    j: int = 1,
     h: str = "cpu.large",
     cpu: int = -1,
     gpu: int = -1,
@@ -120,26 +121,39 @@ def extract(
     env: Optional[Dict[str, str]] = None,
     max_retries: int = 0,
     mounts: Optional[List[str]] = None,
+    port: int = 6379,
 ) -> specs.AppDef:
-    """Writes summaries, vectors, price tags and categories: `dlrrec extract`, one process on one node.
+    """Writes summaries, vectors, price tags and categories: `dlrrec extract`, on several nodes over Ray.
 
-    Finished vectors are in the run's cache, so a retry continues where the job stopped.
+    With -j 2 and more, Ray starts on every node, the command runs on the first one with --engine ray, and
+    texts are embedded and pictures described on all of them; then Ray is stopped on every node: take whole
+    nodes, as `ray stop` also ends other Ray clusters of the same user there. A model in a folder must be on
+    all nodes under the same path. Finished vectors are in the run's cache, so a retry continues where the job
+    stopped.
 
     Args:
         args: flags of `dlrrec extract`, after a `--`
+        j: number of nodes
         h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX,
             as cpu.xlarge
-        cpu: CPUs of the node, instead of the named number
-        gpu: GPUs of the node, instead of the named number
-        memMB: memory of the node in MiB, instead of the named amount
+        cpu: CPUs of a node, instead of the named number
+        gpu: GPUs of a node, instead of the named number
+        memMB: memory of a node in MiB, instead of the named amount
         image: container image; local_cwd and slurm run in the current folder instead
         name: name of the job
         env: environment variables, A=1,B=2, also instead of those set here
         max_retries: how often the scheduler starts a failed job again
         mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
+        port: port of Ray on the first node, where there are several nodes
     """
+    if j < 1:
+        raise ValueError(f"-j {j}: at least one node")
     resource = _resource(h, cpu, gpu, memMB)
-    return _single("extract", args, resource, image, name, env, max_retries, mounts)
+    if j == 1:
+        return _single("extract", args, resource, image, name, env, max_retries, mounts)
+    command = ["-m", "dlrrec_torchrec", "extract"]
+    variables = _torch_environment(resource, 1) | (env or {})
+    return _on_ray("extract", command, args, j, resource, image, name, variables, max_retries, mounts, port)
 
 
 def swing(
@@ -179,29 +193,8 @@ def swing(
     if j < 1:
         raise ValueError(f"-j {j}: at least one node")
     resource = _resource(h, cpu, 0, memMB)
-    cluster = {"nodes": j, "rank": macros.replica_id, "head-variable": macros.rank0_env, "port": port}
-    command = ["-m", "launch.ray_cluster"]
-    command += [word for flag, value in cluster.items() for word in (f"--{flag}", str(value))]
-    command += [f"--num-cpus={resource.cpu}", "--", "python", "-m", "swing", args[0]]
-    command += ["--engine", "ray", "--address", "auto", *_literal(args[1:])]
-    ray = {
-        # Nodes can start minutes apart, as each fetches its image; Ray's default is 30 seconds.
-        "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "600",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
-    role = specs.Role(
-        name="swing",
-        image=image,
-        entrypoint="python",
-        args=command,
-        env={"PYTHONUNBUFFERED": "1"} | ray | (env or {}),
-        num_replicas=j,
-        max_retries=max_retries,
-        resource=resource,
-        port_map={"ray": port},
-        mounts=specs.parse_mounts(mounts or []),
-    )
-    return specs.AppDef(name=name, roles=[role])
+    command, variables = ["-m", "swing", args[0]], {"PYTHONUNBUFFERED": "1"} | (env or {})
+    return _on_ray("swing", command, args[1:], j, resource, image, name, variables, max_retries, mounts, port)
 
 
 def bench(
@@ -307,6 +300,45 @@ def _single(
         env=_torch_environment(resource, 1) | (env or {}),
         max_retries=max_retries,
         resource=resource,
+        mounts=specs.parse_mounts(mounts or []),
+    )
+    return specs.AppDef(name=name, roles=[role])
+
+
+def _on_ray(
+    stage: str,
+    words: List[str],
+    args: tuple,
+    nodes: int,
+    resource: specs.Resource,
+    image: str,
+    name: str,
+    env: Dict[str, str],
+    max_retries: int,
+    mounts: Optional[List[str]],
+    port: int,
+) -> specs.AppDef:
+    """`python WORDS --engine ray --address auto ARGS` on the first node of a Ray cluster of all."""
+    cluster = {"nodes": nodes, "rank": macros.replica_id, "head-variable": macros.rank0_env, "port": port}
+    command = ["-m", "launch.ray_cluster"]
+    command += [word for flag, value in cluster.items() for word in (f"--{flag}", str(value))]
+    command += [f"--num-cpus={resource.cpu}", *([f"--num-gpus={resource.gpu}"] if resource.gpu else []), "--"]
+    command += ["python", *words, "--engine", "ray", "--address", "auto", *_literal(args)]
+    ray = {
+        # Nodes can start minutes apart, as each fetches its image; Ray's default is 30 seconds.
+        "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "600",
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    role = specs.Role(
+        name=stage,
+        image=image,
+        entrypoint="python",
+        args=command,
+        env=ray | env,
+        num_replicas=nodes,
+        max_retries=max_retries,
+        resource=resource,
+        port_map={"ray": port},
         mounts=specs.parse_mounts(mounts or []),
     )
     return specs.AppDef(name=name, roles=[role])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import socket
@@ -23,8 +22,8 @@ _STORE = 256 << 20  # bytes of objects on a cluster started here: a few batches 
 
 
 class RayCluster:
-    """The cluster at `address`; a context, connected within. Without an address: that of RAY_ADDRESS, else
-    one that is started on this machine and ends with the context.
+    """The cluster at `address`; a context, at whose end the connection ends that the first actors needed.
+    Without an address: that of RAY_ADDRESS, else one that is started on this machine and ends likewise.
 
     A process that is connected already stays so.
 
@@ -32,11 +31,15 @@ class RayCluster:
     """
 
     def __init__(self, address: str = ""):
-        if not _installed("ray"):
+        try:
+            import ray  # noqa: F401
+        except ModuleNotFoundError as error:
+            if error.name != "ray":
+                raise
             raise DataError(
                 "extract.engine (--engine) ray needs Ray: pip install 'dlrrec-torchrec[ray]'; --engine local "
                 "does without"
-            )
+            ) from None
         self.address = address or os.environ.get("RAY_ADDRESS", "")
         _check_address(self.address)
         self._connected_here = False
@@ -53,14 +56,11 @@ class RayCluster:
         """A context with up to `most` actors that do `job`, as many as there is room for."""
         from dlrrec_torchrec.extract.cluster.actors import Actors
 
-        return Actors(job, self.device, most)
+        device = self.device
+        self._connect()
+        return Actors(job, device, most)
 
     def __enter__(self) -> RayCluster:
-        import ray
-
-        if not ray.is_initialized():
-            self._connect()
-            self._connected_here = True
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -73,6 +73,8 @@ class RayCluster:
     def _connect(self) -> None:
         import ray
 
+        if ray.is_initialized():
+            return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:
             if self.address:
@@ -89,11 +91,13 @@ class RayCluster:
             raise DataError(
                 f"{_SETTING}: {where}: {error}; --engine local works on this machine alone"
             ) from None
+        self._connected_here = True
 
     def _resources(self) -> list[dict[str, float]]:
         import ray
 
         with self:
+            self._connect()
             return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
@@ -123,10 +127,3 @@ def same_folder(name: str) -> str:
 def weight_bytes(folder: Path) -> int:
     """Bytes of the weights in a model's folder; of two forms, the larger."""
     return max(sum(path.stat().st_size for path in folder.rglob(kind)) for kind in ("*.safetensors", "*.bin"))
-
-
-def _installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:  # an import that was forbidden
-        return False
