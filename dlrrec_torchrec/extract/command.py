@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.config.check import check_settings
-from dlrrec_torchrec.config.flags import add_command, run_settings
+from dlrrec_torchrec.config.flags import add_command, at_least, run_settings
 from dlrrec_torchrec.extract.llm.packages import check_packages
-from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.errors import DataError, Unfinished
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 
 Action = Callable[[argparse.Namespace], int]
@@ -67,6 +68,26 @@ def add_extract_modes(command: argparse.ArgumentParser, stage: Action) -> None:
     )
     taken.add_argument("file", help="file of answers, one a line")
     taken.set_defaults(action=_read_batch)
+    by_vllm = add_command(
+        modes,
+        "answer-batch",
+        "answer the calls without an answer by vLLM on the GPUs of a Ray cluster",
+        "dlrrec extract answer-batch --address auto --run-dir runs/demo --set llm.model=HUB_NAME_OR_FOLDER",
+    )
+    by_vllm.add_argument(
+        "--address",
+        default="",
+        help="of the Ray cluster, HOST:PORT or auto (default: RAY_ADDRESS, else this machine)",
+    )
+    by_vllm.add_argument(
+        "--gpus-per-model", type=at_least(1), default=1, help="GPUs of a node for each copy (default: 1)"
+    )
+    by_vllm.add_argument(
+        "--model-tokens",
+        type=at_least(1),
+        help="tokens of a prompt and its answer, at most (default: the model's)",
+    )
+    by_vllm.set_defaults(action=_answer_batch)
 
 
 def add_cache(commands: Any) -> None:
@@ -169,6 +190,33 @@ def _read_batch(arguments: argparse.Namespace) -> int:
             store.put(missing[key].head, reply)
             kept += 1
     print(f"{kept:,} of {len(lines):,} answers kept; {len(missing) - kept:,} of these calls have none")
+    return 0
+
+
+def _answer_batch(arguments: argparse.Namespace) -> int:
+    config, cache, missing = _missing_calls(arguments)
+    from dlrrec_torchrec.extract.cluster.connection import RayCluster
+    from dlrrec_torchrec.extract.cluster.vllm_answers import answered
+    from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
+
+    cluster = RayCluster(arguments.address)
+    while missing:
+        reasons: Counter[str] = Counter()
+        asked = cluster, missing.values(), config.llm, arguments.gpus_per_model, arguments.model_tokens
+        with AnswerStore(cache) as store:
+            for key, reply in answered(*asked):
+                if isinstance(reply, str):
+                    reasons[reply] += 1
+                else:
+                    store.put(missing[key].head, reply)
+        print(f"{len(missing) - reasons.total():,} of {len(missing):,} calls answered", flush=True)
+        if reasons.total() == len(missing):
+            reason, number = reasons.most_common(1)[0]
+            raise Unfinished(
+                f"vLLM answers none of {len(missing):,} calls: {reason} ({number:,}); all other answers are "
+                "kept, and the same command asks these again"
+            )
+        missing = _missing_calls(arguments)[2]  # other attempts, and summaries of parts
     return 0
 
 

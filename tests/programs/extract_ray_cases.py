@@ -305,7 +305,7 @@ class EndsItself:
 
 def test_gpus_are_taken_where_the_cluster_has_them(folders, monkeypatch):
     cluster = RayCluster()
-    monkeypatch.setattr(RayCluster, "_resources", lambda self: [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}])
+    monkeypatch.setattr(RayCluster, "resources", lambda self: [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 2.0}])
     monkeypatch.setattr(connection, "version", lambda name: "2.13.0+cpu")
     assert cluster.device == "cpu"
     cluster = RayCluster()

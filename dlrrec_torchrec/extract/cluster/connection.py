@@ -50,14 +50,14 @@ class RayCluster:
         if not self.address:
             return torch_device()
         able = not version("torch").endswith("+cpu")  # as on the nodes: all have the same torch
-        return "cuda" if able and any(node.get("GPU") for node in self._resources()) else "cpu"
+        return "cuda" if able and any(node.get("GPU") for node in self.resources()) else "cpu"
 
     def actors(self, job: Job, most: int) -> Actors:
         """A context with up to `most` actors that do `job`, as many as there is room for."""
         from dlrrec_torchrec.extract.cluster.actors import Actors
 
         device = self.device
-        self._connect()
+        self.connect()
         return Actors(job, device, most)
 
     def __enter__(self) -> RayCluster:
@@ -70,7 +70,8 @@ class RayCluster:
             ray.shutdown()
             self._connected_here = False
 
-    def _connect(self) -> None:
+    def connect(self) -> None:
+        """Connect, unless that was done. Raises DataError where it cannot be done."""
         import ray
 
         if ray.is_initialized():
@@ -93,11 +94,12 @@ class RayCluster:
             ) from None
         self._connected_here = True
 
-    def _resources(self) -> list[dict[str, float]]:
+    def resources(self) -> list[dict[str, float]]:
+        """Of each node, as "CPU", "GPU" and "memory" (bytes)."""
         import ray
 
         with self:
-            self._connect()
+            self.connect()
             return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
