@@ -1,8 +1,8 @@
 """Calls answered by vLLM on the GPUs of a Ray cluster, through the processor of Ray Data LLM.
 
 Without a server: the processor's actors hold the model, one to so many GPUs. A lost actor's rows are redone
-by Ray. Answers come in any order, a batch of rows at a time, so a command that was killed goes on with what is
-missing.
+by Ray. Answers come in any order, a batch of rows at a time, and are kept: a command that was killed goes on
+with what is missing.
 """
 
 from __future__ import annotations
