@@ -1,5 +1,6 @@
 """The settings of a run: one dataclass a section (`sections`), read from YAML and flags (`read`, `flags`)."""
 
+from dlrrec_torchrec.config.extract_section import ENCODER_DIMS, ExtractConfig
 from dlrrec_torchrec.config.read import (
     for_seed,
     from_dict,
@@ -9,10 +10,8 @@ from dlrrec_torchrec.config.read import (
     variant,
 )
 from dlrrec_torchrec.config.sections import (
-    ENCODER_DIMS,
     ContrastiveConfig,
     EvaluateConfig,
-    ExtractConfig,
     IngestConfig,
     ListConfig,
     LlmConfig,

@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import field
 from typing import Any
 
+MOST_SEED = 2_000_000_000  # torch, NumPy and the peers take it, with the number of a repetition added
+
 
 def option(
     default: Any,

@@ -199,7 +199,8 @@ def _answer_batch(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.extract.cluster.vllm_answers import answered
     from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 
-    cluster = RayCluster(arguments.address)
+    other = "write-batch writes the calls to a file for `vllm run-batch`"
+    cluster = RayCluster(arguments.address, other)
     while missing:
         reasons: Counter[str] = Counter()
         asked = cluster, missing.values(), config.llm, arguments.gpus_per_model, arguments.model_tokens

@@ -25,23 +25,23 @@ class RayCluster:
     """The cluster at `address`; a context, at whose end the connection ends that the first actors needed.
     Without an address: that of RAY_ADDRESS, else one that is started on this machine and ends likewise.
 
-    A process that is connected already stays so.
+    A process that is connected already stays so. `way_out`: what else would do, for errors.
 
     Raises DataError where Ray is missing, and where nobody answers at the address.
     """
 
-    def __init__(self, address: str = ""):
+    def __init__(self, address: str = "", way_out: str = "--engine local works on this machine alone"):
         try:
             import ray  # noqa: F401
         except ModuleNotFoundError as error:
             if error.name != "ray":
                 raise
             raise DataError(
-                "extract.engine (--engine) ray needs Ray: pip install 'dlrrec-torchrec[ray]'; --engine local "
-                "does without"
+                f"a Ray cluster needs Ray: pip install 'dlrrec-torchrec[ray]'; {way_out}"
             ) from None
         self.address = address or os.environ.get("RAY_ADDRESS", "")
-        _check_address(self.address)
+        self.way_out = way_out
+        _check_address(self.address, way_out)
         self._connected_here = False
 
     @cached_property
@@ -89,9 +89,7 @@ class RayCluster:
             where = (
                 f"the Ray cluster at {self.address} cannot be reached" if self.address else "no Ray starts"
             )
-            raise DataError(
-                f"{_SETTING}: {where}: {error}; --engine local works on this machine alone"
-            ) from None
+            raise DataError(f"{_SETTING}: {where}: {error}; {self.way_out}") from None
         self._connected_here = True
 
     def resources(self) -> list[dict[str, float]]:
@@ -103,7 +101,7 @@ class RayCluster:
             return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _check_address(address: str) -> None:
+def _check_address(address: str, way_out: str) -> None:
     """Raise DataError, at once, for an address where nobody answers: Ray itself would try for minutes."""
     if "://" in address:
         raise DataError(
@@ -116,8 +114,7 @@ def _check_address(address: str) -> None:
             socket.create_connection((host.strip("[]"), int(port)), _CONNECT_SECONDS).close()
         except (OSError, ValueError, OverflowError) as error:
             raise DataError(
-                f"{_SETTING} {address}: no Ray cluster can be reached there ({error}); `ray start --head` "
-                "starts one, --engine local works on this machine alone"
+                f"{_SETTING} {address}: no Ray cluster can be reached there ({error}); {way_out}"
             ) from None
 
 

@@ -37,7 +37,7 @@ def test_an_address_where_nobody_answers_is_named(address, words):
 
 def test_without_ray_the_message_says_how_to_install_it(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(DataError, match=r"--engine\) ray needs Ray: pip install 'dlrrec-torchrec\[ray\]'"):
+    with pytest.raises(DataError, match=r"needs Ray: pip install 'dlrrec-torchrec\[ray\]'; --engine local"):
         run([("u", "i", "Good tea.", None)], tmp_path, encoder=FakeEncoder(), engine="ray")
     words = ["run", "--run-dir", str(tmp_path / "run"), "--engine", "ray"]
     assert cli.main(words) == 2  # before the first stage
