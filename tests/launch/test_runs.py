@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("torchx")
@@ -23,8 +24,11 @@ pytest.importorskip("torchx")
 from torchx.runner import get_runner  # noqa: E402
 
 import swing  # noqa: E402
-from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec import cli  # noqa: E402
+from dlrrec_torchrec.store.manifest import Manifest  # noqa: E402
 from launch import components  # noqa: E402
+from tests.extract.test_extract import write_split  # noqa: E402
+from tests.helpers.encoders import random_encoder  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
@@ -131,14 +135,11 @@ exit $status
 """
 
 
-def test_swing_on_a_cluster_of_two_nodes(namespaces, clicks, tmp_path):
+def on_two_nodes(app, folder):
     """What Docker would be asked to run on two hosts runs on two hosts; only their containers are missing."""
-    table, expected = clicks
-    words = ["items", "--input", str(table), "--output", str(tmp_path / "out")]
-    app = components.swing(*words, j=2, cpu=1, env={"RAY_AUTH_TOKEN": "secret-of-both"})
     with get_runner() as runner:
         first, second = runner.dryrun(app, "local_docker", {}).request.containers
-    hosts = tmp_path / "hosts"
+    hosts = folder / "hosts"
     names = [container.kwargs["hostname"] for container in (first, second)]
     hosts.write_text(f"127.0.0.1 localhost\n10.77.0.1 {names[0]}\n10.77.0.2 {names[1]}\n")
 
@@ -148,15 +149,43 @@ def test_swing_on_a_cluster_of_two_nodes(namespaces, clicks, tmp_path):
 
     script = TWO_NODES % {"node": shlex.join(NODE), "private": PRIVATE}
     result = subprocess.run(
-        [*NODE, "--net", "sh", "-c", script, "sh", hosts, line(first), line(second), tmp_path / "log"],
+        [*NODE, "--net", "sh", "-c", script, "sh", hosts, line(first), line(second), folder / "log"],
         cwd=ROOT,
         env=environment(),
         capture_output=True,
         text=True,
         timeout=300,
     )
-    other = (tmp_path / "log").read_text()
+    other = (folder / "log").read_text()
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:] + other[-3000:]
     assert "On head node" in result.stdout and "On worker node. Connecting" in other
     assert "the first node has finished" in other
+
+
+def test_swing_on_a_cluster_of_two_nodes(namespaces, clicks, tmp_path):
+    table, expected = clicks
+    words = ["items", "--input", str(table), "--output", str(tmp_path / "out")]
+    on_two_nodes(components.swing(*words, j=2, cpu=1, env={"RAY_AUTH_TOKEN": "secret-of-both"}), tmp_path)
     same_parts(tmp_path / "out", expected)
+
+
+def test_extract_on_a_cluster_of_two_nodes(namespaces, tmp_path):
+    random_encoder(tmp_path / "encoder", width=64, heads=4)
+    texts = [
+        f"Dish {n} was {'very ' * (n % 3)}good and table {7 * n} was near the window." for n in range(2000)
+    ]
+    rows = [(f"u{n % 40}", f"i{n % 25}", " ".join(texts[5 * n : 5 * n + 5]), None) for n in range(400)]
+    for name in ("here", "there"):
+        write_split(rows, tmp_path / name / "split")
+        words = ["--encoder", str(tmp_path / "encoder"), "--folds", "2", "--run-dir", str(tmp_path / name)]
+        if name == "here":
+            assert cli.main(["extract", *words]) == 0
+        else:
+            app = components.extract(*words, j=2, cpu=1, env={"RAY_AUTH_TOKEN": "secret-of-both"})
+            on_two_nodes(app, tmp_path)
+    here, there = (Manifest.read(tmp_path / name / "content") for name in ("here", "there"))
+    assert there.facts["engine"] == "ray" and there.fingerprint == here.fingerprint
+    assert there.facts["embedded"] == here.facts["embedded"] >= 2000
+    for kind in ("reviews", "users", "items"):
+        tables = [pq.read_table(tmp_path / name / "content" / kind) for name in ("here", "there")]
+        assert tables[0].equals(tables[1])
