@@ -16,6 +16,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from dlrrec_torchrec.config.llm_section import OPENAI_URL
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
 from dlrrec_torchrec.config.sections import RunConfig
@@ -202,6 +203,22 @@ def _address(url: str) -> str | None:
         return "has a password, which would be written down; use llm.api_key_env"
     right = parts.scheme in ("http", "https") and parts.hostname
     return None if right else f"{url!r} is no address of a server, as http://localhost:8080/v1"
+
+
+def _beside_local(allowed: Callable[[Any], bool], why: str) -> Rule:
+    def rule(value: Any, local_model: str) -> str | None:
+        return f"the model of llm.local_model {why}" if local_model and not allowed(value) else None
+
+    return rule
+
+
+for _setting, _allowed, _why in (
+    ("llm.base_url", lambda url: url == OPENAI_URL, "has a server of its own"),
+    ("llm.batch", lambda batch: not batch, "takes no batches"),
+    ("pictures.captioner", lambda captioner: captioner != "vision", "sees no pictures"),
+    ("extract.encoder", lambda encoder: not encoder.startswith("server:"), "makes no vectors"),
+):
+    _rule(_setting, "llm.local_model")(_beside_local(_allowed, _why))
 
 
 @_rule("swing.max_item_users")

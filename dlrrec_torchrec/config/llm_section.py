@@ -7,6 +7,7 @@ import dataclasses
 from dlrrec_torchrec.config.table_section import option
 
 OPENAI_URL = "https://api.openai.com/v1"
+LOCAL_URL = "local"  # stands for the server of llm.local_model, which has no address before it runs
 
 
 @dataclasses.dataclass
@@ -16,6 +17,14 @@ class LlmConfig:
     model: str = option("gpt-6-luna", "name of the model, as its server knows it")
     base_url: str = option(
         OPENAI_URL, "address of any OpenAI-compatible server, as http://localhost:8080/v1 of llama.cpp"
+    )
+    local_model: str = option(
+        "",
+        "GGUF file of a model that this command runs by itself, without a key; gemma3-270m: the small one of "
+        "the extra local-llm",
+    )
+    local_options: dict = option(
+        {}, "settings of that model's server (llama_cpp.server), as n_gpu_layers=-1 or chat_format=gemma"
     )
     api_key_env: str = option(
         "",

@@ -68,6 +68,13 @@ def response_format(fields: tuple[str, ...]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
 
 
+def schema_in_object(body: dict[str, Any]) -> dict[str, Any]:
+    """A call's body with the schema where llama-cpp-python's server and some others look for it."""
+    if "json_schema" not in (asked := body.get("response_format", {})):
+        return body
+    return body | {"response_format": {"type": "json_object", "schema": asked["json_schema"]["schema"]}}
+
+
 def read_answer(text: str, fields: tuple[str, ...], language: str) -> dict[str, Any]:
     """The fields of an answer: a text, a price tag, lists of clean names.
 
