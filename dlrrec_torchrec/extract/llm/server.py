@@ -230,7 +230,7 @@ class Server:
                 return await self._make(self._client, body)
             except openai.APIStatusError as error:
                 said = str(error).lower()
-                # llama-cpp-python's server fails by 500 where the schema stands in another place than its own.
+                # llama-cpp-python's server fails by 500 where the schema stands elsewhere.
                 of_form = "response_format" in said and error.status_code == 500
                 if error.status_code not in (400, 422) and not of_form:
                     raise

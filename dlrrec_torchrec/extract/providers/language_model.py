@@ -27,7 +27,7 @@ class LanguageModelProvider:
         llm: the section of settings.
         cache_dir: where answers are kept (answers.sqlite).
 
-    Raises DataError where the packages of the extra `llm` are missing (of `local-llm`, for a local model), and
+    Raises DataError where the packages of the extra `llm` are missing (of `local-llm` for a local model), and
     for prompts and models that cannot be used.
     """
 
