@@ -16,7 +16,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dlrrec_torchrec.config.llm_section import OPENAI_URL
+from dlrrec_torchrec.config.llm_section import LOCAL
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
 from dlrrec_torchrec.config.sections import RunConfig
@@ -198,6 +198,8 @@ def _fold(fold: int, folds: int) -> str | None:
 
 @_rule("llm.base_url")
 def _address(url: str) -> str | None:
+    if url.startswith(LOCAL):
+        return None if url.removeprefix(LOCAL) else f"{url!r} names no file, as local:weights.gguf"
     parts = urllib.parse.urlsplit(url)
     if "@" in parts.netloc:
         return "has a password, which would be written down; use llm.api_key_env"
@@ -205,20 +207,20 @@ def _address(url: str) -> str | None:
     return None if right else f"{url!r} is no address of a server, as http://localhost:8080/v1"
 
 
-def _beside_local(allowed: Callable[[Any], bool], why: str) -> Rule:
-    def rule(value: Any, local_model: str) -> str | None:
-        return f"the model of llm.local_model {why}" if local_model and not allowed(value) else None
+def _not_local(refused: Callable[[Any], bool], why: str) -> Rule:
+    def rule(value: Any, url: str) -> str | None:
+        local = url.startswith(LOCAL) and refused(value)
+        return f"the local model of llm.base_url {why}; name a server there" if local else None
 
     return rule
 
 
-for _setting, _allowed, _why in (
-    ("llm.base_url", lambda url: url == OPENAI_URL, "has a server of its own"),
-    ("llm.batch", lambda batch: not batch, "takes no batches"),
-    ("pictures.captioner", lambda captioner: captioner != "vision", "sees no pictures"),
-    ("extract.encoder", lambda encoder: not encoder.startswith("server:"), "makes no vectors"),
+for _setting, _refused, _why in (
+    ("llm.batch", bool, "takes no batches"),
+    ("pictures.captioner", "vision".__eq__, "sees no pictures"),
+    ("extract.encoder", lambda encoder: encoder.startswith("server:"), "makes no vectors"),
 ):
-    _rule(_setting, "llm.local_model")(_beside_local(_allowed, _why))
+    _rule(_setting, "llm.base_url")(_not_local(_refused, _why))
 
 
 @_rule("swing.max_item_users")

@@ -7,24 +7,24 @@ import dataclasses
 from dlrrec_torchrec.config.table_section import option
 
 OPENAI_URL = "https://api.openai.com/v1"
-LOCAL_URL = "local"  # stands for the server of llm.local_model, which has no address before it runs
+LOCAL = "local:"  # before the file of a model that the command runs by itself
 
 
 @dataclasses.dataclass
 class LlmConfig:
     """The language model of extract.provider=llm: who answers, what is asked, and what it may cost."""
 
-    model: str = option("gpt-6-luna", "name of the model, as its server knows it")
-    base_url: str = option(
-        OPENAI_URL, "address of any OpenAI-compatible server, as http://localhost:8080/v1 of llama.cpp"
+    model: str = option(
+        "gpt-6-luna", "name of the model, as its server knows it (that of a local file is its own)"
     )
-    local_model: str = option(
-        "",
-        "GGUF file of a model that this command runs by itself, without a key; gemma3-270m: the small one of "
-        "the extra local-llm",
+    base_url: str = option(
+        OPENAI_URL,
+        "address of any OpenAI-compatible server, as http://localhost:8080/v1 of llama.cpp; or local:FILE, a "
+        "GGUF file that this command serves by itself, without a key (local:gemma3-270m: that of the extra "
+        "local-llm)",
     )
     local_options: dict = option(
-        {}, "settings of that model's server (llama_cpp.server), as n_gpu_layers=-1 or chat_format=gemma"
+        {}, "settings of a local model's server (llama_cpp.server), as n_gpu_layers=-1 or chat_format=gemma"
     )
     api_key_env: str = option(
         "",

