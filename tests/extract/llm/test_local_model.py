@@ -218,7 +218,7 @@ def test_settings_that_do_not_go_with_it(tmp_path, capsys, flags, words):
 )
 def test_the_small_model_itself(tmp_path):
     manifest = run(
-        tmp_path, {"base_url": "local:gemma3-270m", "output_tokens": 128, "attempts": 2, "max_failed": 1.0}
+        tmp_path, {"base_url": "local:gemma3-270m", "output_tokens": 64, "attempts": 2, "max_failed": 1.0}
     )
     facts = manifest.facts["llm"]
     assert facts["output_tokens"] > 0 and "llama_cpp_python" in facts["library"]
