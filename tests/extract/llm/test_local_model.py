@@ -183,6 +183,9 @@ def test_weights_are_put_together_once_and_again_where_they_are_damaged(tmp_path
     assert (tmp_path / "whole.gguf").read_bytes() == b"GGUF whole"
     assert settings.model == f"whole@sha256:{hashlib.sha256(b'GGUF whole').hexdigest()}"
     assert local_model.with_local_model(settings) == settings
+    for options, same in (({"n_threads": "1"}, True), ({"chat_format": "gemma"}, False)):
+        other = LlmConfig(base_url="local:tiny", local_options=options)
+        assert (local_model.with_local_model(other).model == settings.model) == same
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,11 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     Path("small.gguf").write_bytes(b"GGUF")
     write_split(ROWS, tmp_path / "runs/demo/split")
     blocks = re.findall(r"```bash\n(.*?)```", PAGE, re.S)
-    commands = [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    commands = [
+        shlex.split(line, comments=True)
+        for block in blocks
+        for line in block.replace("\\\n", "").splitlines()
+    ]
     ran = []
     server = BatchServer(looks=1)
     with server.running() as url:
