@@ -7,15 +7,24 @@ import dataclasses
 from dlrrec_torchrec.config.table_section import option
 
 OPENAI_URL = "https://api.openai.com/v1"
+LOCAL = "local:"  # before the file of a model that the command runs by itself
 
 
 @dataclasses.dataclass
 class LlmConfig:
     """The language model of extract.provider=llm: who answers, what is asked, and what it may cost."""
 
-    model: str = option("gpt-6-luna", "name of the model, as its server knows it")
+    model: str = option(
+        "gpt-6-luna", "name of the model, as its server knows it (that of a local file is its own)"
+    )
     base_url: str = option(
-        OPENAI_URL, "address of any OpenAI-compatible server, as http://localhost:8080/v1 of llama.cpp"
+        OPENAI_URL,
+        "address of any OpenAI-compatible server, as http://localhost:8080/v1 of llama.cpp; or local:FILE, a "
+        "GGUF file that this command serves by itself, without a key (local:gemma3-270m: that of the extra "
+        "local-llm)",
+    )
+    local_options: dict = option(
+        {}, "settings of a local model's server (llama_cpp.server), as n_gpu_layers=-1 or chat_format=gemma"
     )
     api_key_env: str = option(
         "",

@@ -61,10 +61,17 @@ def price_agreement(tags: list[str], prices: np.ndarray) -> dict[str, Any]:
     tagged: items with a tag other than none; the other numbers are over these. spearman: rank correlation of
     cheap < fair < overpriced with the price (None where either is constant). equal: share whose tag is that
     of the price's tercile; majority: the same for the most common tercile tag given to all.
+
+    Over all N items: macro_f1, the mean over the terciles' tags of each one's F1, where an item without a tag
+    is a miss; macro_f1_majority: the same for the most common tercile tag given to all.
     """
     tercile_of = tercile_tags(prices)
     rows = [i for i, tag in enumerate(tags) if tag != "none"]
     result: dict[str, Any] = {"items": len(tags), "tagged": len(rows)}
+    truth = [{tag} for tag in tercile_of]
+    common = Counter(tercile_of).most_common(1)[0][0]
+    result["macro_f1"] = macro_f1([{tag} for tag in tags], truth)
+    result["macro_f1_majority"] = macro_f1([{common}] * len(tags), truth)
     if rows:
         order = np.asarray([PRICE_TAGS.index(tags[i]) for i in rows])
         result["spearman"] = _spearman(order, prices[rows])
@@ -81,7 +88,8 @@ def category_agreement(extracted: list[list[str]], truth: list[list[str]], slots
     micro-averaged [precision, recall, F1] of
       extracted: the first k types of each item;
       in_use: the same after types that the metadata never uses are dropped (it may have no "Buffet" at all);
-      baseline: the k types that are most common in the metadata, for every item.
+      baseline: the k types that are most common in the metadata, for every item;
+    and, as macro_f1_at_k, the mean over the types that the metadata uses of each one's F1, for each of these.
     """
     vocabulary = {t.casefold(): t for t in category_types()}
     uncovered = Counter(name for names in truth for name in set(names) if name.casefold() not in vocabulary)
@@ -98,6 +106,9 @@ def category_agreement(extracted: list[list[str]], truth: list[list[str]], slots
     result: dict[str, Any] = {"items": len(comparable), "uncovered": dict(uncovered.most_common())}
     for k in sorted({*DEPTHS, slots}):
         result[f"at_{k}"] = {name: micro_scores(ranked, true_types, k) for name, ranked in rows.items()}
+        result[f"macro_f1_at_{k}"] = {
+            name: macro_f1([set(r[:k]) for r in ranked], true_types) for name, ranked in rows.items()
+        }
     return result
 
 
@@ -107,6 +118,16 @@ def micro_scores(ranked: list[list[str]], true_types: list[set[str]], k: int) ->
     predicted, actual = sum(len(set(r[:k])) for r in ranked), sum(map(len, true_types))
     scores = hits / max(predicted, 1), hits / max(actual, 1), 2 * hits / max(predicted + actual, 1)
     return [round(score, 4) for score in scores]
+
+
+def macro_f1(given: list[set[str]], truth: list[set[str]]) -> float:
+    """The mean F1 of the classes that occur in the truth, of N items' classes against it."""
+    hits, offered, actual = (
+        Counter(name for names in sets for name in names)
+        for sets in ([g & t for g, t in zip(given, truth, strict=True)], given, truth)
+    )
+    scores = [2 * hits[name] / (offered[name] + actual[name]) for name in actual]
+    return round(sum(scores) / max(len(scores), 1), 4)
 
 
 def _spearman(a: np.ndarray, b: np.ndarray) -> float | None:

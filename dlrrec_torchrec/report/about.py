@@ -160,9 +160,13 @@ def _content(manifest: Manifest) -> str:
         "reviews_with_pictures": "training reviews with pictures",
     }
     rows = [[text, _value(facts[key])] for key, text in known.items() if key in facts]
-    agreement = facts.get("agreement")
-    if isinstance(agreement, Mapping) and agreement.get("price_tag") is not None:
-        rows.append(["items whose price tag agrees with the source's", f"{agreement['price_tag']:.0%}"])
+    for part, text in (("price", "price tags"), ("categories", "first 5 categories")):
+        score = (
+            facts.get("agreement", {}).get(part, {}).get("macro_f1" if part == "price" else "macro_f1_at_5")
+        )
+        score = score["extracted"] if isinstance(score, Mapping) else score
+        if score is not None:
+            rows.append([f"agreement of {text} with the source's (macro-F1)", f"{score:.3f}"])
     return f"<h3>Content</h3>{_table(['', ''], rows, texts=2)}" if rows else ""
 
 

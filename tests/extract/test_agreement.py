@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.stats import spearmanr
-from sklearn.metrics import precision_recall_fscore_support
+from sklearn.metrics import f1_score, precision_recall_fscore_support
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from dlrrec_torchrec.extract.agreement import category_agreement, micro_scores, price_agreement, tercile_tags
@@ -34,7 +34,19 @@ def test_agreement_of_prices():
     assert scores["spearman"] == pytest.approx(spearmanr([0, 0, 2, 1, 2], [1, 2, 3, 5, 6])[0], abs=1e-4)
     assert (scores["items"], scores["tagged"], scores["equal"], scores["majority"]) == (6, 5, 0.6, 0.4)
     assert price_agreement(["fair", "fair"], np.asarray([1.0, 2.0]))["spearman"] is None
-    assert price_agreement(["none"], np.asarray([1.0])) == {"items": 1, "tagged": 0}
+    untagged = {"items": 1, "tagged": 0, "macro_f1": 0.0, "macro_f1_majority": 1.0}
+    assert price_agreement(["none"], np.asarray([1.0])) == untagged
+
+
+def test_macro_f1_of_prices_equals_sklearn():
+    random = np.random.default_rng(0)
+    for n in (3, 10, 50):
+        prices, tags = random.random(n), random.choice(schema.PRICE_TAGS, n).tolist()
+        scores, truth = price_agreement(tags, prices), tercile_tags(prices)
+        options = {"labels": sorted(set(truth)), "average": "macro", "zero_division": 0}
+        assert scores["macro_f1"] == pytest.approx(f1_score(truth, tags, **options), abs=1e-4)
+        common = [Counter(truth).most_common(1)[0][0]] * n
+        assert scores["macro_f1_majority"] == pytest.approx(f1_score(truth, common, **options), abs=1e-4)
 
 
 def test_agreement_of_categories_equals_sklearn():
@@ -55,6 +67,10 @@ def test_agreement_of_categories_equals_sklearn():
                 binary.transform(known_types), binary.transform([r[:k] for r in lists]), average="micro"
             )
             assert scores[f"at_{k}"][name] == pytest.approx(expected[:3], abs=1e-4)
+            used = [n for n, c in enumerate(binary.classes_) if any(c in types for types in known_types)]
+            sides = binary.transform(known_types)[:, used], binary.transform([r[:k] for r in lists])[:, used]
+            macro = f1_score(*sides, average="macro", zero_division=0)
+            assert scores[f"macro_f1_at_{k}"][name] == pytest.approx(macro, abs=1e-4)
 
 
 @pytest.mark.skipif(not ZOMATO.exists(), reason="the Zomato reviews are not here")

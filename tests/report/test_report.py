@@ -162,7 +162,7 @@ def test_page_stands_alone_and_tells_of_data_and_cost(reported):
     assert "reviews mine.csv 17 rating is no number u1,<b>,five" in words and "<b>,five" not in page
     assert "dlrrec run --set train.epochs=3" in words and "train.epochs: 3" in words
     assert "prepare.dense: a, b" in words and re.search(r"Report made 20\d\d-\d\d-\d\d", words)
-    assert "whose price tag agrees with the source's 61%" in words
+    assert "agreement of price tags with the source's (macro-F1) 0.613" in words
     assert "train: dlrrec 10.5" in words  # seconds: the mean of the seeds
     assert "swing 2.0 301" in words  # memory: the largest
 

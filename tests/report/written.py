@@ -132,7 +132,7 @@ def write_rest(run, seed):
     Manifest(
         "prepare", {}, {}, facts=make_facts(users=40, items=30).as_facts(), seconds=3, peak_memory_mib=10
     ).write(run.shards)
-    Manifest("extract", {}, {}, facts={"agreement": {"price_tag": 0.6125, "items": 91}}).write(run.content)
+    Manifest("extract", {}, {}, facts={"agreement": {"price": {"macro_f1": 0.6125}}}).write(run.content)
     counted = {"users": 30, "items": 30}
     parts = {"train": counted | {"rows": 90, "positives": 65}, "test": counted | {"rows": 10, "positives": 5}}
     Manifest("split", {}, {}, facts={"parts": parts, "positive_rating": 8.0}).write(run.split)

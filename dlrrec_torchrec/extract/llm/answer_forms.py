@@ -7,6 +7,7 @@ form. Reviews may tell a model to answer anything, so nothing passes that has an
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import re
@@ -20,12 +21,13 @@ from dlrrec_torchrec.store.schema import PRICE_TAGS
 
 VERSION = 1  # raise when the same answer would be read in another way
 NAMES = ("categories", "likes", "avoids")  # fields that are lists of names
+MOST_NAMES = 11
 KEYS = {
     "summary": "the summary, a text",
     "price_tag": "overpriced, fair, cheap, or none where the reviews do not tell",
-    "categories": "a list of up to 11 names, each of one to three words",
-    "likes": "a list of up to 11 names, each of one to three words; empty where nothing is said",
-    "avoids": "a list of up to 11 names, each of one to three words; empty where nothing is said",
+    "categories": f"a list of up to {MOST_NAMES} names, each of one to three words",
+    "likes": f"a list of up to {MOST_NAMES} names, each of one to three words; empty where nothing is said",
+    "avoids": f"a list of up to {MOST_NAMES} names, each of one to three words; empty where nothing is said",
 }
 _PRICE_WORDS = {
     "overpriced": "overpriced expensive pricey costly high over-priced",
@@ -45,6 +47,7 @@ _FOREIGN = frozenset(
     "het een van dat niet zijn".split()
 )
 _MOST_WORDS, _MOST_CHARACTERS, _FOREIGN_SHARE = 5, 40, 0.1
+_CHARACTERS_PER_TOKEN = 4
 
 
 class Unusable(Exception):
@@ -66,6 +69,24 @@ def response_format(fields: tuple[str, ...]) -> dict[str, Any]:
     """What asks a server to hold its answer to the form."""
     schema = form(fields).model_json_schema()
     return {"type": "json_schema", "json_schema": {"name": "answer", "strict": True, "schema": schema}}
+
+
+def schema_in_object(body: dict[str, Any]) -> dict[str, Any]:
+    """A call's body with the schema where llama-cpp-python's server and some others look for it.
+
+    It has bounds then, which OpenAI's schemas may not have: without, a small model goes on listing names till
+    no token is left. A list has at most MOST_NAMES names, and a summary takes half of the tokens.
+    """
+    if "json_schema" not in (asked := body.get("response_format", {})):
+        return body
+    schema = copy.deepcopy(asked["json_schema"]["schema"])
+    tokens = body.get("max_tokens") or body["max_completion_tokens"]
+    for key, kind in schema["properties"].items():
+        if key in NAMES:
+            kind |= {"maxItems": MOST_NAMES, "items": {"type": "string", "maxLength": _MOST_CHARACTERS}}
+        elif key == "summary":
+            kind["maxLength"] = tokens * _CHARACTERS_PER_TOKEN // 2
+    return body | {"response_format": {"type": "json_object", "schema": schema}}
 
 
 def read_answer(text: str, fields: tuple[str, ...], language: str) -> dict[str, Any]:

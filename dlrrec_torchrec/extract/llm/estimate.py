@@ -114,6 +114,7 @@ def estimate(
     """
     given = read_training_reviews(config, train_dir, items_dir)
     questions = Questions(llm, config.summary_sentences, given.texts)
+    llm = questions.settings
     amounts = {mode: Amount() for mode in MODES}
     with AnswerStore(cache_dir) as store:
         kept = store if store.path.exists() else None

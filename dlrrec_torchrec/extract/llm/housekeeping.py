@@ -25,9 +25,12 @@ def stats(cache_dir: Path, language: str) -> str:
             group = groups.setdefault((row["model"], row["prompt"]), [0, 0, 0, 0])
             of_row = (1, not usable(row, language), row["input_tokens"], row["output_tokens"])
             group[:] = [a + b for a, b in zip(group, of_row, strict=True)]
-    lines = [f"{'model':<24}{'prompt':<20}{'answers':>10}{'unusable':>10}{'tokens in':>14}{'tokens out':>13}"]
+    wide = max([23, *(len(model) for model, _ in groups)]) + 1  # a local model's name has its SHA-256
+    lines = [
+        f"{'model':<{wide}}{'prompt':<20}{'answers':>10}{'unusable':>10}{'tokens in':>14}{'tokens out':>13}"
+    ]
     lines += [
-        f"{model:<24}{prompt:<20}{n:>10,}{bad:>10,}{inputs:>14,}{outputs:>13,}"
+        f"{model:<{wide}}{prompt:<20}{n:>10,}{bad:>10,}{inputs:>14,}{outputs:>13,}"
         for (model, prompt), (n, bad, inputs, outputs) in sorted(groups.items())
     ]
     answers = sum(path.stat().st_size for path in cache_dir.glob("answers.sqlite*"))

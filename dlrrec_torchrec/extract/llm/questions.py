@@ -13,6 +13,7 @@ import numpy as np
 from dlrrec_torchrec.config.llm_section import LlmConfig
 from dlrrec_torchrec.extract.llm import answer_forms
 from dlrrec_torchrec.extract.llm.calls import Call, data_text, system_text
+from dlrrec_torchrec.extract.llm.local_model import with_local_model
 from dlrrec_torchrec.extract.llm.long_histories import Reading, reading
 from dlrrec_torchrec.extract.llm.masking import masked
 from dlrrec_torchrec.extract.llm.prompt_sets import Prompt, load_prompts
@@ -47,9 +48,12 @@ class Questions:
     Args:
         texts: of the documents.
         sentences: of a summary, at most.
+
+    `settings` are then those of `with_local_model`.
     """
 
     def __init__(self, settings: LlmConfig, sentences: int, texts: list[str | None] | None = None):
+        settings = with_local_model(settings)
         self.settings, self.sentences = settings, sentences
         self.prompts = load_prompts(settings.prompts)
         self.counter = TokenCounter(settings.model, settings.base_url)

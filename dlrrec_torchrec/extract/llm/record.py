@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dlrrec_torchrec.extract.llm.local_model import is_local
 from dlrrec_torchrec.extract.llm.prompt_sets import PAPERS_MODEL
 from dlrrec_torchrec.extract.llm.provenance import DROPPED, FOLDER, NO_WORDS, PROVENANCE
 from dlrrec_torchrec.extract.providers.base import EntityReviews
@@ -22,8 +24,10 @@ if TYPE_CHECKING:
 
 
 @functools.cache
-def library() -> str:
-    return f"openai {version('openai')}"
+def library(local: bool) -> str:
+    """The packages that ask, and those that answer where a local model does, with their versions."""
+    names = ["openai", *(["llama_cpp_python"] if local and importlib.util.find_spec("llama_cpp") else [])]
+    return ", ".join(f"{name} {version(name)}" for name in names)
 
 
 def rows_of(provider: LanguageModelProvider, entity: EntityReviews, told: Told) -> list[dict[str, Any]]:
@@ -34,7 +38,7 @@ def rows_of(provider: LanguageModelProvider, entity: EntityReviews, told: Told) 
         "fold": entity.fold,
         "provider": provider.name,
         "model": provider.model,
-        "library": library(),
+        "library": library(is_local(provider.settings)),
     }
     history = told.history
     if history is None:
@@ -72,10 +76,11 @@ def facts_of(provider: LanguageModelProvider) -> dict[str, Any]:
     versions = {(row["side"], row["id"], row["fold"]): row for row in rows}.values()
     return {
         "base_url": settings.base_url,
+        "local_options": settings.local_options,
         "prompts": settings.prompts,
         "papers_used": PAPERS_MODEL,
         "tokens_counted_by": provider.questions.counter.name,
-        "library": library(),
+        "library": library(is_local(settings)),
         "calls": budget.calls,
         "calls_known": max(0, provider.used - budget.calls),
         "input_tokens": budget.input_tokens,

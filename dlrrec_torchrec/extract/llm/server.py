@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import sys
 import time
@@ -15,8 +16,11 @@ from openai.types.chat import ChatCompletion
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, stop_after_attempt
 
 from dlrrec_torchrec.config.llm_section import LlmConfig
+from dlrrec_torchrec.extract.llm.answer_forms import schema_in_object
 from dlrrec_torchrec.extract.llm.asking import Unanswered
 from dlrrec_torchrec.extract.llm.calls import Call, Reply, safe
+from dlrrec_torchrec.extract.llm.local_model import is_local
+from dlrrec_torchrec.extract.llm.local_server import LocalServer
 from dlrrec_torchrec.extract.llm.spending import Budget, is_openai
 from dlrrec_torchrec.extract.llm.tokens import TokenCounter
 from dlrrec_torchrec.store.errors import DataError, Unfinished
@@ -62,13 +66,14 @@ def without_key(text: str, key: str) -> str:
     return (text if key in ("", _NO_KEY) else text.replace(key, "***"))[:300]
 
 
-def make_client(settings: LlmConfig, key: str) -> openai.AsyncOpenAI:
+def make_client(settings: LlmConfig, key: str, http_client: Any = None) -> openai.AsyncOpenAI:
     """The client; it repeats calls by itself, and waits as Retry-After says (for up to two minutes)."""
     return openai.AsyncOpenAI(
         api_key=key,
         base_url=settings.base_url,
         timeout=settings.timeout,
         max_retries=settings.retries,
+        http_client=http_client,
     )
 
 
@@ -96,6 +101,8 @@ class Server:
         self._key, self._client = "", None
         self._limit_name = "max_completion_tokens" if is_openai(settings) else "max_tokens"
         self._structured, self._left_out = settings.structured != "off", set()
+        self._local = LocalServer(settings) if is_local(settings) else None
+        self._in_object = self._local is not None  # where the schema stands
         self._slots = asyncio.Semaphore(settings.concurrency)
         self._requests = _limiter(settings.requests_per_minute, 1)
         per_minute = settings.tokens_per_minute
@@ -117,8 +124,7 @@ class Server:
             reserved = inputs, call.output_tokens
             try:
                 if self._client is None:
-                    self._key = server_key(self._settings)
-                    self._client = make_client(self._settings, self._key)
+                    await self._connect()
                 self._budget.reserve(*reserved)
             except DataError as error:
                 self._stopped = error
@@ -136,8 +142,24 @@ class Server:
                 self._budget.settle(reserved, used)
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
+        """End the connections, and a local model's server."""
+        try:
+            if self._client is not None:
+                await self._client.close()
+        finally:
+            if self._local:
+                self._local.stop()
+
+    async def _connect(self) -> None:
+        if self._local is None:
+            self._key = server_key(self._settings)
+            self._client = make_client(self._settings, self._key)
+            return
+        address, self._key = self._local.start()
+        self._settings = dataclasses.replace(self._settings, base_url=address)
+        direct = openai.DefaultAsyncHttpxClient(trust_env=False)  # no proxy leads to this machine
+        self._client = make_client(self._settings, self._key, direct)
+        await self._local.ready(self._client)
 
     async def _pace(self, tokens: int) -> None:
         if self._requests:
@@ -203,17 +225,22 @@ class Server:
         while True:
             body = call.body(self._structured, self._limit_name)
             body = {name: value for name, value in body.items() if name not in self._left_out}
+            body = schema_in_object(body) if self._in_object else body
             try:
                 return await self._make(self._client, body)
-            except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            except openai.APIStatusError as error:
                 said = str(error).lower()
+                # llama-cpp-python's server fails by 500 where the schema stands elsewhere.
+                of_form = "response_format" in said and error.status_code == 500
+                if error.status_code not in (400, 422) and not of_form:
+                    raise
                 if _EFFORT in said and _EFFORT in body and self._settings.reasoning_effort == "auto":
                     self._left_out.add(_EFFORT)
-                elif (
-                    any(word in said for word in _FORMAT_WORDS)
-                    and "response_format" in body
-                    and self._settings.structured == "auto"
-                ):
+                elif "response_format" not in body or not any(word in said for word in _FORMAT_WORDS):
+                    raise
+                elif "json_schema" in body["response_format"]:
+                    self._in_object = True
+                elif self._settings.structured == "auto":
                     self._structured = False
                 else:
                     raise
@@ -221,6 +248,8 @@ class Server:
     def _failure(self, error: Exception) -> Exception:
         if self._stopped:
             return self._stopped
+        if self._local and (ended := self._local.ended()):
+            return Unfinished(f"{ended}\nall answers are kept: the same command goes on from here")
         self._failed_in_row += 1
         if self._failed_in_row < self._settings.breaker:
             return Unanswered(self._words(error))

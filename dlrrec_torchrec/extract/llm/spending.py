@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from dlrrec_torchrec.config.llm_section import OPENAI_URL, LlmConfig
+from dlrrec_torchrec.extract.llm.local_model import is_local
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 
 BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
@@ -40,6 +41,8 @@ def known_prices(settings: LlmConfig) -> Prices | None:
         raise DataError(
             "llm.input_price (--input-price) and llm.output_price (--output-price): give both, or neither"
         )
+    if is_local(settings):
+        return Prices(0.0, 0.0, "on this machine")
     from genai_prices import Usage, calc_price
 
     where = {"provider_id": "openai"} if is_openai(settings) else {"provider_api_url": settings.base_url}

@@ -27,19 +27,24 @@ class LanguageModelProvider:
         llm: the section of settings.
         cache_dir: where answers are kept (answers.sqlite).
 
-    Raises DataError where the packages of the extra `llm` are missing, and for prompts that cannot be used.
+    Raises DataError where the packages of the extra `llm` are missing (of `local-llm` for a local model), and
+    for prompts and models that cannot be used.
     """
 
     name = "llm"
 
     def __init__(self, summary_sentences: int, llm: LlmConfig, cache_dir: Path):
         check_packages()
+        from dlrrec_torchrec.extract.llm.local_model import is_local
+        from dlrrec_torchrec.extract.llm.local_server import check_server_packages
         from dlrrec_torchrec.extract.llm.questions import Questions
         from dlrrec_torchrec.extract.llm.spending import Budget, known_prices
 
-        self.settings, self.cache_dir, self.sentences = llm, Path(cache_dir), summary_sentences
-        self.model = llm.model
+        if is_local(llm):
+            check_server_packages()
         self.questions = Questions(llm, summary_sentences)
+        self.settings = llm = self.questions.settings
+        self.cache_dir, self.sentences, self.model = Path(cache_dir), summary_sentences, llm.model
         self.budget = Budget(llm, known_prices(llm))
         self.fingerprint = digest([1, self.questions.fingerprint])
         self.rows: list[dict[str, Any]] = []  # of the provenance table

@@ -185,9 +185,17 @@ def test_a_server_without_schemas_is_asked_without(tmp_path):
     server = ModelServer(lambda body, n: "no_schema")
     with server.running() as url:
         run(tmp_path, url, {"concurrency": 1})
-        assert sum("response_format" in body for body in server.bodies) == 2  # once about users, and items
+        assert sum("response_format" in body for body in server.bodies) == 4  # twice about users, and items
         with pytest.raises(Unfinished, match="response_format is not supported"):
             run(tmp_path, url, {"structured": "on", "breaker": 1, "temperature": 0.5})
+
+
+def test_a_schema_is_put_where_the_server_looks_for_it(tmp_path):
+    server = ModelServer(lambda body, n: "schema_in_object")
+    with server.running() as url:
+        run(tmp_path, url, {"concurrency": 1, "structured": "on", "retries": 0})
+    kinds = [body["response_format"]["type"] for body in server.bodies]
+    assert kinds.count("json_schema") == 2 and set(kinds[-2:]) == {"json_object"}  # users, then items
 
 
 def test_a_model_that_does_not_think_is_not_asked_to(tmp_path, monkeypatch):
