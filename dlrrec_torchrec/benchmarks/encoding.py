@@ -45,7 +45,7 @@ def run(case: EncodeCase, say: Callable[[str], Any] = lambda line: None) -> dict
     """
     texts = make_texts(case.sentences, case.seed)
     say("loading both sides")
-    ours = SentenceEncoder(case.encoder, case.batch_tokens, processes=case.processes or None)
+    ours = SentenceEncoder(case.encoder, case.batch_tokens, workers=case.workers or None)
 
     def dlrrec(texts: list[str]) -> np.ndarray:
         vectors = np.empty((len(texts), ours.dim), np.float32)
