@@ -1,8 +1,8 @@
 """Vectors of sixteen numbers in code that numba compiles, and what can be done with them.
 
 One register of AVX-512, two of AVX. With loops over such vectors no compiler decides which sums are made side
-by side and which products are fused. Nothing checks an array's bounds; arrays are C-ordered. Numba's disk cache
-does not see a change of this file: change `vector_loops.py`, which uses it, too.
+by side and which products are fused. Nothing checks an array's bounds; arrays are C-ordered. Numba's disk
+cache does not see a change of this file: change `vector_loops.py`, which uses it, too.
 """
 
 from __future__ import annotations
