@@ -195,6 +195,12 @@ def _fold(fold: int, folds: int) -> str | None:
     return f"{fold} must be below split.folds ({folds})" if fold >= folds else None
 
 
+@_rule("extract.encoder_precision", "extract.encoder")
+def _precision(precision: str, encoder: str) -> str | None:
+    served = precision != "exact" and encoder.startswith("server:")
+    return f"is for an encoder on this machine, not {encoder}: use exact" if served else None
+
+
 @_rule("llm.base_url")
 def _address(url: str) -> str | None:
     parts = urllib.parse.urlsplit(url)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from dlrrec_torchrec.extract import compiled_bert, torch_bert
+from dlrrec_torchrec.extract import compiled_bert, int8_bert, torch_bert
 from dlrrec_torchrec.extract.bert import BertFiles, find_bert
 from dlrrec_torchrec.store.errors import DataError
 
@@ -66,9 +66,28 @@ class Backend(Protocol):
 
 
 def choose_backend(folder: Path, device: str) -> Backend:
-    """The one for the sentence encoder in `folder`. Reads its settings only, not its weights."""
+    """The exact one for the sentence encoder in `folder`. Reads its settings only, not its weights."""
     files = find_bert(folder)
     return _Library(folder, device) if files is None else _Bert(files, device)
+
+
+def int8_backend(folder: Path, digest: str, converted: Path) -> Backend:
+    """The lossy one.
+
+    Args:
+        digest: of the model's files.
+        converted: the folder for converted weights.
+
+    Raises DataError where the model is not such a BERT, and without the package.
+    """
+    int8_bert.check_package()
+    files = find_bert(folder)
+    if files is None:
+        raise DataError(
+            f"extract.encoder_precision (--encoder-precision) int8: {folder} is not a BERT with mean pooling "
+            "in single precision; use exact"
+        )
+    return _Bert(files, "cpu", int8_bert.Int8Bert(files, digest, converted))
 
 
 def packed_batches(lengths: np.ndarray, batch_tokens: int) -> list[np.ndarray]:
@@ -129,12 +148,15 @@ class _Tokens:
 
 
 class _Bert:
-    """BERT written out: by torch on a GPU, else compiled."""
+    """BERT written out: by torch on a GPU, else compiled, or `lossy`."""
 
-    def __init__(self, files: BertFiles, device: str) -> None:
+    def __init__(self, files: BertFiles, device: str, lossy: int8_bert.Int8Bert | None = None) -> None:
         self.files, self.dim = files, files.width
-        self.threads = device == "cpu"
-        if self.threads:
+        self.threads, self.batches = device == "cpu", packed_batches
+        if lossy:
+            bert, self.identity, self.batches = lossy, lossy.identity, equal_batches
+            self.one_thread = contextlib.nullcontext
+        elif self.threads:
             bert = compiled_bert.CompiledBert(files)
             self.identity = f"compiled {compiled_bert.COMPUTATION} {device}"
             self.one_thread = contextlib.nullcontext  # there are no others
@@ -142,7 +164,7 @@ class _Bert:
             bert = torch_bert.TorchBert(files, device)
             self.identity = f"fused {torch_bert.COMPUTATION} torch {version('torch')} {device}"
             self.one_thread = one_thread_of_torch
-        self.forward, self.load, self.batches = bert.forward, bert.load, packed_batches
+        self.forward, self.load = bert.forward, bert.load
 
     @cached_property
     def _tokenizer(self):

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dlrrec_torchrec.extract.backends import choose_backend
+from dlrrec_torchrec.extract.backends import choose_backend, int8_backend
 from dlrrec_torchrec.extract.model_files import model_folder
 from dlrrec_torchrec.extract.processes import EncoderProcesses, EncoderThreads
 from dlrrec_torchrec.store.errors import DataError
@@ -55,6 +55,9 @@ class SentenceEncoder:
         device: torch device; None: CUDA where there is one, else CPU.
         workers: how many embed at once: threads or, where a model is not written out, processes; None: as
             many as there are cores, and fewer processes where there is little to do.
+        precision: "exact", or "int8", on a CPU: faster, with other vectors, again the same whatever a text is
+            embedded with.
+        converted: for "int8": a folder for converted weights.
 
     Raises DataError if the weights cannot be found, or are not those expected.
     """
@@ -65,14 +68,19 @@ class SentenceEncoder:
         batch_tokens: int = 1024,
         device: str | None = None,
         workers: int | None = None,
+        precision: str = "exact",
+        converted: Path | None = None,
     ):
         if batch_tokens < 1:
             raise DataError(f"extract.batch_tokens: must be at least 1, not {batch_tokens}")
         self.folder, self.workers = encoder_folder(name), workers
-        self.device = device or _device()
+        self.device = "cpu" if precision == "int8" else device or _device()
         self.batch_tokens = batch_tokens * (1 if self.device == "cpu" else _GPU_BATCHES)
-        self._backend = choose_backend(self.folder, self.device)
         weights = file_digest(p for pattern in _MODEL_FILES for p in self.folder.rglob(pattern))
+        if precision == "int8":
+            self._backend = int8_backend(self.folder, weights, converted)
+        else:
+            self._backend = choose_backend(self.folder, self.device)
         self.identity = f"{weights} {self._backend.identity}"
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,11 @@ from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
 from dlrrec_torchrec.store.progress import track
 from dlrrec_torchrec.store.schema import with_vectors
+
+LOSSY = (
+    "extract.encoder_precision=int8: vectors differ from the encoder's own; "
+    "`dlrrec bench encode --precision int8` measures how far, docs/modalities.md has AUC and Recall with both"
+)
 
 
 def extract(
@@ -66,7 +72,7 @@ def extract(
     provider = make_provider(
         config.provider, config.summary_sentences, config.provider_options, llm, Path(cache_dir)
     )
-    encoder = encoder or _encoder(config, llm)
+    encoder = encoder or _encoder(config, llm, Path(cache_dir))
     items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
     inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
     if items_dir:
@@ -120,10 +126,17 @@ def extract(
     return manifest
 
 
-def _encoder(config: ExtractConfig, llm: LlmConfig) -> Encoder:
+def _encoder(config: ExtractConfig, llm: LlmConfig, cache_dir: Path) -> Encoder:
     where, colon, model = config.encoder.partition(":")
     if where != "server" or not colon:
-        return SentenceEncoder(config.encoder, config.batch_tokens)
+        if config.encoder_precision != "exact":
+            print(LOSSY, file=sys.stderr)
+        return SentenceEncoder(
+            config.encoder,
+            config.batch_tokens,
+            precision=config.encoder_precision,
+            converted=cache_dir / "encoders",
+        )
     if not model:
         raise DataError("extract.encoder (--encoder) 'server:': name the model too, as server:MODEL")
     check_packages()
