@@ -74,7 +74,7 @@ class Int8Bert:
                 shutil.move(made, self._converted)
 
     def forward(self, batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
-        """Ids of tokens i32 [T] and starts i64 [n + 1], of texts of equal length -> unit vectors f32 [n, V]."""
+        """Ids of tokens i32 [T] and starts i64 [n + 1], texts of equal length -> unit vectors f32 [n, V]."""
         from ctranslate2 import StorageView
 
         ids, starts = batch

@@ -65,6 +65,6 @@ def test_the_share_of_neighbours():
     vectors = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
     assert same_neighbours(vectors, vectors, 2) == 1
     moved = vectors.copy()
-    moved[1] = -vectors[1]
-    assert same_neighbours(vectors, moved, 1) == pytest.approx(2 / 5)
+    moved[4] = np.cos(np.radians(100)), np.sin(np.radians(100))  # nearer to the third than to the fourth
+    assert same_neighbours(vectors, moved, 1) == pytest.approx(4 / 5)
     assert same_neighbours(vectors[:1], vectors[:1]) == 1
