@@ -85,9 +85,7 @@ class ExtractConfig:
     encoder: str = option(
         "sentence-transformers/all-MiniLM-L6-v2", "hub name, folder, or server:MODEL (llm's)"
     )
-    encoder_precision: str = option(
-        "exact", "int8: faster on a CPU, with vectors that differ (needs the extra int8)", ("exact", "int8")
-    )
+    encoder_precision: str = option("exact", "int8: faster, other vectors (extra int8)", ("exact", "int8"))
     batch_tokens: int = option(1024, "tokens in one encoder batch", least=1)
     summary_sentences: int = option(5, "sentences of an extractive summary", least=1)
     folds: int = option(5, "folds: what a training row sees is made without its fold's reviews", least=2)

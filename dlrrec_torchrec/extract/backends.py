@@ -84,7 +84,7 @@ def int8_backend(folder: Path, digest: str, converted: Path) -> Backend:
     files = find_bert(folder)
     if files is None:
         raise DataError(
-            f"extract.encoder_precision (--encoder-precision) int8: {folder} is not a BERT with mean pooling "
+            f"extract.encoder_precision=int8: {folder} is not a BERT with mean pooling "
             "in single precision; use exact"
         )
     return _Bert(files, "cpu", int8_bert.Int8Bert(files, digest, converted))

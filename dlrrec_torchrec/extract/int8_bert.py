@@ -22,7 +22,7 @@ from dlrrec_torchrec.extract.bert import BertFiles
 from dlrrec_torchrec.store.errors import DataError
 
 COMPUTATION = 1  # part of the cache's keys: another number for any change to the bits
-_SETTING = "extract.encoder_precision (--encoder-precision) int8"
+_SETTING = "extract.encoder_precision=int8"
 
 
 def check_package() -> None:
@@ -50,7 +50,7 @@ class Int8Bert:
     def _load(self) -> Any:
         from ctranslate2 import Encoder
 
-        if not (self._converted / "model.bin").exists():
+        if not self._converted.exists():
             self._convert()
         cores = len(os.sched_getaffinity(0))
         return Encoder(

@@ -45,7 +45,7 @@ def test_vectors_are_near_and_their_bits_depend_on_the_text_alone(tmp_path):
 @installed
 def test_another_architecture_is_refused(tmp_path):
     random_encoder(tmp_path / "cls", width=64, heads=4, pooling="cls")
-    with pytest.raises(DataError, match=r"\(--encoder-precision\) int8: .*cls is not a BERT.*use exact"):
+    with pytest.raises(DataError, match=r"encoder_precision=int8: .*cls is not a BERT.*use exact"):
         SentenceEncoder(str(tmp_path / "cls"), precision="int8", converted=tmp_path)
 
 
