@@ -183,8 +183,9 @@ class EncodeCase:
 
     sentences: int = option(3000, "texts of the made-up world", least=1)
     encoder: str = option(ExtractConfig.encoder, "sentence encoder: hub name or folder")
+    precision: str = option("exact", "this project's: exact, or int8 (lossy)", ("exact", "int8"))
     batch_tokens: int = option(ExtractConfig.batch_tokens, "tokens in one batch of this project's", least=1)
-    processes: int = option(0, "processes of this project's (0: as extract chooses)", least=0)
+    workers: int = option(0, "threads or processes of this project's (0: as extract chooses)", least=0)
     rounds: int = option(5, "rounds that are measured, each side once in each", least=1)
     seed: int = option(0, "seed of the world", least=0)
 

@@ -64,10 +64,11 @@ STAGES_LEGEND = (
     "by log reviews, smallest to largest; 1 grows with the reviews."
 )
 ENCODE_EXAMPLE = """dlrrec bench encode
-dlrrec bench encode --sentences 1000 --batch-tokens 4096 --processes 1"""
+dlrrec bench encode --sentences 1000 --batch-tokens 4096 --workers 1
+dlrrec bench encode --precision int8"""
 ENCODE_LEGEND = (
     "load: until the first vector, torch's import not counted. s: of all texts, with the start of dlrrec's\n"
-    "processes. ratio: of the same round."
+    "threads or processes. ratio: of the same round."
 )
 
 
@@ -152,15 +153,14 @@ def _stages(arguments: argparse.Namespace) -> int:
 
 def _encode(arguments: argparse.Namespace) -> int:
     case, out = EncodeCase(**given_settings(arguments)), Path(arguments.out)
-    from dlrrec_torchrec.benchmarks.encoding import format_encoding, run
+    from dlrrec_torchrec.benchmarks.encoding import format_check, format_encoding, run
     from dlrrec_torchrec.benchmarks.format import align
     from dlrrec_torchrec.benchmarks.machine import describe_machine
 
     _make_folder(out)
     report = {"benchmark": "encode", "machine": describe_machine()}
     report |= run(case, say=_progress)
-    agreement = f"least cosine of the two sides' vectors: {report['check']['cosine']:.6f}"
-    shown = [align(format_encoding(report)), agreement, ENCODE_LEGEND]
+    shown = [align(format_encoding(report)), format_check(report["check"]), ENCODE_LEGEND]
     _publish(report, out / "encode.json", arguments.json, shown)
     return 0
 

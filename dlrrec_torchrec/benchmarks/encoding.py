@@ -11,6 +11,7 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from dlrrec_torchrec.extract.sentences import MAX_WORDS, split_sentences
 from dlrrec_torchrec.ingest.synthetic.write import write_world
 from dlrrec_torchrec.store.errors import DataError
 
-LEAST_COSINE = 0.9999
+LEAST_COSINE = {"exact": 0.9999, "int8": 0.9}
+NEIGHBOURS, NEIGHBOURS_OF = 10, 1000  # compared: the nearest, of so many texts at most
 ALONE = 0.7  # share of the texts that are one sentence; of the others as many are two, and so on
 
 
@@ -36,7 +38,8 @@ def run(case: EncodeCase, say: Callable[[str], Any] = lambda line: None) -> dict
     Returns:
         case: its settings. encoder: this project's, as the cache's keys name it.
         texts: `count`, and `words` of one (mean, p95, most).
-        check: the least `cosine` of a text's two vectors, and the largest `difference` of two numbers.
+        check: the least and the `mean_cosine` of a text's two vectors, the largest `difference` of two
+            numbers, and the share of a text's ten nearest `neighbours` by the one that are so by the other.
         load: seconds until the first vector, `plain` and `dlrrec`: libraries (not torch) and weights.
         seconds: of all texts, `plain` and `dlrrec` (median, p10, p90 of the rounds).
         ratio: plain's time over this project's, of the same round (median, p10, p90).
@@ -45,7 +48,20 @@ def run(case: EncodeCase, say: Callable[[str], Any] = lambda line: None) -> dict
     """
     texts = make_texts(case.sentences, case.seed)
     say("loading both sides")
-    ours = SentenceEncoder(case.encoder, case.batch_tokens, processes=case.processes or None)
+    with tempfile.TemporaryDirectory() as converted:
+        return _compare(case, texts, say, Path(converted))
+
+
+def _compare(
+    case: EncodeCase, texts: list[str], say: Callable[[str], Any], converted: Path
+) -> dict[str, Any]:
+    ours = SentenceEncoder(
+        case.encoder,
+        case.batch_tokens,
+        workers=case.workers or None,
+        precision=case.precision,
+        converted=converted,
+    )
 
     def dlrrec(texts: list[str]) -> np.ndarray:
         vectors = np.empty((len(texts), ours.dim), np.float32)
@@ -62,13 +78,16 @@ def run(case: EncodeCase, say: Callable[[str], Any] = lambda line: None) -> dict
 
     say(f"checking: {len(texts):,} texts on both sides")
     expected, made = plain(texts), dlrrec(texts)
+    cosines = np.einsum("nv,nv->n", expected, made)
     check = {
-        "cosine": float(np.einsum("nv,nv->n", expected, made).min()),
+        "cosine": float(cosines.min()),
+        "mean_cosine": float(cosines.mean()),
         "difference": float(np.abs(expected - made).max()),
+        "neighbours": same_neighbours(expected[:NEIGHBOURS_OF], made[:NEIGHBOURS_OF]),
     }
-    if not check["cosine"] >= LEAST_COSINE:
+    if not check["cosine"] >= (least := LEAST_COSINE[case.precision]):
         raise DataError(
-            f"bench encode: the sides differ: the least cosine is {check['cosine']:.6f}, below {LEAST_COSINE}"
+            f"bench encode: the sides differ: the least cosine is {check['cosine']:.6f}, below {least}"
         )
     sides, seconds = {"plain": plain, "dlrrec": dlrrec}, {"plain": [], "dlrrec": []}
     for number in range(case.rounds):
@@ -115,6 +134,17 @@ def make_texts(count: int, seed: int) -> list[str]:
     return texts
 
 
+def same_neighbours(one: np.ndarray, other: np.ndarray, count: int = NEIGHBOURS) -> float:
+    """The share of each text's `count` nearest by its vector in `one`, f32 [N, V], that are so in `other`."""
+    nearest = []
+    for vectors in (one, other):
+        cosines = vectors @ vectors.T
+        np.fill_diagonal(cosines, -np.inf)
+        nearest.append(np.argsort(-cosines, axis=1, kind="stable")[:, : min(count, len(vectors) - 1)])
+    shared = [len(np.intersect1d(a, b)) for a, b in zip(*nearest, strict=True)]
+    return float(np.mean(shared) / max(1, nearest[0].shape[1])) if nearest[0].size else 1.0
+
+
 def _plain(ours: SentenceEncoder) -> Callable[[list[str]], np.ndarray]:
     """`SentenceTransformer.encode` with its own defaults (32 texts a batch, all cores)."""
     from sentence_transformers import SentenceTransformer
@@ -123,6 +153,13 @@ def _plain(ours: SentenceEncoder) -> Callable[[list[str]], np.ndarray]:
     logging.disable_progress_bar()
     model = SentenceTransformer(str(ours.folder), device=ours.device, local_files_only=True)
     return lambda texts: model.encode(texts, normalize_embeddings=True, show_progress_bar=False)
+
+
+def format_check(check: dict[str, float]) -> str:
+    return (
+        f"cosine of a text's two vectors: least {check['cosine']:.6f}, mean {check['mean_cosine']:.6f}; "
+        f"the same among the ten nearest texts: {check['neighbours']:.1%}"
+    )
 
 
 def format_encoding(report: dict[str, Any]) -> list[list[str]]:

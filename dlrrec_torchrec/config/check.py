@@ -12,11 +12,10 @@ import math
 import operator
 import os
 import typing
-import urllib.parse
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from dlrrec_torchrec.config.llm_section import LOCAL
+from dlrrec_torchrec.config.extract_rules import EXTRACT_RULES
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
 from dlrrec_torchrec.config.sections import RunConfig
@@ -196,36 +195,8 @@ def _fold(fold: int, folds: int) -> str | None:
     return f"{fold} must be below split.folds ({folds})" if fold >= folds else None
 
 
-@_rule("extract.address", "extract.engine")
-def _cluster(address: str, engine: str) -> str | None:
-    return "is that of a Ray cluster: set extract.engine=ray too" if address and engine != "ray" else None
-
-
-@_rule("llm.base_url")
-def _address(url: str) -> str | None:
-    if url.startswith(LOCAL):
-        return None if url.removeprefix(LOCAL) else f"{url!r} names no file, as local:weights.gguf"
-    parts = urllib.parse.urlsplit(url)
-    if "@" in parts.netloc:
-        return "has a password, which would be written down; use llm.api_key_env"
-    right = parts.scheme in ("http", "https") and parts.hostname
-    return None if right else f"{url!r} is no address of a server, as http://localhost:8080/v1"
-
-
-def _not_local(refused: Callable[[Any], bool], why: str) -> Rule:
-    def rule(value: Any, url: str) -> str | None:
-        local = url.startswith(LOCAL) and refused(value)
-        return f"the local model of llm.base_url {why}; name a server there" if local else None
-
-    return rule
-
-
-for _setting, _refused, _why in (
-    ("llm.batch", bool, "takes no batches"),
-    ("pictures.captioner", "vision".__eq__, "sees no pictures"),
-    ("extract.encoder", lambda encoder: encoder.startswith("server:"), "makes no vectors"),
-):
-    _rule(_setting, "llm.base_url")(_not_local(_refused, _why))
+for _names, _checked in EXTRACT_RULES:
+    _rule(*_names)(_checked)
 
 
 @_rule("swing.max_item_users")

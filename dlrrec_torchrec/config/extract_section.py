@@ -21,6 +21,7 @@ class ExtractConfig:
     encoder: str = option(
         "sentence-transformers/all-MiniLM-L6-v2", "hub name, folder, or server:MODEL (llm's)"
     )
+    encoder_precision: str = option("exact", "int8: faster, other vectors (extra int8)", ("exact", "int8"))
     batch_tokens: int = option(1024, "tokens in one encoder batch", least=1)
     engine: str = option(
         "local",

@@ -1,24 +1,19 @@
-"""BERT with mean pooling, written out for texts of equal length.
+"""Which sentence encoders are BERT with mean pooling.
 
-Without padding there is no mask; query, key and value are one product; nothing is kept for a backward pass.
-It computes what sentence-transformers does with the same files (a test holds that), in less time, and needs
-neither that library nor transformers, whose import takes as long as embedding a thousand sentences.
+Such models are written out, in `compiled_bert.py` for a CPU and in `torch_bert.py` for a GPU. Both compute
+what sentence-transformers does with the same files (tests hold that), in less time, and need neither that
+library nor transformers, whose import takes as long as embedding a thousand sentences. Nothing is padded: the
+tokens of all texts of a batch are the rows of a matrix product, and attention goes text by text.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from dlrrec_torchrec.store.errors import DataError
-
-COMPUTATION = 1  # part of the cache's keys: another number for any change to the bits that `Bert` makes
-_ALIGNED = 64  # widths that fill whole vector registers: no loop has a tail that is computed in another way
+_ALIGNED = 16  # widths that are whole vectors: no loop has a tail
 _TRANSFORMER_DEFAULTS = {
     "do_lower_case": False,
     "transformer_task": "feature-extraction",
@@ -32,7 +27,7 @@ _BERT_DEFAULTS = {
     "is_decoder": False,
     "add_cross_attention": False,
 }
-_LAYER = (
+LAYER = (
     "attention.output.dense.weight",
     "attention.output.dense.bias",
     "attention.output.LayerNorm.weight",
@@ -44,8 +39,7 @@ _LAYER = (
     "output.LayerNorm.weight",
     "output.LayerNorm.bias",
 )
-_MATRICES = ("attention.output.dense.weight", "intermediate.dense.weight", "output.dense.weight")
-_PROJECTIONS = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
+PROJECTIONS = tuple(f"attention.self.{name}" for name in ("query", "key", "value"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +84,7 @@ def _find(folder: Path) -> BertFiles | None:
     if not _plain_tokenizer(_read(base / "tokenizer.json"), words):
         return None
     width, heads, layers = bert["hidden_size"], bert["num_attention_heads"], bert["num_hidden_layers"]
-    if width % heads or width % _ALIGNED or bert["intermediate_size"] % _ALIGNED:
+    if width % (heads * _ALIGNED) or bert["intermediate_size"] % _ALIGNED:
         return None
     weights = base / "model.safetensors"
     if not _holds_weights(weights, layers):
@@ -136,71 +130,9 @@ def _holds_weights(path: Path, layers: int) -> bool:
         tensors = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     names = ["embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"]
     names += [f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")]
-    names += [f"encoder.layer.{i}.{name}" for i in range(layers) for name in _LAYER]
-    for projection in _PROJECTIONS:
+    names += [f"encoder.layer.{i}.{name}" for i in range(layers) for name in LAYER]
+    for projection in PROJECTIONS:
         names += [
             f"encoder.layer.{i}.{projection}.{kind}" for i in range(layers) for kind in ("weight", "bias")
         ]
     return all(tensors[name]["dtype"] == "F32" for name in names)
-
-
-class Bert:
-    """The forward pass. The weights are read when it is first asked for."""
-
-    def __init__(self, files: BertFiles, device: str) -> None:
-        self.files, self.device = files, device
-        self.load = functools.cache(self._load)
-
-    def _load(self) -> tuple:
-        """Vectors of words f32 [W, V] and of places f32 [P, V]; scale and shift f32 [V]; the layers'."""
-        import torch
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            stored = load_file(self.files.weights, device=self.device)
-        except (OSError, SafetensorError) as error:
-            raise DataError(f"extract.encoder: {self.files.weights} cannot be read ({error})") from None
-        places = (
-            stored["embeddings.position_embeddings.weight"]
-            + stored["embeddings.token_type_embeddings.weight"][0]
-        )
-        layers = []
-        for number in range(self.files.layers):
-            own = {name: stored[f"encoder.layer.{number}.{name}"] for name in _LAYER}
-            # Products of few rows are faster with matrices that lie as they are read.
-            own |= {name: own[name].t().contiguous() for name in _MATRICES}
-            weight, bias = (
-                torch.cat([stored[f"encoder.layer.{number}.{name}.{kind}"] for name in _PROJECTIONS])
-                for kind in ("weight", "bias")
-            )
-            layers.append((weight.t().contiguous(), bias, *own.values()))
-        norm = stored["embeddings.LayerNorm.weight"], stored["embeddings.LayerNorm.bias"]
-        return stored["embeddings.word_embeddings.weight"], places, norm, layers
-
-    def forward(self, tokens: np.ndarray) -> np.ndarray:
-        """Ids of tokens i32 [n, L], L at most `max_tokens` -> unit vectors f32 [n, V]."""
-        import torch
-        from torch.nn.functional import (
-            embedding,
-            gelu,
-            layer_norm,
-            normalize,
-            scaled_dot_product_attention,
-        )
-
-        words, places, norm, layers = self.load()
-        (texts, length), width, heads = tokens.shape, self.files.width, self.files.heads
-        shape, epsilon = (width,), self.files.epsilon
-        with torch.inference_mode():
-            ids = torch.from_numpy(tokens).to(self.device)
-            x = embedding(ids, words).add_(places[:length])
-            x = layer_norm(x, shape, *norm, epsilon).view(texts * length, width)
-            for qkv, qkv_bias, out, out_bias, g1, b1, wide, wide_bias, back, back_bias, g2, b2 in layers:
-                parts = torch.addmm(qkv_bias, x, qkv).view(texts, length, 3, heads, width // heads)
-                seen = scaled_dot_product_attention(*parts.permute(2, 0, 3, 1, 4))
-                seen = seen.transpose(1, 2).reshape(texts * length, width)
-                x = layer_norm(torch.addmm(out_bias, seen, out).add_(x), shape, g1, b1, epsilon)
-                hidden = gelu(torch.addmm(wide_bias, x, wide))
-                x = layer_norm(torch.addmm(back_bias, hidden, back).add_(x), shape, g2, b2, epsilon)
-            return normalize(x.view(texts, length, width).mean(1), dim=1).cpu().numpy()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -118,9 +118,3 @@ def build_corpora(
         corpora.append(Corpus(texts, offsets, code[start:stop], pieces, vectors))
         start = stop
     return corpora
-
-
-def in_batches(size: int, *columns: Sequence) -> Iterator[tuple[list, ...]]:
-    """Pieces of equal length of several lists, at most `size` long."""
-    for start in range(0, len(columns[0]), size):
-        yield tuple(column[start : start + size] for column in columns)

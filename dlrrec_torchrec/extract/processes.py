@@ -1,4 +1,7 @@
-"""Batches embedded by several processes of one thread each, which beat one process of several threads.
+"""Batches embedded by several at once, each with one thread, which beats one that shares its products among
+several threads.
+
+Threads are enough for compiled code; a model in Python needs processes.
 
 A process is started anew (no fork of a program that has threads, no second run of its main module) in a
 session of its own, so that Ctrl-C reaches the parent alone. It ends when its connection does: however the
@@ -14,17 +17,55 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for_one
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dlrrec_torchrec.extract.backends import choose_backend, one_thread
+from dlrrec_torchrec.extract.backends import Backend, choose_backend
 from dlrrec_torchrec.store.errors import DataError
 
 _MAIN = "import sys; from dlrrec_torchrec.extract.processes import serve; serve(*sys.argv[1:])"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+class EncoderThreads:
+    """`count` threads that share the encoder `backend`; a context, in which one thread computes a product."""
+
+    def __init__(self, backend: Backend, count: int) -> None:
+        self._backend, self._count = backend, count
+
+    def __enter__(self) -> EncoderThreads:
+        self._backend.load()
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(self._backend.one_thread())
+            self._pool = undo.enter_context(ThreadPoolExecutor(self._count))
+            undo.callback(self._pool.shutdown, cancel_futures=True)
+            self._undo = undo.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+
+    def map(self, batches: Iterable[Any]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (number of a batch, its vectors f32 [n, V]) in the order in which they are done.
+
+        Args:
+            batches: what `Backend.forward` takes, each.
+        """
+        work = enumerate(batches)
+        under_way: dict[Future, int] = {}
+        while True:
+            while len(under_way) < 2 * self._count and (following := next(work, None)):
+                under_way[self._pool.submit(self._backend.forward, following[1])] = following[0]
+            if not under_way:
+                return
+            done, _ = wait_for_one(under_way, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield under_way.pop(future), future.result()
 
 
 class EncoderProcesses:
@@ -111,7 +152,7 @@ class EncoderProcesses:
 def serve(descriptor: str, folder: str) -> None:
     """What such a process does: embed batch after batch, until the other end of the connection is closed."""
     backend = choose_backend(Path(folder), "cpu")
-    with Connection(int(descriptor)) as connection, one_thread():
+    with Connection(int(descriptor)) as connection, backend.one_thread():
         backend.load()
         while True:
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -23,6 +24,11 @@ from dlrrec_torchrec.extract.training_reviews import (
 )
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest, jsonable, stage_output
+
+LOSSY = (
+    "extract.encoder_precision=int8: vectors differ from the encoder's own; "
+    "`dlrrec bench encode --precision int8` measures how far, docs/modalities.md has AUC and Recall with both"
+)
 
 
 def extract(
@@ -58,7 +64,7 @@ def extract(
         config.provider, config.summary_sentences, config.provider_options, llm, Path(cache_dir)
     )
     cluster = RayCluster(config.address) if config.engine == "ray" else None
-    encoder = encoder or _encoder(config, llm, cluster)
+    encoder = encoder or _encoder(config, llm, cluster, Path(cache_dir))
     items_dir = Path(items_dir) if (Path(items_dir) / "manifest.json").exists() else None
     inputs = {"split": Manifest.read(split_dir).fingerprint, "encoder": encoder.identity}
     if items_dir:
@@ -120,12 +126,19 @@ def extract(
     return manifest
 
 
-def _encoder(config: ExtractConfig, llm: LlmConfig, cluster: RayCluster | None) -> Encoder:
+def _encoder(config: ExtractConfig, llm: LlmConfig, cluster: RayCluster | None, cache_dir: Path) -> Encoder:
     where, colon, model = config.encoder.partition(":")
     if cluster and (where != "server" or not colon):
         return ClusterEncoder(cluster, config.encoder, config.batch_tokens)
     if where != "server" or not colon:
-        return SentenceEncoder(config.encoder, config.batch_tokens)
+        if config.encoder_precision != "exact":
+            print(LOSSY, file=sys.stderr)
+        return SentenceEncoder(
+            config.encoder,
+            config.batch_tokens,
+            precision=config.encoder_precision,
+            converted=cache_dir / "encoders",
+        )
     if not model:
         raise DataError("extract.encoder (--encoder) 'server:': name the model too, as server:MODEL")
     check_packages()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -18,16 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.extract import encoder as encoders
-from dlrrec_torchrec.extract.backends import fill
+from dlrrec_torchrec.extract.backends import equal_batches, fill, packed_batches
 from dlrrec_torchrec.extract.bert import find_bert
 from dlrrec_torchrec.extract.cache import embed_cached
-from dlrrec_torchrec.extract.encoder import (
-    DEFAULT_ENCODER,
-    SentenceEncoder,
-    encoder_folder,
-    equal_batches,
-)
+from dlrrec_torchrec.extract.compiled_bert import CompiledBert
+from dlrrec_torchrec.extract.encoder import DEFAULT_ENCODER, SentenceEncoder, encoder_folder
 from dlrrec_torchrec.extract.processes import EncoderProcesses
+from dlrrec_torchrec.extract.torch_bert import TorchBert
 from dlrrec_torchrec.store.errors import DataError
 from tests.helpers.encoders import random_encoder
 
@@ -78,7 +76,7 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def default():
-    return SentenceEncoder(device="cpu", processes=1)
+    return SentenceEncoder(device="cpu", workers=1)
 
 
 def reference(folder):
@@ -91,7 +89,7 @@ def reference(folder):
 def test_vectors_are_those_of_sentence_transformers(folders, name):
     folder = encoder_folder(DEFAULT_ENCODER) if name == "default" else folders / name
     encoder, library = SentenceEncoder(str(folder), batch_tokens=128, device="cpu"), reference(folder)
-    assert encoder.identity.split()[1] == ("fused" if name in ("default", "small") else "library")
+    assert encoder.identity.split()[1] == ("compiled" if name in ("default", "small") else "library")
     vectors = encode(encoder, TEXTS)
     expected = np.stack([library.encode(text, normalize_embeddings=True) for text in TEXTS])
     np.testing.assert_allclose(vectors, expected, atol=1e-5)
@@ -129,16 +127,32 @@ def test_so_do_the_librarys(folders, name):
     np.testing.assert_array_equal(np.concatenate([encode(encoder, [text]) for text in TEXTS]), vectors)
 
 
-def test_processes_make_the_same_bits(default):
-    """The default encoder's, alone, together, here and by two processes; threads stay as they were."""
-    import torch
-
-    threads = torch.get_num_threads()
+def test_threads_make_the_same_bits(default):
+    """The default encoder's, alone, together, here and by three threads."""
     vectors = encode(default, TEXTS)
     some = [0, 2, 5, 8, 12]
     np.testing.assert_array_equal(np.concatenate([encode(default, [TEXTS[i]]) for i in some]), vectors[some])
-    np.testing.assert_array_equal(encode(SentenceEncoder(device="cpu", processes=2), TEXTS), vectors)
-    assert torch.get_num_threads() == threads
+    threads = SentenceEncoder(batch_tokens=300, device="cpu", workers=3)
+    np.testing.assert_array_equal(encode(threads, TEXTS), vectors)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 32), min_size=1, max_size=12),
+    more=st.integers(0, 40),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=30)
+def test_what_is_compiled_computes_what_torch_does(folders, lengths, more, seed):
+    """The two that write BERT out, in one batch of mixed lengths; a text's bits are those it has alone."""
+    files = find_bert(folders / "small")
+    lengths += [2] * more
+    ids = np.random.default_rng(seed).integers(0, 80, sum(lengths)).astype(np.int32)
+    starts = np.cumsum([0, *lengths])
+    compiled, in_torch = CompiledBert(files), TorchBert(files, "cpu")
+    vectors = compiled.forward((ids, starts))
+    alone = [compiled.forward((ids[a:b], np.asarray([0, b - a]))) for a, b in itertools.pairwise(starts)]
+    np.testing.assert_allclose(vectors, in_torch.forward((ids, starts)), atol=2e-6)
+    np.testing.assert_array_equal(vectors, np.concatenate(alone))
 
 
 @pytest.mark.parametrize("stop", [1, 4])
@@ -159,6 +173,7 @@ def test_an_interruption_leaves_the_same_bits(folders, tmp_path, stop):
 
 
 def test_processes_are_started_where_they_pay(folders, monkeypatch):
+    """Those of a model that is not written out; its bits are the same by one and by two."""
     started = []
 
     class Counted(EncoderProcesses):
@@ -169,7 +184,7 @@ def test_processes_are_started_where_they_pay(folders, monkeypatch):
     monkeypatch.setattr(encoders, "EncoderProcesses", Counted)
     monkeypatch.setattr(encoders, "PROCESS_CHARACTERS", 100)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
-    encoder = SentenceEncoder(str(folders / "small"), device="cpu")
+    encoder = SentenceEncoder(str(folders / "cls"), device="cpu")
     few = encode(encoder, ["a" * 60, "b" * 60])
     assert not started
     many = encode(encoder, ["a" * 60, "b" * 60, *(f"number {i}" for i in range(200))])
@@ -178,7 +193,7 @@ def test_processes_are_started_where_they_pay(folders, monkeypatch):
 
 
 def test_a_process_that_ends_is_named(folders, tmp_path):
-    batch = np.full((4, 8), 7, np.int32)
+    batch = np.full(32, 7, np.int32), np.arange(0, 33, 8)
     with EncoderProcesses(folders / "small", 2) as processes:
         made = processes.map([batch] * 500)
         next(made)
@@ -209,7 +224,7 @@ def test_none_stays_behind(folders):
         "from pathlib import Path\n"
         "from dlrrec_torchrec.extract.processes import EncoderProcesses\n"
         "with EncoderProcesses(Path(sys.argv[1]), 2) as processes:\n"
-        "    made = processes.map(itertools.repeat(np.full((20, 30), 7, np.int32)))\n"
+        "    made = processes.map(itertools.repeat((np.full(600, 7, np.int32), np.arange(0, 601, 30))))\n"
         "    next(made)\n"
         "    print(*(process.pid for process in processes._running.values()), flush=True)\n"
         "    for _ in made: pass\n"
@@ -276,11 +291,16 @@ def test_half_precision_is_left_to_the_library(folders, tmp_path):
 
 
 @given(st.lists(st.integers(0, 40), max_size=80), st.integers(1, 300))
-def test_batches_are_of_one_length_and_hold_every_text_once(lengths, batch_tokens):
+def test_batches_hold_every_text_once_longest_first(lengths, batch_tokens):
     lengths = np.asarray(lengths, np.int64)
-    batches = equal_batches(lengths, batch_tokens)
-    assert sorted(i for b in batches for i in b) == list(range(len(lengths)))
-    assert [lengths[b[0]] for b in batches] == sorted((lengths[b[0]] for b in batches), reverse=True)
+    packed, batches = packed_batches(lengths, batch_tokens), equal_batches(lengths, batch_tokens)
+    for some in (packed, batches):
+        order = np.concatenate([[], *some]).astype(int)
+        assert sorted(order) == list(range(len(lengths)))
+        assert lengths[order].tolist() == sorted(lengths, reverse=True)
+    for batch, following in itertools.pairwise([*packed, None]):
+        assert lengths[batch].sum() <= batch_tokens or len(batch) == 1
+        assert following is None or lengths[batch].sum() + lengths[following[0]] > batch_tokens
     for batch in batches:
         assert len(set(lengths[batch])) == 1
         assert len(batch) * lengths[batch[0]] <= batch_tokens or len(batch) == 1 or not lengths[batch[0]]
@@ -292,8 +312,10 @@ def test_batches_are_of_one_length_and_hold_every_text_once(lengths, batch_token
 def test_the_identity_names_what_computes(folders):
     import torch
 
-    fused, library = (
+    compiled, library = (
         SentenceEncoder(str(folders / name), device="cpu").identity for name in ("small", "cls")
     )
-    assert f" torch {torch.__version__} cpu" in fused and " fused " in fused
+    assert compiled.endswith(" compiled 1 cpu")
+    gpu = SentenceEncoder(str(folders / "small"), device="cuda").identity
+    assert f" torch {torch.__version__} cuda" in gpu and " fused " in gpu
     assert " library sentence-transformers " in library and f" torch {torch.__version__} cpu" in library

@@ -18,7 +18,7 @@ _SETTING = "extract.encoder (--encoder)"
 
 
 class ClusterEncoder(SentenceEncoder):
-    """Texts are tokenised and put into batches of one length here, embedded there.
+    """Texts are tokenised and put into batches here, embedded there.
 
     On CPUs the bits, and the identity, are those of `SentenceEncoder` on a machine of the same kind. What
     would not keep a process busy is embedded here, on CPUs.
