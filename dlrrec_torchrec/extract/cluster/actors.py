@@ -1,7 +1,7 @@
 """Work for the actors of a Ray cluster: one to a GPU, or one to a core, each of which loads its model once.
 
-Plain actors, not Ray Data: that regroups rows into blocks of its own, but what is done is kept batch by batch,
-and some models' bits need batches of one length; it also takes pandas, which nothing else here does.
+Plain actors, not Ray Data: that regroups rows into blocks of its own, but what is done is kept batch by
+batch, and some models' bits need batches of one length; it also takes pandas, which nothing else here does.
 
 An actor gets work only when it has loaded, two batches at a time. When it is lost with its process or its
 machine, its batches go to others, and another is started where there is room; a cluster that grows gets more.
