@@ -31,6 +31,12 @@ def _address(url: str) -> str | None:
     return None if right else f"{url!r} is no address of a server, as http://localhost:8080/v1"
 
 
+def _captions(captioner: str, vectors: str) -> str | None:
+    if captioner != "none" and vectors != "captions":
+        return f"writes captions, of which pictures.picture_vectors={vectors} makes nothing: set it to none"
+    return None
+
+
 def _not_local(refused: Callable[[Any], bool], why: str) -> Callable[[Any, str], str | None]:
     def rule(value: Any, url: str) -> str | None:
         local = url.startswith(LOCAL) and refused(value)
@@ -44,6 +50,7 @@ EXTRACT_RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("extract.address", "extract.engine"), _cluster),
     (("extract.encoder_precision", "extract.encoder", "extract.engine"), _precision),
     (("llm.base_url",), _address),
+    (("pictures.captioner", "pictures.picture_vectors"), _captions),
     (("llm.batch", "llm.base_url"), _not_local(bool, "takes no batches")),
     (("pictures.captioner", "llm.base_url"), _not_local("vision".__eq__, "sees no pictures")),
     (

@@ -20,6 +20,12 @@ class PicturesConfig:
     captioner_model: str = option(
         "Salesforce/blip2-opt-2.7b", "BLIP-2 model: hub name or folder (the papers' is the default)"
     )
+    picture_vectors: str = option(
+        "captions",
+        "what a picture's vector is made of: its caption, by the text encoder, or its pixels, by a ResNet",
+        ("captions", "resnet"),
+    )
+    resnet_model: str = option("microsoft/resnet-50", "for 'resnet': hub name or folder")
     picture_folder: str = option(
         "",
         "where relative paths of pictures begin, the only folder that is read (default: the reviews')",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +59,31 @@ def pieces_of_texts(texts: Strings) -> Iterator[list[list[str]]]:
         yield batch
 
 
+def words_and_pictures(
+    texts: Sequence[str | None],
+    sentences: Iterable[list[list[str]]],
+    described: Iterable[list[list[str]]],
+    captions: PictureWords,
+    embed: Callable[[Strings, Path], np.ndarray],
+    scratch: Path,
+) -> list[Corpus]:
+    """The corpora of texts and of pictures, of the same documents.
+
+    Args:
+        sentences, described: batches of documents: sentences of the texts, what `captions` says of pictures.
+        embed: texts, file -> f16 [N, V]; of captions too, which are texts.
+        scratch: an empty folder.
+    """
+    if captions.embed is None:
+        return build_corpora([(texts, sentences), ((), described)], embed, scratch)
+    own = scratch / "pictures"
+    own.mkdir()
+    return [
+        *build_corpora([(texts, sentences)], embed, scratch),
+        *build_corpora([((), described)], captions.embed, own),
+    ]
+
+
 def write_content(
     folder: Path,
     manifest: Manifest,
@@ -82,15 +107,10 @@ def write_content(
         scratch: an empty folder for the time of the call.
     """
     captions.look(given.pictured())
-    words, pictures = build_corpora(
-        [
-            (given.texts, pieces_of_texts(given.texts)),
-            ((), (captions(*batch) for batch in given.pictured())),
-        ],
-        embed,
-        scratch,
+    described = (captions(*batch) for batch in given.pictured())
+    words, pictures = words_and_pictures(
+        given.texts, pieces_of_texts(given.texts), described, captions, embed, scratch
     )
-    # Captions are texts too: one encoder makes both kinds of vector.
     dims = {"text_vector": words.vectors.shape[1], "image_vector": pictures.vectors.shape[1]}
     manifest.facts["vector_dims"] = {name.removesuffix("_vector"): dim for name, dim in dims.items()}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, unit
+from dlrrec_torchrec.extract.content_tables import words_and_pictures
+from dlrrec_torchrec.extract.corpus import Corpus, unit
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.providers.base import EntityReviews, Provider
 from dlrrec_torchrec.extract.sentences import split_sentences
@@ -56,9 +57,8 @@ def write_cold(
     captions.look([(given, images)])
     own = scratch / "cold"
     own.mkdir()
-    words, pictures = build_corpora(
-        [(texts, [[split_sentences(text) for text in texts]]), ((), [captions(given, images)])], embed, own
-    )
+    sentences, described = [[split_sentences(text) for text in texts]], [captions(given, images)]
+    words, pictures = words_and_pictures(texts, sentences, described, captions, embed, own)
     of_item = [
         (code, number, np.array([*reviews[item][:number], shown.num_rows + code]))
         for code, item in enumerate(items)

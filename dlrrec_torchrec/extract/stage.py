@@ -7,6 +7,7 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from dlrrec_torchrec.config import ExtractConfig, LlmConfig, PicturesConfig
 from dlrrec_torchrec.config.check import check_settings
@@ -74,12 +75,11 @@ def extract(
         "model": provider.model,
         "fingerprint": provider.fingerprint,
     }
-    captioner = make_captioner(pictures, llm, getattr(provider, "budget", None), cluster)
-    if captioner:
-        provenance["captioner"] = captioner.identity
-    captions = PictureWords(
-        pictures, captioner, Path(picture_folder) if picture_folder else None, Path(cache_dir)
+    captions = _picture_words(
+        pictures, llm, getattr(provider, "budget", None), cluster, picture_folder, cache_dir
     )
+    if captions.captioner:
+        provenance["captioner"] = captions.captioner.identity
     settings = jsonable(config) | {"provenance": provenance}
     del settings["engine"], settings["address"]  # the result is the same
     manifest = Manifest("extract", settings, inputs)
@@ -122,8 +122,27 @@ def extract(
             manifest.facts[provider.name] = record(folder)
         manifest.facts["pictures"] = captions.record(folder / "pictures")
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
+        if pictures.picture_vectors != "captions":
+            manifest.facts["image_encoder"] = pictures.resnet_model
         manifest.facts |= {"fold_by": config.fold_by, "engine": config.engine}
     return manifest
+
+
+def _picture_words(
+    settings: PicturesConfig,
+    llm: LlmConfig,
+    budget: Any,
+    cluster: RayCluster | None,
+    picture_folder: str | os.PathLike | None,
+    cache_dir: str | os.PathLike,
+) -> PictureWords:
+    """What makes captions, or vectors, of pictures."""
+    folder, cache_dir = Path(picture_folder) if picture_folder else None, Path(cache_dir)
+    if settings.picture_vectors == "resnet":
+        from dlrrec_torchrec.extract.pictures.picture_vectors import PictureVectors
+
+        return PictureVectors(settings, folder, cache_dir)
+    return PictureWords(settings, make_captioner(settings, llm, budget, cluster), folder, cache_dir)
 
 
 def _encoder(config: ExtractConfig, llm: LlmConfig, cluster: RayCluster | None, cache_dir: Path) -> Encoder:

@@ -140,7 +140,10 @@ def join_sides(
                 by_fold=by_fold,
             )
         if side == "item":
-            named = modality("item_image", dims["image"], source="captions", encoder=encoder, flag="extract")
+            made_by = {"source": "captions", "encoder": encoder}
+            if "image_encoder" in facts:
+                made_by = {"source": "pictures", "encoder": facts["image_encoder"]}
+            named = modality("item_image", dims["image"], **made_by, flag="extract")
             modalities.append(named)
             vectors[named.name] = PooledVectors(
                 review_vectors("image"),

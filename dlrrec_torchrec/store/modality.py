@@ -23,7 +23,7 @@ class Modality:
         name: of columns, towers and tables, as "item_audio".
         side: "user" or "item": whose vectors they are.
         kind: "text", "image" or "other".
-        source: "reviews" or "summary" (of the text), "captions" (of pictures), "file" (the user's own).
+        source: "reviews" or "summary" (of the text), "captions" or "pictures", "file" (the user's own).
         dim: numbers of a vector.
         encoder: who made the vectors: a model's name, or the file's.
     """

@@ -31,7 +31,7 @@ class Words:
 
     identity, dim = "words", DIM
 
-    def __init__(self, *_):
+    def __init__(self, *_, **__):
         self._table = np.random.default_rng(0).normal(size=(4096, DIM)).astype(np.float32)
 
     def encode_batches(self, texts):

@@ -1,4 +1,4 @@
-"""A BLIP-2 of a few thousand random weights, saved as the real one is, and pictures to describe."""
+"""A BLIP-2 and a ResNet of few random weights, saved as the real ones are, and pictures to describe."""
 
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from transformers import (
     Blip2Processor,
     BlipImageProcessor,
     PreTrainedTokenizerFast,
+    ResNetConfig,
+    ResNetModel,
 )
 
 WORDS = [
@@ -30,6 +32,7 @@ WORDS = [
     "beach",
 ]
 SIZE, QUERIES = 32, 4
+RESNET_DIM = 24
 
 
 def tiny_blip2(folder: Path, seed: int = 0) -> Path:
@@ -74,3 +77,11 @@ def picture(number: int) -> Image.Image:
     """A picture of random blocks, RGB 40 x 50."""
     blocks = np.random.default_rng(number).integers(0, 255, (5, 4, 3), dtype=np.uint8)
     return Image.fromarray(blocks.repeat(10, 0).repeat(10, 1))
+
+
+def tiny_resnet(folder: Path, seed: int = 0) -> Path:
+    """A ResNet of random weights, with vectors of RESNET_DIM numbers."""
+    torch.manual_seed(seed)
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 12, 16, RESNET_DIM], depths=[1, 1, 1, 1])
+    ResNetModel(config).save_pretrained(folder)
+    return folder

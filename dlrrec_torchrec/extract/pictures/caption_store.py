@@ -1,4 +1,4 @@
-"""Captions on disk: one SQLite file in the run's cache, shared by processes, that a kill cannot damage."""
+"""Captions and vectors of pictures: one SQLite file that processes share and no kill can damage."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ class CaptionStore:
         except (sqlite3.Error, OSError) as error:
             raise self._problem(error) from None
 
-    def of_source(self, captioner: str, source: str) -> tuple[str, str] | None:
+    def of_source(self, captioner: str, source: str) -> tuple[str, str | bytes] | None:
         """SHA-256 and caption ("" where there is none that says anything) of a source that was described."""
         query = "SELECT c.sha256, c.caption FROM sources s JOIN captions c ON c.sha256 = s.sha256 "
         return self._row(query + "WHERE s.source = ? AND c.captioner = ?", source, captioner)
 
-    def of_picture(self, captioner: str, sha256: str) -> str | None:
+    def of_picture(self, captioner: str, sha256: str) -> str | bytes | None:
         """The caption of a picture that was described; None where it was not."""
         row = self._row("SELECT caption FROM captions WHERE captioner = ? AND sha256 = ?", captioner, sha256)
         return row and row[0]
 
-    def put(self, captioner: str, sha256: str, caption: str) -> None:
+    def put(self, captioner: str, sha256: str, caption: str | bytes) -> None:
         """Keep a caption; one that is there already stays."""
         self._row("INSERT INTO captions VALUES (?, ?, ?) ON CONFLICT DO NOTHING", captioner, sha256, caption)
 
@@ -52,7 +52,7 @@ class CaptionStore:
     def close(self) -> None:
         self._connection.close()
 
-    def _row(self, statement: str, *values: str) -> tuple | None:
+    def _row(self, statement: str, *values: str | bytes) -> tuple | None:
         try:
             return self._connection.execute(statement, values).fetchone()
         except sqlite3.Error as error:

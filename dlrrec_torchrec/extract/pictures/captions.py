@@ -1,4 +1,4 @@
-"""Pictures into captions: opened, described in batches, remembered by what they show."""
+"""Pictures into captions or vectors: opened, described in batches, remembered by what they show."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ SAYS_NOTHING = "no caption that says anything, tried twice"
 
 
 Batches = Iterable[list[Image.Image]]
-Described = Iterator[tuple[int, list[str | PictureError]]]
+Described = Iterator[tuple[int, list[str | bytes | PictureError]]]
 
 
 class Captioner(Protocol):
-    """Pictures to words. `identity` changes whenever captions could."""
+    """Pictures to words, or to the bytes of vectors. `identity` changes whenever these could."""
 
     identity: str
 
@@ -47,7 +47,10 @@ class Captioner(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """What became of a picture: `caption`, clean, or "" and the `problem` in words."""
+    """What became of a picture: `caption`, clean, or "" and the `problem` in words.
+
+    Without either, a vector was made of it, which is in the store.
+    """
 
     caption: str
     problem: str = ""
@@ -77,7 +80,7 @@ def caption_pictures(
 
     def batches() -> Iterator[list[Image.Image]]:
         waiting: dict[str, Image.Image] = {}
-        for source, read in track(_read(missing, opener), "captions", len(missing)):
+        for source, read in track(_read(missing, opener), "pictures", len(missing)):
             if isinstance(read, PictureError):
                 found[source] = Captioned("", str(read))
                 continue
@@ -111,7 +114,9 @@ def caption_pictures(
     return {source: found[source] for source in wanted}
 
 
-def _made(sha: str, caption: str) -> Captioned:
+def _made(sha: str, caption: str | bytes) -> Captioned:
+    if isinstance(caption, bytes):
+        return Captioned("", sha256=sha)
     return Captioned(caption, "" if caption else SAYS_NOTHING, sha)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dlrrec_torchrec.config import LlmConfig, PicturesConfig
@@ -16,6 +17,7 @@ from dlrrec_torchrec.extract.pictures.caption_store import CaptionStore
 from dlrrec_torchrec.extract.pictures.captions import SAYS_NOTHING, Captioned, Captioner, caption_pictures
 from dlrrec_torchrec.extract.pictures.opening import Opener
 from dlrrec_torchrec.extract.sentences import clean_caption
+from dlrrec_torchrec.extract.strings import Strings
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from dlrrec_torchrec.store.files import write_table
 
@@ -42,7 +44,13 @@ class PictureWords:
         captioner: as `make_captioner` makes it; None: only given captions count.
         folder: of relative paths, where `settings` name none.
         cache_dir: of captions.sqlite.
+
+    Attributes:
+        makes, way_out: what is made of a picture, and the setting that does without, for messages.
     """
+
+    makes, way_out = "caption", "--captioner none"
+    embed: Callable[[Strings, Path], np.ndarray] | None = None  # what is made of a picture: as other texts
 
     def __init__(
         self, settings: PicturesConfig, captioner: Captioner | None, folder: Path | None, cache_dir: Path
@@ -56,8 +64,8 @@ class PictureWords:
             seconds=settings.picture_seconds,
             private=settings.private_links,
         )
-        self._batch, self._captioner, self._cache_dir = settings.picture_batch, captioner, cache_dir
-        self._found: dict[str, Captioned] = {}
+        self._batch, self.captioner, self.cache_dir = settings.picture_batch, captioner, cache_dir
+        self.found: dict[str, Captioned] = {}
         self._without = 0  # documents with pictures that nobody describes
 
     def look(self, batches: Iterable[tuple[list[Listed], list[Listed]]]) -> None:
@@ -68,14 +76,18 @@ class PictureWords:
 
         Raises DataError where none of the pictures can be read.
         """
-        if self._captioner is None:
+        if self.captioner is None:
             return
         sources: dict[str, None] = {}
         for batch in batches:
             for document in zip(*batch, strict=True):
-                sources |= dict.fromkeys(_undescribed(*document))
+                sources |= dict.fromkeys(self._wanted(*document))
         if sources:
             self._describe(list(sources))
+
+    def _wanted(self, captions: Listed, pictures: Listed) -> list[str]:
+        """The pictures of a document that the captioner is to describe."""
+        return _undescribed(captions, pictures)
 
     def __call__(self, captions: list[Listed], pictures: list[Listed]) -> list[list[str]]:
         """The captions of each document that say anything; `look` has seen them.
@@ -84,11 +96,11 @@ class PictureWords:
             captions: as given, one a picture, "" where it has none; pictures: paths or links.
         """
         missing = [_undescribed(*document) for document in zip(captions, pictures, strict=True)]
-        if self._captioner is None:
+        if self.captioner is None:
             self._without += sum(map(bool, missing))
         return [
             [text for text in map(clean_caption, given or []) if text]
-            + [found.caption for source in more if (found := self._found.get(source)) and found.caption]
+            + [found.caption for source in more if (found := self.found.get(source)) and found.caption]
             for given, more in zip(captions, missing, strict=True)
         ]
 
@@ -101,46 +113,46 @@ class PictureWords:
                 file=sys.stderr,
             )
             return {"without_captions": self._without}
-        if not self._found:
+        if not self.found:
             return {}
         rows = [
-            {"source": source, "captioner": self._captioner.identity}
+            {"source": source, "captioner": self.captioner.identity}
             | {name: getattr(found, name) or None for name in ("sha256", "caption", "problem")}
-            for source, found in self._found.items()
+            for source, found in self.found.items()
         ]
         write_table(pa.Table.from_pylist(rows, schema=PICTURES), folder)
         problems = Counter(row["problem"] for row in rows if row["problem"])
         if problems:
             print(
-                f"extract: {problems.total():,} of {len(rows):,} pictures have no caption: {_few(problems)}; "
-                "content/pictures names them; without the folder content, extract tries those again that "
-                "could not be read",
+                f"extract: {problems.total():,} of {len(rows):,} pictures have no {self.makes}: "
+                f"{_few(problems)}; content/pictures names them; without the folder content, extract tries "
+                "those again that could not be read",
                 file=sys.stderr,
             )
         return {"described": len(rows) - problems.total(), "problems": dict(problems.most_common())}
 
     def _describe(self, sources: list[str]) -> None:
-        store = CaptionStore(self._cache_dir)
+        store = CaptionStore(self.cache_dir)
         try:
-            found = caption_pictures(sources, self._opener, self._captioner, store, self._batch)
+            found = caption_pictures(sources, self._opener, self.captioner, store, self._batch)
         finally:
             store.close()
-            self._captioner.close()
+            self.captioner.close()
         if not any(picture.sha256 for picture in found.values()):
             problems = Counter(picture.problem for picture in found.values())
             source = next(iter(found))
             raise DataError(
                 f"pictures: none of {len(found):,} pictures could be read, as '{source:.80}': "
                 f"{_few(problems)}; --picture-folder names the folder where paths begin, --private-links "
-                "allows links within this network, --captioner none goes on without them"
+                f"allows links within this network, {self.way_out} goes on without them"
             )
-        if not any(picture.caption or picture.problem == SAYS_NOTHING for picture in found.values()):
+        if not any(picture.problem in ("", SAYS_NOTHING) for picture in found.values()):
             problems = Counter(picture.problem for picture in found.values() if picture.sha256)
             raise Unfinished(
                 f"pictures: none of {len(found):,} was described: {_few(problems)}; the same command "
-                "tries again, --captioner none goes on without captions"
+                f"tries again, {self.way_out} goes on without them"
             )
-        self._found |= found
+        self.found |= found
 
 
 def _undescribed(captions: Listed, pictures: Listed) -> list[str]:

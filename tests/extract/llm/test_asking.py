@@ -278,7 +278,7 @@ def test_a_key_is_needed_where_one_is_named(tmp_path, monkeypatch, capsys):
 
 
 def test_a_key_is_neither_said_nor_written(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_, **__: FakeEncoder())
     monkeypatch.setenv("MY_KEY", "sk-secret-123")
     server = ModelServer(lambda body, n: "no_key")
     write_split(ROWS, tmp_path / "split")

@@ -103,7 +103,7 @@ def test_a_budget_of_calls_stops_and_the_same_command_goes_on(tmp_path, capsys):
 
 
 def test_a_spent_budget_has_its_own_exit_status(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_, **__: FakeEncoder())
     server = ModelServer()
     write_split(world(4, 2), tmp_path / "split")
     with server.running() as url:

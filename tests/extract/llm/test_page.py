@@ -27,7 +27,7 @@ ROWS = [(f"u0001{n % 3}", f"i{n}", f"The pizza of visit {n} was cheap and good."
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-of-test")
-    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_, **__: FakeEncoder())
     monkeypatch.setattr(local_server, "PROGRAM", "tests.programs.local_model")  # not the extra local-llm's
     monkeypatch.setattr(local_server, "_NEEDED", ())
     Path("small.gguf").write_bytes(b"GGUF")

@@ -24,7 +24,7 @@ from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest
 from tests.extract.pictures.test_caption_pictures import Colours
 from tests.extract.test_extract import FakeEncoder, vector
-from tests.helpers.pictures import picture, tiny_blip2
+from tests.helpers.pictures import picture, tiny_blip2, tiny_resnet
 
 
 def write_rows(folder, pictures, captions):
@@ -156,13 +156,15 @@ def test_of_given_captions_only_as_many_as_pictures_leave_a_gap(tmp_path):
 
 
 def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
-    """docs/pictures.md: by BLIP-2 with random weights, and by a server that is not there."""
+    """docs/pictures.md: by BLIP-2 and ResNet with random weights, and by a server that is not there."""
     page = (Path(__file__).parents[3] / "docs" / "pictures.md").read_text(encoding="utf-8")
-    first, second = (
-        shlex.split(line) for line in re.search(r"```bash\n(.*?)```", page, re.S)[1].splitlines()
+    first, second, third = (
+        shlex.split(line)
+        for block in re.findall(r"```bash\n(.*?)```", page, re.S)
+        for line in block.splitlines()
     )
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_: FakeEncoder())
+    monkeypatch.setattr("dlrrec_torchrec.extract.stage.SentenceEncoder", lambda *_, **__: FakeEncoder())
     (tmp_path / "photos").mkdir()
     picture(0).save(tmp_path / "photos" / "0.png")
     write_rows(tmp_path / "runs/demo/split", [["0.png"], None], [None, ["tea"]])
@@ -172,6 +174,9 @@ def test_the_commands_of_the_page_run(tmp_path, monkeypatch, capsys):
     assert [row["source"] for row in kept] == ["0.png"]
     assert cli.main([*second[1:], "--retries", "0", "--breaker", "1", "--timeout", "5"]) == 3
     assert "calls in a row failed" in capsys.readouterr().err
+    tiny_resnet(tmp_path / "models" / "resnet-50")
+    assert cli.main(third[1:]) == 0
+    assert pq.read_table(tmp_path / "runs/demo/content/pictures").to_pylist()[0]["problem"] is None
 
 
 PHOTOS = Path(__file__).parents[4] / "shared" / "data" / "restaurant-photos"
