@@ -60,8 +60,8 @@ STAGES_NOTE = """The encoder makes vectors from a hash of each text, so the time
 STAGES_EXAMPLE = """dlrrec bench stages
 dlrrec bench stages --rows 200000 2000000 --folder /scratch"""
 STAGES_LEGEND = (
-    "peak: memory of the stage's process alone, without files that it maps. by size: slope of the logarithm\n"
-    "by log reviews, smallest to largest; 1 grows with the reviews."
+    "cpu s: of the processor, all threads. peak: memory of the process alone, without files that it maps.\n"
+    "by size: slope of the logarithm by log reviews, smallest to largest; 1 grows with the reviews."
 )
 ENCODE_EXAMPLE = """dlrrec bench encode
 dlrrec bench encode --sentences 1000 --batch-tokens 4096 --workers 1

@@ -28,6 +28,7 @@ STAGES = ("split", "extract", "swing", "prepare")
 DIM = 384
 SAMPLE_SECONDS = 0.05
 MOST_AT_ONCE = 4096
+LEAST_ITEMS = 100  # of the smallest worlds, so that nobody has to visit all
 
 
 class HashEncoder:
@@ -53,10 +54,10 @@ def run(case: StagesCase, say: Callable[[str], Any] = lambda line: None) -> dict
 
     Returns:
         case: its settings.
-        results: for each number of reviews and each stage `rows`, `stage`, `seconds`, `rows_per_second`,
-            `peak_mib` (see the module).
-        slopes: stage -> `seconds`, `memory`: of their logarithm by log rows, smallest to largest size; None
-            for one size.
+        results: for each number of reviews and each stage `rows`, `stage`, `seconds`, `cpu_seconds`,
+            `rows_per_second`, `peak_mib` (see the module).
+        slopes: stage -> `seconds` (of the processor), `memory`: of their logarithm by log rows, smallest to
+            largest size; None for one size.
     """
     results = []
     for rows in sorted(case.rows):
@@ -65,9 +66,9 @@ def run(case: StagesCase, say: Callable[[str], Any] = lambda line: None) -> dict
             _in_process(_world, rows, case.seed, folder)
             for stage in STAGES:
                 say(f"{rows:,} reviews: {stage}")
-                seconds, peak = _in_process(_stage, stage, folder)
-                result = {"rows": rows, "stage": stage, "seconds": seconds, "peak_mib": peak}
-                results.append(result | {"rows_per_second": rows / seconds})
+                (seconds, processor), peak = _in_process(_stage, stage, folder)
+                result = {"rows": rows, "stage": stage, "seconds": seconds, "cpu_seconds": processor}
+                results.append(result | {"rows_per_second": rows / seconds, "peak_mib": peak})
     return {"case": dataclasses.asdict(case), "results": results, "slopes": growth(results)}
 
 
@@ -82,13 +83,13 @@ def growth(results: list[dict[str, Any]]) -> dict[str, dict[str, float]] | None:
             name: float(
                 np.log(by_size[last, stage][column] / by_size[first, stage][column]) / np.log(last / first)
             )
-            for name, column in (("seconds", "seconds"), ("memory", "peak_mib"))
+            for name, column in (("seconds", "cpu_seconds"), ("memory", "peak_mib"))
         }
         for stage in STAGES
     }
 
 
-def _in_process(work: Callable, *arguments: Any) -> tuple[float, float]:
+def _in_process(work: Callable, *arguments: Any) -> tuple[Any, float]:
     """What `work` returns in a new process, and the most MiB that belonged to this."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
@@ -105,25 +106,25 @@ def _own_kib(process: int) -> int:
     return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
 
 
-def _world(rows: int, seed: int, folder: str) -> float:
+def _world(rows: int, seed: int, folder: str) -> None:
     from dlrrec_torchrec.ingest.stage import write_synthetic
 
-    paths, began = _paths(folder), time.perf_counter()
+    paths = _paths(folder)
     manifest, items_manifest = Manifest("ingest", {}, {}), Manifest("ingest-items", {}, {})
-    counts = rows, max(rows // 10, 2), max(rows // 50, 2)
+    counts = rows, rows // 10, max(rows // 50, LEAST_ITEMS)
     with stage_output(manifest, paths.reviews) as reviews:
         write_synthetic(counts, seed, reviews, paths.items, manifest, items_manifest)
-    return time.perf_counter() - began
 
 
-def _stage(stage: str, folder: str) -> float:
-    """Run one stage with the settings as they are by default."""
+def _stage(stage: str, folder: str) -> tuple[float, float]:
+    """Run one stage with the settings as they are by default; seconds, and those of the processor."""
     from dlrrec_torchrec.extract.stage import extract
     from dlrrec_torchrec.prepare.stage import prepare
     from dlrrec_torchrec.split.stage import split
     from dlrrec_torchrec.swing_stage import neighbors
 
-    paths, config, began = _paths(folder), RunConfig(), time.perf_counter()
+    paths, config = _paths(folder), RunConfig()
+    began, processor = time.perf_counter(), time.process_time()
     if stage == "split":
         split(config.split, config.protocol, paths.reviews, paths.split)
     elif stage == "extract":
@@ -132,7 +133,7 @@ def _stage(stage: str, folder: str) -> float:
         neighbors(config.swing, paths.split, paths.swing)
     else:
         prepare(config.prepare, paths.split, paths.content, paths.swing, paths.items, paths.shards)
-    return time.perf_counter() - began
+    return time.perf_counter() - began, time.process_time() - processor
 
 
 def _paths(folder: str) -> RunPaths:
@@ -141,10 +142,11 @@ def _paths(folder: str) -> RunPaths:
 
 def format_stages(report: dict[str, Any]) -> list[list[str]]:
     """The rows of a table, the first its head."""
-    lines = [["reviews", "stage", "s", "reviews/s", "peak GiB", "s by size", "GiB by size"]]
+    lines = [["reviews", "stage", "s", "cpu s", "reviews/s", "peak GiB", "cpu s by size", "GiB by size"]]
     largest, slopes = report["results"][-1]["rows"], report["slopes"]
     for r in report["results"]:
-        numbers = [f"{r['seconds']:.1f}", f"{r['rows_per_second']:,.0f}", f"{r['peak_mib'] / 1024:.2f}"]
+        numbers = [f"{r['seconds']:.1f}", f"{r['cpu_seconds']:.1f}", f"{r['rows_per_second']:,.0f}"]
+        numbers.append(f"{r['peak_mib'] / 1024:.2f}")
         grown = ["", ""]
         if slopes and r["rows"] == largest:
             grown = [f"{slopes[r['stage']][name]:.2f}" for name in ("seconds", "memory")]

@@ -20,13 +20,15 @@ def test_each_stage_is_measured(tmp_path, capsys):
     assert [(r["rows"], r["stage"]) for r in report["results"]] == [(1000, stage) for stage in STAGES]
     for r in report["results"]:
         assert r["rows_per_second"] == pytest.approx(1000 / r["seconds"]) and r["peak_mib"] > 20
+        assert r["cpu_seconds"] > 0
     assert report["slopes"] is None and "1,000" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # the world is gone
 
 
 def test_growth_is_told_beside_the_largest_size():
     results = [
-        {"rows": rows, "stage": stage, "seconds": rows / 100, "peak_mib": rows**0.5, "rows_per_second": 100}
+        {"rows": rows, "stage": stage, "seconds": 1, "cpu_seconds": rows / 100, "peak_mib": rows**0.5}
+        | {"rows_per_second": rows}
         for rows in (1000, 100_000)
         for stage in STAGES
     ]

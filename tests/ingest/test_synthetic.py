@@ -332,3 +332,11 @@ def test_texts_and_captions_tell_the_cluster_as_visits_do(seed, tmp_path):
     assert by_visits + 0.04 < by_text < 0.995
     by_captions = accuracy(words[1], has_photo)
     assert accuracy(visited_with_photo, has_photo) + 0.1 < by_captions < 0.95
+
+
+def test_a_world_of_any_size_has_as_many_of_each_as_asked_or_is_refused():
+    world = make_world((1000, 100, 90), 3)
+    assert (len(world.user), len(world.cluster), len(world.types)) == (1000, 100, 90)
+    assert len(np.unique(world.user * 90 + world.item)) == 1000
+    with pytest.raises(DataError, match="needs more than 100 users and 20 items"):
+        make_world((1000, 100, 20), 0)

@@ -97,7 +97,7 @@ class Law:
 def make_world(size: str | tuple[int, int, int], seed: int) -> World:
     """The world of a size, or of numbers of reviews, users and items, and a seed.
 
-    Raises DataError for an unknown size or a negative seed.
+    Raises DataError for an unknown size, a negative seed, and more reviews than users and items allow.
     """
     if isinstance(size, str) and size not in SIZES:
         raise DataError(f"ingest.size: {size!r} is not one of {', '.join(SIZES)}")
@@ -121,6 +121,8 @@ def make_world(size: str | tuple[int, int, int], seed: int) -> World:
 
     user_degree = degrees(rng, reviews, rng.permutation(users), shift=20)
     item_degree = degrees(rng, reviews, popularity, shift=10)
+    if user_degree.max() > 0.9 * items or item_degree.max() > 0.9 * users:
+        raise DataError(f"a world of {reviews:,} reviews needs more than {users:,} users and {items:,} items")
     user, item = visits(rng, user_degree, item_degree, visit, family)
     time = rng.integers(EPOCH, EPOCH + SPAN, reviews)
     order = np.lexsort((item, user, time))
