@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import bdb
 import contextlib
+import errno
 import os
 import sys
 
@@ -41,6 +42,20 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # of Arrow too
+        if error.errno not in _DISK:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        print(
+            f"dlrrec: {os.strerror(error.errno).lower()}{where}; what is done is kept: make room, and "
+            "the same command goes on",
+            file=sys.stderr,
+        )
+        return 2
+
+
+# No space, a file larger than allowed, a quota that is used up, a disk that may not be written to.
+_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -11,9 +11,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ import numpy as np
 
 from dlrrec_torchrec.benchmarks.cases import StagesCase
 from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.manifest import Manifest, stage_output
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 
@@ -63,10 +67,10 @@ def run(case: StagesCase, say: Callable[[str], Any] = lambda line: None) -> dict
     for rows in sorted(case.rows):
         with tempfile.TemporaryDirectory(dir=case.folder or None, prefix="dlrrec-bench-") as folder:
             say(f"{rows:,} reviews: the world")
-            _in_process(_world, rows, case.seed, folder)
+            in_process(_world, rows, case.seed, folder)
             for stage in STAGES:
                 say(f"{rows:,} reviews: {stage}")
-                (seconds, processor), peak = _in_process(_stage, stage, folder)
+                (seconds, processor), peak = in_process(_stage, stage, folder)
                 result = {"rows": rows, "stage": stage, "seconds": seconds, "cpu_seconds": processor}
                 results.append(result | {"rows_per_second": rows / seconds, "peak_mib": peak})
     return {"case": dataclasses.asdict(case), "results": results, "slopes": growth(results)}
@@ -89,21 +93,31 @@ def growth(results: list[dict[str, Any]]) -> dict[str, dict[str, float]] | None:
     }
 
 
-def _in_process(work: Callable, *arguments: Any) -> tuple[Any, float]:
+def in_process(work: Callable, *arguments: Any) -> tuple[Any, float]:
     """What `work` returns in a new process, and the most MiB that belonged to this."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        worker, peak = multiprocessing.active_children()[-1].pid, 0
-        done = pool.apply_async(work, arguments)
-        while not done.ready():
-            peak = max(peak, _own_kib(worker))
-            done.wait(SAMPLE_SECONDS)
-        return done.get(), peak / 1024
+    peak, context = 0, multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context) as pool:
+        try:
+            worker = pool.submit(os.getpid).result()
+            done = pool.submit(work, *arguments)
+            while not done.done():
+                peak = max(peak, _own_kib(worker))
+                wait([done], SAMPLE_SECONDS)
+            return done.result(), peak / 1024
+        except BrokenProcessPool:
+            raise DataError(
+                f"bench stages: the process of {arguments[0]} was ended from outside, as the kernel does "
+                "where memory runs short; take fewer --rows"
+            ) from None
 
 
 def _own_kib(process: int) -> int:
-    status = Path(f"/proc/{process}/status").read_text()
-    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:"))
+    """0 where it has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon:")), 0)
 
 
 def _world(rows: int, seed: int, folder: str) -> None:

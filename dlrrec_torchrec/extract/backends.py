@@ -207,14 +207,15 @@ class _Library:
 
     def load(self) -> Any:
         if self._model is None:
+            from safetensors import SafetensorError
             from sentence_transformers import SentenceTransformer  # takes seconds: only where needed
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # that of loading the weights below
             try:
                 model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
-            except (OSError, ValueError) as error:
-                reason = str(error).splitlines()[0]
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
                 raise DataError(
                     f"extract.encoder: {self.folder} holds no sentence encoder that can be loaded ({reason})"
                 ) from None

@@ -87,9 +87,9 @@ def _find(folder: Path) -> BertFiles | None:
     if width % (heads * _ALIGNED) or bert["intermediate_size"] % _ALIGNED:
         return None
     weights = base / "model.safetensors"
-    if not _holds_weights(weights, layers):
-        return None
     limit = min(limit or words["model_max_length"], bert["max_position_embeddings"])
+    if not _holds_weights(weights, layers, width, bert["intermediate_size"], _ids(base), limit):
+        return None
     epsilon = bert["layer_norm_eps"]
     return BertFiles(base / "tokenizer.json", weights, layers, heads, width, epsilon, limit)
 
@@ -124,15 +124,32 @@ def _plain_tokenizer(tokenizer: dict, settings: dict) -> bool:
     )
 
 
-def _holds_weights(path: Path, layers: int) -> bool:
-    """Whether the file has every weight by its name, in single precision."""
+def _ids(base: Path) -> int:
+    """How many ids of tokens there are."""
+    tokenizer = _read(base / "tokenizer.json")
+    ids = [*tokenizer["model"]["vocab"].values(), *(token["id"] for token in tokenizer["added_tokens"])]
+    return max(ids) + 1
+
+
+def _holds_weights(path: Path, layers: int, width: int, wide: int, ids: int, positions: int) -> bool:
+    """Whether the file has every weight by its name, in single precision and of its shape: the compiled loops
+    check no bounds."""
     with open(path, "rb") as stream:
         tensors = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-    names = ["embeddings.LayerNorm.weight", "embeddings.LayerNorm.bias"]
-    names += [f"embeddings.{kind}_embeddings.weight" for kind in ("word", "position", "token_type")]
-    names += [f"encoder.layer.{i}.{name}" for i in range(layers) for name in LAYER]
-    for projection in PROJECTIONS:
-        names += [
-            f"encoder.layer.{i}.{projection}.{kind}" for i in range(layers) for kind in ("weight", "bias")
-        ]
-    return all(tensors[name]["dtype"] == "F32" for name in names)
+    shapes = {f"embeddings.LayerNorm.{kind}": [width] for kind in ("weight", "bias")}
+    for i in range(layers):
+        for name in LAYER:
+            rows = wide if name.startswith("intermediate") else width
+            columns = [] if "LayerNorm" in name or name.endswith("bias") else [width]
+            shapes[f"encoder.layer.{i}.{name}"] = [rows, *(columns and [wide if name[0] == "o" else width])]
+        for projection in PROJECTIONS:
+            shapes[f"encoder.layer.{i}.{projection}.weight"] = [width, width]
+            shapes[f"encoder.layer.{i}.{projection}.bias"] = [width]
+    least = {"word": ids, "position": positions, "token_type": 1}
+    tables = {f"embeddings.{kind}_embeddings.weight": rows for kind, rows in least.items()}
+    return (
+        all(tensors[name]["dtype"] == "F32" for name in [*shapes, *tables])
+        and all(tensors[name]["shape"] == shape for name, shape in shapes.items())
+        and all(tensors[name]["shape"][0] >= rows for name, rows in tables.items())
+        and all(tensors[name]["shape"][1:] == [width] for name in tables)
+    )

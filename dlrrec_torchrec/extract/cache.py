@@ -25,6 +25,8 @@ import pyarrow.parquet as pq
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 
 from dlrrec_torchrec.extract.encoder import Encoder
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.mapped import mapped_zeros
 from dlrrec_torchrec.store.progress import Bar
 
 _KEY_BYTES = 16
@@ -59,10 +61,8 @@ def embed_cached(
         covered[segment.rows] = True
     dim = widths.pop() if covered.all() and len(widths) == 1 else encoder.dim
     known = np.zeros(len(texts), bool)
-    if out is None or not len(texts):
-        vectors = np.zeros((len(texts), dim), np.float16)
-    else:
-        vectors = np.memmap(out, np.float16, "w+", shape=(len(texts), dim))
+    shape = len(texts), dim
+    vectors = np.zeros(shape, np.float16) if out is None else mapped_zeros(out, np.float16, shape)
     for segment in segments:
         if segment.dim != dim:  # of an encoder with this identity and another width
             continue
@@ -70,7 +70,13 @@ def embed_cached(
             vectors[segment.rows], known[segment.rows] = _read_vectors(segment), True
     missing = np.flatnonzero(~known)
     if len(missing):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(
+                f"{folder}: vectors cannot be kept there ({error.strerror}); it must be a folder that may be "
+                "written to: move away what is there"
+            ) from None
         _embed_missing(texts, missing, keys, vectors, encoder, folder, segment_rows)
     return vectors, len(missing)
 

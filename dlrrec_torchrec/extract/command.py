@@ -181,7 +181,7 @@ def _read_batch(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.extract.llm.batch_files import read_replies
 
     try:
-        lines = Path(arguments.file).read_text(encoding="utf-8").splitlines()
+        lines = Path(arguments.file).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{arguments.file}: cannot be read: {error}") from None
     with AnswerStore(cache) as store:
@@ -189,7 +189,8 @@ def _read_batch(arguments: argparse.Namespace) -> int:
         for key, reply in read_replies(lines, arguments.file, missing):
             store.put(missing[key].head, reply)
             kept += 1
-    print(f"{kept:,} of {len(lines):,} answers kept; {len(missing) - kept:,} of these calls have none")
+    told = sum(map(bool, map(str.strip, lines)))
+    print(f"{kept:,} of {told:,} answers kept; {len(missing) - kept:,} of these calls have none")
     return 0
 
 

@@ -8,6 +8,8 @@ the machine. Here a text's vector has the same bits whatever it is computed with
 from __future__ import annotations
 
 import functools
+import pickle
+from typing import Any
 
 import numpy as np
 
@@ -60,8 +62,16 @@ class CompiledBert:
         """Ids of tokens i32 [T] and the texts' starts i64 [n + 1] -> unit vectors f32 [n, V]."""
         from dlrrec_torchrec.extract import vector_loops as loops  # compiled when first used
 
+        try:
+            return self._forward(loops, *batch)
+        except (EOFError, OSError, pickle.UnpicklingError) as error:
+            raise DataError(
+                f"{loops.product.stats.cache_path}: loops compiled for extract.encoder cannot be read or "
+                f"kept there ({error}): delete what is in it, or name another folder by NUMBA_CACHE_DIR"
+            ) from None
+
+    def _forward(self, loops: Any, ids: np.ndarray, starts: np.ndarray) -> np.ndarray:
         words, places, norm, layers = self.load()
-        ids, starts = batch
         lengths = np.diff(starts)
         place = (np.arange(len(ids)) - np.repeat(starts[:-1], lengths)).astype(np.int32)
         width, size = self.files.width, self.files.width // self.files.heads

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
+import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from dlrrec_torchrec.store.errors import DataError
 
 COMPUTATION = 1  # part of the cache's keys: another number for any change to the bits
 _SETTING = "extract.encoder_precision=int8"
+_STALE_SECONDS = 3600  # after which what is half converted belongs to nobody
 
 
 def check_package() -> None:
@@ -50,12 +52,17 @@ class Int8Bert:
     def _load(self) -> Any:
         from ctranslate2 import Encoder
 
-        if not self._converted.exists():
-            self._convert()
         cores = len(os.sched_getaffinity(0))
-        return Encoder(
-            str(self._converted), device="cpu", compute_type="int8", inter_threads=cores, intra_threads=1
-        )
+        settings = {"device": "cpu", "compute_type": "int8", "inter_threads": cores, "intra_threads": 1}
+        if self._converted.exists():
+            with contextlib.suppress(RuntimeError):  # damaged: convert again
+                return Encoder(str(self._converted), **settings)
+            shutil.rmtree(self._converted, ignore_errors=True)
+        self._convert()
+        try:
+            return Encoder(str(self._converted), **settings)
+        except RuntimeError as error:
+            raise DataError(f"{_SETTING}: {self._converted} cannot be loaded ({error})") from None
 
     def _convert(self) -> None:
         """Under another name first: a model that is there is whole."""
@@ -63,15 +70,19 @@ class Int8Bert:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        self._converted.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self._converted.parent) as temporary:
+        folder, name = self._converted.parent, f"{self._converted.name}.tmp-"
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in folder.glob(f"{name}*"):  # by a kill
+            if time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=name) as temporary:
             made = Path(temporary) / "model"
             try:
                 TransformersConverter(str(self.files.weights.parent)).convert(str(made), quantization="int8")
             except (OSError, ValueError, RuntimeError) as error:
                 raise DataError(f"{_SETTING}: {self.files.weights} cannot be converted ({error})") from None
             with contextlib.suppress(OSError):  # another process was faster
-                shutil.move(made, self._converted)
+                os.rename(made, self._converted)
 
     def forward(self, batch: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         """Ids of tokens i32 [T] and starts i64 [n + 1], texts of equal length -> unit vectors f32 [n, V]."""

@@ -23,6 +23,7 @@ from typing import Protocol
 import numpy as np
 
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.mapped import mapped_zeros
 
 VECTOR_STEP = 2.0**-24  # every finite float16 is a multiple of it
 RATING_STEP = 2.0**-20
@@ -286,9 +287,9 @@ def _add_by_group(sums: np.ndarray, vectors: np.ndarray, group: np.ndarray) -> f
 
 def _zeros(rows: int, dim: int, scratch: Path | None, name: str) -> np.ndarray:
     """float64 [rows, dim], in a file if there is a name for it."""
-    if scratch is None or not rows:
+    if scratch is None:
         return np.zeros((rows, dim))
-    return np.memmap(f"{scratch}-{name}", np.float64, "w+", shape=(rows, dim))
+    return mapped_zeros(f"{scratch}-{name}", np.float64, (rows, dim))
 
 
 def _unit(total: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from dlrrec_torchrec.features.left_out import CHUNK_ROWS
 from dlrrec_torchrec.features.low_rank import basis, unit
 from dlrrec_torchrec.prepare.inputs import SplitRows
 from dlrrec_torchrec.prepare.join import JoinedSides
+from dlrrec_torchrec.store.mapped import mapped_zeros
 from dlrrec_torchrec.store.modality import Modality
 from dlrrec_torchrec.store.progress import Bar
 
@@ -62,7 +63,7 @@ def affinity_columns(
         whole = fitted(-1)
         progress.advance(task)
         names, size = whole.names, (max(len(train.user), 1), len(whole.names))
-        columns = {"train": np.memmap(scratch / "affinity", np.float32, "w+", shape=size)}
+        columns = {"train": mapped_zeros(scratch / "affinity", np.float32, size)}
         for fold in folds:
             rows = np.flatnonzero(sides.fold == fold)
             affinity = fitted(int(fold))

@@ -15,6 +15,7 @@ from dlrrec_torchrec.prepare.vocabulary import encode, encode_lists, sorted_name
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import check_schema, part_files, read_table
 from dlrrec_torchrec.store.manifest import Manifest
+from dlrrec_torchrec.store.mapped import mapped_zeros
 from dlrrec_torchrec.store.schema import (
     ITEMS,
     METADATA_CONTENT,
@@ -177,7 +178,7 @@ def map_vectors(
     """
     parts = part_files(folder)
     size = size or sum(pq.read_metadata(part).num_rows for part in parts)
-    vectors = np.memmap(scratch, np.float16, "w+", shape=(max(size, 1), dim))
+    vectors = mapped_zeros(scratch, np.float16, (max(size, 1), dim))
     start = 0
     for part in parts:
         check_schema(pq.read_schema(part), with_vectors(pa.schema([]), {column: dim}), part)

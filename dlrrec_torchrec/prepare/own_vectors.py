@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from dlrrec_torchrec.features.left_out import CHUNK_ROWS
 from dlrrec_torchrec.prepare.vocabulary import encode
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.mapped import mapped_zeros
 from dlrrec_torchrec.store.modality import BUILT_IN, Modality, modality
 
 FLAG = "--vectors"
@@ -108,7 +109,7 @@ def read_vector_file(
     described = modality(file.name, dim, encoder=file.path.name, flag=FLAG)
     codes = _codes(file, keys, ids[described.side], described.side)
     some = False
-    vectors = np.memmap(scratch, np.float16, "w+", shape=(len(ids[described.side]), dim))
+    vectors = mapped_zeros(scratch, np.float16, (len(ids[described.side]), dim))
     for rows, values in chunks:
         values = np.asarray(values, np.float64)
         finite = np.isfinite(values).all(axis=1)

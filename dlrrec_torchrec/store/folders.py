@@ -86,7 +86,8 @@ def hold(folder: str | os.PathLike, what: str) -> int | None:
 def atomic_folder(target: str | os.PathLike, stage: str) -> Iterator[Path]:
     """Yield a temporary folder beside `target` that takes its place when the block ends without an error.
 
-    Raises DataError, at the start and again at the end, where `target` is not the `stage`'s (`check_output`).
+    Raises DataError, at the start and again at the end, where `target` is not the `stage`'s (`check_output`),
+    and where another process is making it.
     """
     target = Path(target)
     check_output(target, stage)
@@ -94,6 +95,7 @@ def atomic_folder(target: str | os.PathLike, stage: str) -> Iterator[Path]:
     _remove_stale(target, "tmp")
     temporary = target.parent / f".{target.name}.tmp-{os.getpid()}"
     temporary.mkdir()
+    lock = _lock(temporary)
     try:
         yield temporary
         check_output(target, stage)
@@ -101,6 +103,8 @@ def atomic_folder(target: str | os.PathLike, stage: str) -> Iterator[Path]:
             temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
 
 
 @contextlib.contextmanager
@@ -115,10 +119,41 @@ def replaced(target: Path) -> Iterator[None]:
 
 
 def _remove_stale(target: Path, kind: str) -> None:
-    """What a killed process left beside `target`: its name ends in that process's number."""
+    """What a killed process left beside `target`: its name ends in that process's number.
+
+    Raises DataError where the process is at work.
+    """
     for stale in target.parent.glob(f".{target.name}.{kind}-*"):
         if re.fullmatch(r"[0-9]+", stale.name.rpartition("-")[2]):
+            try:
+                lock = _lock(stale)
+            except BlockingIOError:
+                raise DataError(
+                    f"{target}: another process (number {stale.name.rpartition('-')[2]}) is making it; wait "
+                    "until it ends, or give another --run-dir"
+                ) from None
             shutil.rmtree(stale, ignore_errors=True)
+            if lock is not None:
+                os.close(lock)
+
+
+def _lock(folder: Path) -> int | None:
+    """A descriptor that holds the folder as long as it is open; None where its file system has no locks.
+
+    Raises BlockingIOError where another process holds it.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        if isinstance(error, BlockingIOError):
+            raise
+        return None
+    return descriptor
 
 
 def remove_own(folder: str | os.PathLike, stage: str) -> None:

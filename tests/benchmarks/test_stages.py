@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import numpy as np
 import pytest
 
 from dlrrec_torchrec.benchmarks.cases import StagesCase
-from dlrrec_torchrec.benchmarks.stages import STAGES, HashEncoder, format_stages, growth
+from dlrrec_torchrec.benchmarks.stages import STAGES, HashEncoder, format_stages, growth, in_process
 from dlrrec_torchrec.cli import main
 from dlrrec_torchrec.store.errors import DataError
 
@@ -42,6 +43,11 @@ def test_vectors_of_a_hash_are_units_and_depend_on_the_text_alone():
     ((rows, vectors),) = HashEncoder().encode_batches(["a", "b", "a"])
     assert rows.tolist() == [0, 1, 2] and np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-5)
     assert (vectors[0] == vectors[2]).all() and abs(vectors[0] @ vectors[1]) < 0.3
+
+
+def test_a_process_that_is_ended_is_named():
+    with pytest.raises(DataError, match="the process of .*9.* was ended from outside"):
+        in_process(signal.raise_signal, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("flags", [{"rows": [10]}, {"rows": []}, {"folder": "/not/there"}])

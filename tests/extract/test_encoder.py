@@ -281,6 +281,39 @@ def test_a_model_is_written_out_only_where_all_fits(folders, tmp_path):
         assert find_bert(tmp_path / name) is None, name
 
 
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("embeddings.word_embeddings.weight", 20),
+        ("embeddings.position_embeddings.weight", 8),
+        ("encoder.layer.1.intermediate.dense.weight", 32),
+        ("encoder.layer.0.output.dense.bias", 16),
+    ],
+)
+def test_weights_that_are_cut_are_not_computed_with(folders, tmp_path, name, rows):
+    """The compiled loops check no bounds."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(folders / "small", tmp_path / "cut")
+    weights = load_file(folders / "small" / "model.safetensors")
+    assert len(weights[name]) > rows
+    save_file(weights | {name: weights[name][:rows].clone()}, tmp_path / "cut" / "model.safetensors")
+    assert find_bert(tmp_path / "cut") is None
+    with pytest.raises(DataError, match="cut holds no sentence encoder that can be loaded"):
+        list(SentenceEncoder(str(tmp_path / "cut"), device="cpu").encode_batches(["a"]))
+
+
+def test_compiled_loops_that_cannot_be_read_are_named(default, monkeypatch):
+    from dlrrec_torchrec.extract import vector_loops
+
+    def damaged(*_):
+        raise EOFError("Ran out of input")
+
+    monkeypatch.setattr(vector_loops, "embed", damaged)
+    with pytest.raises(DataError, match=r"__pycache__.*Ran out of input.*NUMBA_CACHE_DIR"):
+        list(default.encode_batches(["a"]))
+
+
 def test_half_precision_is_left_to_the_library(folders, tmp_path):
     from safetensors.torch import load_file, save_file
 

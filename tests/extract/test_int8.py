@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 
 import numpy as np
 import pytest
@@ -40,6 +41,20 @@ def test_vectors_are_near_and_their_bits_depend_on_the_text_alone(tmp_path):
     np.testing.assert_array_equal(encode(int8(1, 1), texts), vectors)
     np.testing.assert_array_equal(encode(int8(300, 2), texts[::-1]), vectors[::-1])
     assert " int8 1 ctranslate2 " in encoder.identity and encoder.identity != exact.identity
+
+
+@installed
+def test_damaged_weights_are_converted_again(tmp_path):
+    texts = ["good food", "bad service"]
+    settings = {"device": "cpu", "workers": 1, "precision": "int8", "converted": tmp_path}
+    vectors = encode(SentenceEncoder(**settings), texts)
+    (converted,) = tmp_path.iterdir()
+    (converted / "model.bin").write_bytes(b"cut")
+    left = tmp_path / f"{converted.name}.tmp-killed"
+    left.mkdir()
+    os.utime(left, (0, 0))
+    np.testing.assert_array_equal(encode(SentenceEncoder(**settings), texts), vectors)
+    assert list(tmp_path.iterdir()) == [converted]
 
 
 @installed

@@ -159,3 +159,9 @@ def test_an_unknown_encoder_is_named(monkeypatch):
         SentenceEncoder("nobody/nothing")
     with pytest.raises(DataError, match="batch_tokens"):
         SentenceEncoder(batch_tokens=0)
+
+
+def test_a_cache_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "vectors").write_text("a file")
+    with pytest.raises(DataError, match="vectors: vectors cannot be kept there.*move away"):
+        embed_cached(TEXTS, FakeEncoder(), tmp_path / "vectors")

@@ -1,7 +1,11 @@
 """Tables, manifests and atomic folders."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -11,6 +15,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import part_files, read_batches, read_table, write_table, write_tables
 from dlrrec_torchrec.store.folders import atomic_folder
 from dlrrec_torchrec.store.manifest import Manifest, file_digest, stage_output
+from dlrrec_torchrec.store.mapped import mapped_zeros
 
 
 def test_179_distinct_types():
@@ -176,3 +181,48 @@ def test_file_digest_sees_contents_and_names(tmp_path):
     assert first == file_digest([b, a]) != file_digest([a])
     b.write_text("2")
     assert file_digest([a, b]) != first
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (0, 2)])
+def test_an_array_in_a_file_is_of_zeros_and_stays(tmp_path, shape):
+    array = mapped_zeros(tmp_path / "numbers", np.float16, shape)
+    assert array.shape == shape and array.dtype == np.float16 and not array.any()
+    array[:2] = 1.5
+    again = mapped_zeros(tmp_path / "other", np.int64, (2,))
+    assert not again.any() and (array[:2] == 1.5).all()
+
+
+def test_a_disk_without_room_is_told_before_numbers_are_written(tmp_path):
+    """A file may have 4 KB in this process; a full disk would end it by SIGBUS, without a word."""
+    code = (
+        "import resource, signal, sys, numpy as np\n"
+        "from dlrrec_torchrec.store.mapped import mapped_zeros\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "mapped_zeros(sys.argv[1], np.float64, (400,)).fill(1)\n"
+        "mapped_zeros(sys.argv[1], np.float64, (4000,)).fill(1)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "numbers")], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "0.0 MiB more cannot be kept there (File too large)" in done.stderr
+
+
+def test_a_folder_that_another_process_is_making_is_left_alone(tmp_path):
+    code = (
+        "import sys\n"
+        "from dlrrec_torchrec.store.folders import atomic_folder\n"
+        "with atomic_folder(sys.argv[1], 'split') as folder:\n"
+        "    print(folder, flush=True)\n"
+        "    input()\n"
+    )
+    words = [sys.executable, "-c", code, str(tmp_path / "split")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        folder = Path(other.stdout.readline().strip())
+        with pytest.raises(DataError, match=f"another process .number {other.pid}. is making it"):
+            with atomic_folder(tmp_path / "split", "split"):
+                pass
+        assert folder.is_dir()
+        other.kill()
+    with atomic_folder(tmp_path / "split", "split") as own:  # what it left goes
+        assert own.is_dir() and not folder.exists()

@@ -138,7 +138,7 @@ class _Batches:
         state = self._wait(batch)
         answers = 0
         for file in filter(None, (state.output_file_id, state.error_file_id)):
-            lines = self._client.files.content(file).text.splitlines()
+            lines = self._client.files.content(file).text.split("\n")
             for key, reply in read_replies(lines, f"{self._settings.base_url}: file {file}", calls):
                 answers += 1
                 if self._store.get(key) is None:

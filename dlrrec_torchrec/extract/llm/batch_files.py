@@ -79,7 +79,9 @@ def read_replies(lines: Iterable[str], where: str, keys: Collection[str]) -> Ite
         try:
             body = json.loads(line)
             key, response, error = body["custom_id"], body.get("response") or {}, body.get("error")
-        except (ValueError, TypeError, KeyError):
+            if not (isinstance(key, str) and isinstance(response, dict)):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             raise DataError(f"{where}, line {number}: is no answer to a call of a batch") from None
         if key in keys and (reply := _reply(response, error)) is not None:
             yield key, reply
@@ -87,7 +89,7 @@ def read_replies(lines: Iterable[str], where: str, keys: Collection[str]) -> Ite
 
 def _reply(response: dict[str, Any], error: Any) -> Reply | None:
     status = response.get("status_code", 0)
-    if error or not 200 <= status < 500 or status in _MAY_PASS:
+    if not isinstance(status, int) or error or not 200 <= status < 500 or status in _MAY_PASS:
         return None
     if status >= 400:
         return Reply(error=f"Error code: {status} - {_message(response.get('body'))}")

@@ -11,6 +11,7 @@ from dlrrec_torchrec.extract.pictures.caption_store import CaptionStore
 from dlrrec_torchrec.extract.pictures.picture_words import Listed, PictureWords
 from dlrrec_torchrec.extract.pictures.resnet import ResNetVectors
 from dlrrec_torchrec.extract.strings import Strings
+from dlrrec_torchrec.store.mapped import mapped_zeros
 
 
 class PictureVectors(PictureWords):
@@ -43,9 +44,7 @@ class PictureVectors(PictureWords):
     def embed(self, pieces: Strings, path: Path) -> np.ndarray:
         """The vectors f16 [P, V] of pictures by their SHA-256, mapped from the file `path`."""
         shape, identity = (len(pieces), self.resnet.dim), self.resnet.identity
-        if not len(pieces):
-            return np.zeros(shape, np.float16)
-        vectors, store = np.memmap(path, np.float16, "w+", shape=shape), CaptionStore(self.cache_dir)
+        vectors, store = mapped_zeros(path, np.float16, shape), CaptionStore(self.cache_dir)
         try:
             for row, sha in enumerate(pieces):
                 vectors[row] = np.frombuffer(store.of_picture(identity, sha), np.float16)

@@ -9,6 +9,7 @@ import pytest
 from dlrrec_torchrec import cli
 from dlrrec_torchrec.extract.llm import batch_api
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
+from dlrrec_torchrec.extract.llm.batch_files import read_replies
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from tests.extract.llm.test_asking import ROWS, forget, reasons, run
 from tests.extract.test_extract import tables, write_split
@@ -160,3 +161,23 @@ def test_a_file_for_vllm_and_back(tmp_path, capsys):
     answers.write_text("{}\n")
     assert cli.main(["extract", "read-batch", str(answers), *where]) == 2
     assert "line 1: is no answer to a call of a batch" in capsys.readouterr().err
+    odd = (
+        json.dumps(answer_line(requests[0]), ensure_ascii=False)[:-1]
+        + ', "note": "one\u2028two\u0085three"}\n'
+    )
+    answers.write_text(odd, encoding="utf-8")
+    assert cli.main(["extract", "read-batch", str(answers), *where]) == 0
+
+
+@pytest.mark.parametrize(
+    "line", ['{"custom_id": [1]}', '{"custom_id": "a", "response": "text"}', "[" * 100_000, "[]", "7"]
+)
+def test_odd_lines_are_no_answers(line):
+    with pytest.raises(DataError, match="here, line 2: is no answer"):
+        list(read_replies(["", line], "here", {"a"}))
+
+
+@pytest.mark.parametrize("status", ["200", None, [200]])
+def test_a_status_that_is_no_number_is_no_answer(status):
+    line = json.dumps({"custom_id": "a", "response": {"status_code": status}})
+    assert list(read_replies([line], "here", {"a"})) == []
