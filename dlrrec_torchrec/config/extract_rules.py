@@ -8,6 +8,9 @@ from typing import Any
 
 from dlrrec_torchrec.config.llm_section import LOCAL
 
+# Of the local server: what would serve another file than the one whose answers are kept, or to others.
+_OWN_OPTIONS = {"model", "model_alias", "config_file", "host", "port", "api_key"}
+
 
 def _cluster(address: str, engine: str) -> str | None:
     return "is that of a Ray cluster: set extract.engine=ray too" if address and engine != "ray" else None
@@ -37,6 +40,11 @@ def _captions(captioner: str, vectors: str) -> str | None:
     return None
 
 
+def _options(options: dict) -> str | None:
+    taken = sorted(_OWN_OPTIONS & set(options))
+    return f"{', '.join(taken)}: is set by llm.base_url=local:FILE, and cannot be here" if taken else None
+
+
 def _not_local(refused: Callable[[Any], bool], why: str) -> Callable[[Any, str], str | None]:
     def rule(value: Any, url: str) -> str | None:
         local = url.startswith(LOCAL) and refused(value)
@@ -50,6 +58,7 @@ EXTRACT_RULES: tuple[tuple[tuple[str, ...], Callable[..., str | None]], ...] = (
     (("extract.address", "extract.engine"), _cluster),
     (("extract.encoder_precision", "extract.encoder", "extract.engine"), _precision),
     (("llm.base_url",), _address),
+    (("llm.local_options",), _options),
     (("pictures.captioner", "pictures.picture_vectors"), _captions),
     (("llm.batch", "llm.base_url"), _not_local(bool, "takes no batches")),
     (("pictures.captioner", "llm.base_url"), _not_local("vision".__eq__, "sees no pictures")),

@@ -108,6 +108,10 @@ def test_numbers_that_are_none_are_refused(value):
             {"model.embedding_dim": 16, "model.text_tower": [32], "model.image_tower": [8, 32]},
             "(?s)dense_arch.*text_tower.*image_tower",
         ),
+        (
+            {"llm.local_options": {"model": "b.gguf", "port": "1"}},
+            r"\(--local-options\): model, port: is set by",
+        ),
         ({"model.over_arch": [16, 2]}, "model.over_arch .* must end in 1"),
         ({"model.over_arch": []}, "model.over_arch .* at least one layer"),
         (

@@ -40,9 +40,9 @@ class LanguageModelProvider:
         from dlrrec_torchrec.extract.llm.questions import Questions
         from dlrrec_torchrec.extract.llm.spending import Budget, known_prices
 
+        self.questions = Questions(llm, summary_sentences)  # a local file is looked at first
         if is_local(llm):
             check_server_packages()
-        self.questions = Questions(llm, summary_sentences)
         self.settings = llm = self.questions.settings
         self.cache_dir, self.sentences, self.model = Path(cache_dir), summary_sentences, llm.model
         self.budget = Budget(llm, known_prices(llm))
