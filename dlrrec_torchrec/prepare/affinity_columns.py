@@ -70,6 +70,7 @@ def affinity_columns(
             for start in range(0, len(rows), CHUNK_ROWS):
                 chosen = rows[start : start + CHUNK_ROWS]
                 columns["train"][chosen] = _in_order(affinity, names, train.user[chosen], train.item[chosen])
+            del affinity  # before the next is fitted: each is as large as all the rest
             progress.advance(task)
     for name, rows in splits.items():
         if name != "train":
