@@ -79,7 +79,7 @@ def folders(tmp_path_factory):
 @pytest.fixture(scope="module")
 def local(folders):
     """The vectors of MANY as this process makes them."""
-    return encode(SentenceEncoder(str(folders / "small"), 200, device="cpu", processes=1), MANY)
+    return encode(SentenceEncoder(str(folders / "small"), 200, device="cpu", workers=1), MANY)
 
 
 def workers() -> list[psutil.Process]:
@@ -133,7 +133,7 @@ def watched(monkeypatch):
 
 @pytest.mark.parametrize("name", ["small", "cls"])
 def test_the_bits_are_the_local_ones(folders, watched, name):
-    here = SentenceEncoder(str(folders / name), 200, device="cpu", processes=1)
+    here = SentenceEncoder(str(folders / name), 200, device="cpu", workers=1)
     there = ClusterEncoder(RayCluster(), str(folders / name), 200)
     assert there.identity == here.identity and there.device == "cpu"
     texts = MANY[:120] if name == "small" else [*TEXTS[:8], *FEW]
@@ -166,7 +166,7 @@ def test_one_engine_goes_on_where_the_other_stopped(folders, local, watched, tmp
     there = ClusterEncoder(RayCluster(), str(folders / "small"), 200)
     with pytest.raises(KeyboardInterrupt):
         embed_cached(MANY, there, tmp_path)
-    here = SentenceEncoder(str(folders / "small"), 200, device="cpu", processes=1)
+    here = SentenceEncoder(str(folders / "small"), 200, device="cpu", workers=1)
     vectors, made = embed_cached(MANY, here, tmp_path)
     assert 0 < made < len(MANY)
     np.testing.assert_array_equal(vectors, local.astype(np.float16))

@@ -175,11 +175,11 @@ def test_texts_are_masked_and_the_key_is_sent_but_not_in_the_identity(server, mo
     assert ServerEncoder("small", server.settings).identity != encoder.identity
 
 
-def test_the_setting_names_it(server):
-    found = stage._encoder(ExtractConfig(encoder="server:small"), server.settings)
+def test_the_setting_names_it(server, tmp_path):
+    found = stage._encoder(ExtractConfig(encoder="server:small"), server.settings, None, tmp_path)
     assert isinstance(found, ServerEncoder) and found.dim == DIM
     with pytest.raises(DataError, match="name the model too, as server:MODEL"):
-        stage._encoder(ExtractConfig(encoder="server:"), server.settings)
+        stage._encoder(ExtractConfig(encoder="server:"), server.settings, None, tmp_path)
 
 
 def test_vectors_beside_a_failed_call_are_kept(server, tmp_path, monkeypatch):
