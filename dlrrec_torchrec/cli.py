@@ -26,6 +26,9 @@ from dlrrec_torchrec.store.errors import DataError, Unfinished
 from dlrrec_torchrec.store.paths import run_paths
 from dlrrec_torchrec.store.progress import progress_shown
 
+# No space, a file larger than allowed, a quota that is used up, a disk that may not be written to.
+_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: input that cannot be used; 3: stopped, goes on)."""
@@ -52,10 +55,6 @@ def main(argv: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-
-
-# No space, a file larger than allowed, a quota that is used up, a disk that may not be written to.
-_DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
 
 
 def build_parser() -> argparse.ArgumentParser:

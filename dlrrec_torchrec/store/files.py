@@ -67,11 +67,7 @@ def read_table(
         else:
             table = _first_rows(parts, stored, rows)
     except (OSError, pa.ArrowInvalid) as error:
-        reason = str(error).splitlines()[0]
-        raise DataError(
-            f"{_damaged(parts, stored)}: damaged Parquet file ({reason}); "
-            "run the stage that writes this folder again"
-        ) from None
+        raise _damage(_damaged(parts, stored), error) from None
     return packed.unpack(table.cast(stored)).cast(selected)
 
 
@@ -90,10 +86,12 @@ def read_batches(
                 for batch in file.iter_batches(rows, columns=columns):
                     yield pa.Table.from_batches([batch]).select(columns).cast(selected)
         except (OSError, pa.ArrowInvalid) as error:
-            reason = str(error).splitlines()[0]
-            raise DataError(
-                f"{part}: damaged Parquet file ({reason}); run the stage that writes this folder again"
-            ) from None
+            raise _damage(part, error) from None
+
+
+def _damage(part: Path, error: Exception) -> DataError:
+    reason = str(error).splitlines()[0]
+    return DataError(f"{part}: damaged Parquet file ({reason}); run the stage that writes this folder again")
 
 
 def _damaged(parts: list[Path], stored: pa.Schema) -> Path:
@@ -122,22 +120,21 @@ def write_table(
     table: pa.Table, folder: str | os.PathLike, rows_per_part: int = 1 << 20, first: int = 0
 ) -> int:
     """Write `table` as part-00000.parquet (or `first`), ... into `folder`; at least one, even when empty."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    stored = packed.pack(table)
-    for number, start in enumerate(range(0, max(table.num_rows, 1), rows_per_part), first):
-        path = folder / f"part-{number:05d}.parquet"
-        pq.write_table(stored.slice(start, rows_per_part), path, **parquet_options(stored.schema))
-    return table.num_rows
+    slices = (table.slice(start, rows_per_part) for start in range(0, max(table.num_rows, 1), rows_per_part))
+    return write_tables(slices, table.schema, folder, rows_per_part, first)
 
 
 def write_tables(
-    tables: Iterable[pa.Table], schema: pa.Schema, folder: str | os.PathLike, rows_per_part: int = 1 << 20
+    tables: Iterable[pa.Table],
+    schema: pa.Schema,
+    folder: str | os.PathLike,
+    rows_per_part: int = 1 << 20,
+    first: int = 0,
 ) -> int:
     """Write tables of `schema` one after the other, as `write_table` does a whole one; return their rows."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    stored, written, number = packed.stored_schema(schema), 0, 0
+    stored, written, number = packed.stored_schema(schema), 0, first
     tables = iter(tables)
     following = next(tables, schema.empty_table())
     while following is not None:

@@ -61,25 +61,16 @@ def hold(folder: str | os.PathLike, what: str) -> int | None:
 
     Raises DataError where another process holds it; `what` is what that one does, in words.
     """
-    try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return None
     patience = time.monotonic() + _HELD_SECONDS
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
+            return _lock(folder)
         except BlockingIOError:
             if time.monotonic() > patience:
-                os.close(descriptor)
                 raise DataError(
                     f"{folder}: {what} in another process; wait until it ends, or give another --run-dir"
                 ) from None
             time.sleep(0.1)
-        except OSError:
-            os.close(descriptor)
-            return None
 
 
 @contextlib.contextmanager
@@ -137,8 +128,9 @@ def _remove_stale(target: Path, kind: str) -> None:
                 os.close(lock)
 
 
-def _lock(folder: Path) -> int | None:
-    """A descriptor that holds the folder as long as it is open; None where its file system has no locks.
+def _lock(folder: str | os.PathLike) -> int | None:
+    """A descriptor that holds the folder as long as it is open; None where there is no such folder, or its
+    file system has no locks.
 
     Raises BlockingIOError where another process holds it.
     """
