@@ -6,7 +6,6 @@ with the reviews by some numbers for each review, sentence and version, not by t
 
 from __future__ import annotations
 
-import itertools
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,12 @@ import pyarrow as pa
 
 from dlrrec_torchrec.extract.agreement import agreement, tercile_tags
 from dlrrec_torchrec.extract.cache import embed_cached
-from dlrrec_torchrec.extract.corpus import Corpus, build_corpora, group_means, spans, unit
+from dlrrec_torchrec.extract.corpus import BLOCK, Corpus, build_corpora, group_means, unit
 from dlrrec_torchrec.extract.encoder import Encoder
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews, Provider, Writer
 from dlrrec_torchrec.extract.sentences import split_sentences
-from dlrrec_torchrec.extract.strings import Strings, distinct
+from dlrrec_torchrec.extract.strings import Strings, batched, distinct
 from dlrrec_torchrec.extract.training_reviews import TrainingReviews
 from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
@@ -29,8 +28,6 @@ from dlrrec_torchrec.store.files import write_table, write_tables
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.progress import track
 from dlrrec_torchrec.store.schema import with_vectors
-
-BLOCK = 4096  # rows of a table that are in memory at a time
 
 
 class CountedEmbedding:
@@ -54,9 +51,8 @@ class CountedEmbedding:
 
 def pieces_of_texts(texts: Strings) -> Iterator[list[list[str]]]:
     """The sentences of each text, in batches of documents."""
-    shown = track(texts, "splitting reviews", len(texts))
-    while batch := [split_sentences(text) for text in itertools.islice(shown, BLOCK)]:
-        yield batch
+    for batch in batched(track(texts, "splitting reviews", len(texts)), BLOCK):
+        yield [split_sentences(text) for text in batch]
 
 
 def words_and_pictures(
@@ -127,7 +123,7 @@ def write_content(
     kind = with_vectors(schema.METADATA_CONTENT, dims)
     columns = [given.ids["item"].take(pa.array(known))]
     columns += [_document_vectors(words, n + known, True), _document_vectors(pictures, n + known, False)]
-    manifest.rows["metadata"] = write_table(_table(columns, kind), folder / "metadata")
+    manifest.rows["metadata"] = write_table(table_of(columns, kind), folder / "metadata")
 
     writer = provider.read(words)
     kind = with_vectors(schema.USER_CONTENT, {"text_vector": dims["text_vector"]})
@@ -169,7 +165,7 @@ def _reviews(given: TrainingReviews, words: Corpus, pictures: Corpus, kind: pa.S
         rows = np.arange(start, min(start + BLOCK, len(given)))
         ids = [given.ids[side].take(pa.array(given.codes[side][rows])) for side in ("user", "item")]
         vectors = [_document_vectors(words, rows, True), _document_vectors(pictures, rows, False)]
-        yield _table([*ids, given.fold[rows], *vectors], kind)
+        yield table_of([*ids, given.fold[rows], *vectors], kind)
 
 
 def _told(
@@ -184,13 +180,13 @@ def _told(
     """What the writer answers about each version of each user or item, in a file: the rows of the table
     `kind` with sentences instead of a summary, and without vectors."""
     ids, times, asked = given.ids[side], given.times, array("i")
+    expected = given.version_count(side)
     names = {"likes", "avoids", "price_tag", "categories"} & set(kind.names)
     fields = [("code", pa.int32()), ("id", pa.string()), ("fold", pa.int16())]
     fields += [("sentences", pa.list_(pa.large_string())), *((name, kind.field(name).type) for name in names)]
 
     def requests() -> Iterator[EntityReviews]:
-        entities = given.versions(side)
-        for code, fold, documents in track(entities, f"describing {side}s", given.version_count(side)):
+        for code, fold, documents in track(given.versions(side), f"describing {side}s", expected):
             known = None if times is None else times[documents]
             asked.extend((code, fold))
             yield EntityReviews(ids[code].as_py(), side, fold, documents, corpus, known)
@@ -198,11 +194,12 @@ def _told(
     done, path = 0, scratch / f"{side}s.arrow"
     answers = iter(writer.describe(requests()))
     with pa.ipc.new_file(str(path), pa.schema(fields)) as file:
-        while contents := list(itertools.islice(answers, BLOCK)):
+        for contents in batched(answers, BLOCK):
+            start, done = done, done + len(contents)
             check_contents(contents)
-            if 2 * (done + len(contents)) > len(asked):
+            if 2 * done > len(asked):
                 break  # more answers than requests
-            code, fold = np.array(asked[2 * done : 2 * (done + len(contents))]).reshape(-1, 2).T
+            code, fold = np.array(asked[2 * start : 2 * done]).reshape(-1, 2).T
             columns = {"code": code, "id": ids.take(pa.array(code)), "fold": fold.astype(np.int16)}
             columns["sentences"] = [content.summary for content in contents]
             for name in names:
@@ -211,11 +208,9 @@ def _told(
                     for value in (getattr(content, name) for content in contents)
                 ]
             file.write_batch(pa.record_batch(columns, schema=pa.schema(fields)))
-            done += len(contents)
-    expected = given.version_count(side)
-    if contents or done != expected:
-        count = done + len(contents) + sum(1 for _ in answers)
-        raise DataError(f"extract.provider: answered {count} of {expected} requests; one each is due")
+    if 2 * done > len(asked) or done != expected:
+        done += sum(1 for _ in answers)
+        raise DataError(f"extract.provider: answered {done} of {expected} requests; one each is due")
     return pa.ipc.open_file(pa.memory_map(str(path)))
 
 
@@ -246,23 +241,19 @@ def _described(
         means = unit(group_means(vectors, piece[start:stop], counts))
         start = stop
         columns = {name: batch[name] for name in batch.schema.names} | other(batch["code"].to_numpy())
-        columns["summary"] = [" ".join(map(_ended, told)) or None for told in batch["sentences"].to_pylist()]
-        columns["text_vector"] = _vectors(means, counts > 0)
+        columns["summary"] = [" ".join(map(_ended, one)) or None for one in batch["sentences"].to_pylist()]
+        columns["text_vector"] = vector_column(means, counts > 0)
         if image_vectors:
             columns["image_vector"] = next(image_vectors)
-        yield _table([columns[name] for name in kind.names], kind)
+        yield table_of([columns[name] for name in kind.names], kind)
 
 
 def _pictured(given: TrainingReviews, pictures: Corpus) -> Iterator[pa.Array]:
     """The mean vector of the captions that each version of each item may know, block by block."""
-    versions = given.versions("item")
-    while block := [documents for *_, documents in itertools.islice(versions, BLOCK)]:
-        documents = np.concatenate(block)
-        of_document = pictures.offsets[documents + 1] - pictures.offsets[documents]
-        ends = np.cumsum([len(group) for group in block])
-        counts = np.diff(np.r_[0, np.r_[0, np.cumsum(of_document)][ends]])
-        piece = pictures.piece[spans(pictures.offsets, documents)]
-        yield _vectors(group_means(pictures.vectors, piece, counts), counts > 0)
+    for block in batched((documents for *_, documents in given.versions("item")), BLOCK):
+        pieces = [pictures.pieces_of(documents) for documents in block]
+        counts = np.fromiter(map(len, pieces), np.int64)
+        yield vector_column(group_means(pictures.vectors, np.concatenate(pieces), counts), counts > 0)
 
 
 def check_contents(contents: list[Content]) -> None:
@@ -293,18 +284,17 @@ def _ended(sentence: str) -> str:
 
 def _document_vectors(corpus: Corpus, documents: np.ndarray, normalize: bool) -> pa.Array:
     """The mean vectors of documents i64 [n], null where there are no pieces."""
-    counts = corpus.offsets[documents + 1] - corpus.offsets[documents]
-    means = group_means(corpus.vectors, corpus.pieces_of(documents), counts)
-    return _vectors(unit(means) if normalize else means, counts > 0)
+    return vector_column(corpus.document_means(normalize, documents), corpus.counts_of(documents) > 0)
 
 
-def _vectors(vectors: np.ndarray, present: np.ndarray) -> pa.Array:
+def vector_column(vectors: np.ndarray, present: np.ndarray) -> pa.Array:
     """f32 [N, V] as the tables hold it; null where not present."""
     flat = pa.array(np.ascontiguousarray(vectors, np.float16).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, vectors.shape[1], mask=pa.array(~present))
 
 
-def _table(columns: Iterable, kind: pa.Schema) -> pa.Table:
+def table_of(columns: Iterable, kind: pa.Schema) -> pa.Table:
+    """The table of columns in the order and of the types of `kind`."""
     arrays = [
         column.cast(field.type) if isinstance(column, pa.Array) else pa.array(column, field.type)
         for column, field in zip(columns, kind, strict=True)

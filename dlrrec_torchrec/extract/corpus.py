@@ -36,16 +36,15 @@ class Corpus:
         """The pieces of some documents, one after the other, i32."""
         return self.piece[spans(self.offsets, documents)]
 
-    def document_means(self, normalize: bool, start: int = 0, stop: int | None = None) -> np.ndarray:
-        """Mean of the piece vectors of each document from `start` to `stop`, f32 [n, V]; zeros where it has
+    def counts_of(self, documents: np.ndarray) -> np.ndarray:
+        """How many pieces each of some documents has, i64 [n]."""
+        return self.offsets[documents + 1] - self.offsets[documents]
+
+    def document_means(self, normalize: bool, documents: np.ndarray | None = None) -> np.ndarray:
+        """Mean of the piece vectors of each of some documents (default: all), f32 [n, V]; zeros where it has
         no piece."""
-        stop = len(self) if stop is None else stop
-        means = np.zeros((stop - start, self.vectors.shape[1]), np.float32)
-        for first in range(start, stop, BLOCK):
-            offsets = self.offsets[first : min(first + BLOCK, stop) + 1]
-            means[first - start :][: len(offsets) - 1] = group_means(
-                self.vectors, self.piece[offsets[0] : offsets[-1]], np.diff(offsets)
-            )
+        documents = np.arange(len(self)) if documents is None else documents
+        means = group_means(self.vectors, self.pieces_of(documents), self.counts_of(documents))
         return unit(means) if normalize else means
 
 

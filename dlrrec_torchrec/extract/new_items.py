@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.extract.content_tables import words_and_pictures
+from dlrrec_torchrec.extract.content_tables import table_of, vector_column, words_and_pictures
 from dlrrec_torchrec.extract.corpus import Corpus, unit
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords
 from dlrrec_torchrec.extract.providers.base import EntityReviews, Provider
@@ -81,8 +81,7 @@ def write_cold(
         _pooled(pictures, documents, normalize=False),
     ]
     dims = {"text_vector": words.vectors.shape[1], "image_vector": pictures.vectors.shape[1]}
-    kind = with_vectors(schema.COLD_CONTENT, dims)
-    return write_table(pa.Table.from_arrays(list(map(_array, columns, kind)), schema=kind), out_dir)
+    return write_table(table_of(columns, with_vectors(schema.COLD_CONTENT, dims)), out_dir)
 
 
 def _pooled(corpus: Corpus, documents: list[np.ndarray], normalize: bool) -> pa.Array:
@@ -90,9 +89,4 @@ def _pooled(corpus: Corpus, documents: list[np.ndarray], normalize: bool) -> pa.
     the reviews of an item and its metadata."""
     means = corpus.document_means(normalize)
     sums = np.stack([means[group].sum(axis=0) for group in documents])
-    flat = pa.array(np.ascontiguousarray(unit(sums), np.float16).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, sums.shape[1], mask=pa.array(~sums.any(axis=1)))
-
-
-def _array(column: list | pa.Array, field: pa.Field) -> pa.Array:
-    return column.cast(field.type) if isinstance(column, pa.Array) else pa.array(column, field.type)
+    return vector_column(unit(sums), sums.any(axis=1))

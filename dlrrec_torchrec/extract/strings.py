@@ -6,11 +6,20 @@ import bisect
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+T = TypeVar("T")
 BATCH = 1 << 15  # strings that are Python's at a time
+
+
+def batched(values: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
+    """The values in order, `size` at a time; the last list may be shorter."""
+    values = iter(values)
+    while batch := list(itertools.islice(values, size)):
+        yield batch
 
 
 class Strings(Sequence):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from dlrrec_torchrec.extract.corpus import BLOCK, Corpus, offsets_of, spans
 from dlrrec_torchrec.extract.providers.base import Content, EntityReviews
 from dlrrec_torchrec.extract.rules import lexicon, price, summarize, taste
 from dlrrec_torchrec.extract.rules.categories import TypeMatcher, rank_types
+from dlrrec_torchrec.extract.strings import batched
 from dlrrec_torchrec.store.manifest import digest
 from dlrrec_torchrec.store.schema import category_types
 
@@ -50,7 +51,7 @@ class OfflineWriter:
             SparseEvidence(matcher.evidence(texts) for texts in _texts(corpus, of_whom == whom))
             for whom in (taste.PLACE, taste.LIKED, taste.AVOIDED)
         )
-        self._price = SparseEvidence(price.price_evidence(texts) for texts in _in_batches(corpus.texts))
+        self._price = SparseEvidence(price.price_evidence(texts) for texts in batched(corpus.texts, BLOCK))
         self._has_words = np.diff(corpus.offsets) > 0
         self._prevalence = prevalence()
         words = _of_pieces(corpus, lambda piece: piece.count(" ") + 1, np.float32)
@@ -125,12 +126,6 @@ def _texts(corpus: Corpus, chosen: np.ndarray) -> Iterator[list[str]]:
             piece = corpus.piece[first:last]
             texts.append("\n".join(corpus.pieces[p] for p in piece[chosen[piece]]))
         yield texts
-
-
-def _in_batches(texts: Sequence[str | None]) -> Iterator[list[str | None]]:
-    texts = iter(texts)
-    while batch := list(itertools.islice(texts, BLOCK)):
-        yield batch
 
 
 def _of_pieces(corpus: Corpus, value: Callable[[str], int], kind: type) -> np.ndarray:
