@@ -18,6 +18,7 @@ import numpy as np
 
 from dlrrec_torchrec.extract import compiled_bert, int8_bert, torch_bert
 from dlrrec_torchrec.extract.bert import BertFiles, find_bert
+from dlrrec_torchrec.extract.model_files import loading
 from dlrrec_torchrec.store.errors import DataError
 
 _LENGTHS_CHUNK = 8192  # texts tokenised at once
@@ -207,18 +208,12 @@ class _Library:
 
     def load(self) -> Any:
         if self._model is None:
-            from safetensors import SafetensorError
             from sentence_transformers import SentenceTransformer  # takes seconds: only where needed
             from transformers.utils import logging
 
             logging.disable_progress_bar()  # that of loading the weights below
-            try:
+            with loading("extract.encoder", self.folder, "sentence encoder"):
                 model = SentenceTransformer(str(self.folder), device=self.device, local_files_only=True)
-            except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                raise DataError(
-                    f"extract.encoder: {self.folder} holds no sentence encoder that can be loaded ({reason})"
-                ) from None
             if not model.get_embedding_dimension():
                 raise DataError(
                     f"extract.encoder: {self.folder} does not say how many numbers its vectors have; choose "

@@ -13,14 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from dlrrec_torchrec.extract.backends import choose_backend, int8_backend
-from dlrrec_torchrec.extract.model_files import model_folder
+from dlrrec_torchrec.extract.model_files import model_digest, model_folder
 from dlrrec_torchrec.extract.processes import EncoderProcesses, EncoderThreads
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import file_digest
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_WEIGHTS_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 PROCESS_CHARACTERS = 50_000  # 4 s of work for one process; it starts in 2
 GPU_BATCHES = 16  # a GPU needs more work at once
 
@@ -76,7 +74,7 @@ class SentenceEncoder:
         self.folder, self.workers = encoder_folder(name), workers
         self.device = "cpu" if precision == "int8" else device or torch_device()
         self.batch_tokens = batch_tokens * (1 if self.device == "cpu" else GPU_BATCHES)
-        weights = file_digest(p for pattern in _MODEL_FILES for p in self.folder.rglob(pattern))
+        weights = model_digest(self.folder)
         if precision == "int8":
             self._backend = int8_backend(self.folder, weights, converted)
         else:

@@ -147,20 +147,20 @@ def _picture_words(
 
 def _encoder(config: ExtractConfig, llm: LlmConfig, cluster: RayCluster | None, cache_dir: Path) -> Encoder:
     where, colon, model = config.encoder.partition(":")
-    if cluster and (where != "server" or not colon):
-        return ClusterEncoder(cluster, config.encoder, config.batch_tokens)
-    if where != "server" or not colon:
-        if config.encoder_precision != "exact":
-            print(LOSSY, file=sys.stderr)
-        return SentenceEncoder(
-            config.encoder,
-            config.batch_tokens,
-            precision=config.encoder_precision,
-            converted=cache_dir / "encoders",
-        )
-    if not model:
-        raise DataError("extract.encoder (--encoder) 'server:': name the model too, as server:MODEL")
-    check_packages()
-    from dlrrec_torchrec.extract.llm.embeddings import ServerEncoder
+    if where == "server" and colon:
+        if not model:
+            raise DataError("extract.encoder (--encoder) 'server:': name the model too, as server:MODEL")
+        check_packages()
+        from dlrrec_torchrec.extract.llm.embeddings import ServerEncoder
 
-    return ServerEncoder(model, llm)
+        return ServerEncoder(model, llm)
+    if cluster:
+        return ClusterEncoder(cluster, config.encoder, config.batch_tokens)
+    if config.encoder_precision != "exact":
+        print(LOSSY, file=sys.stderr)
+    return SentenceEncoder(
+        config.encoder,
+        config.batch_tokens,
+        precision=config.encoder_precision,
+        converted=cache_dir / "encoders",
+    )

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from dlrrec_torchrec.extract.model_files import model_folder
+from dlrrec_torchrec.extract.model_files import loading, model_digest, model_folder
 from dlrrec_torchrec.extract.pictures.captions import Batches, Described, describe_here
-from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import file_digest
+from dlrrec_torchrec.extract.pictures.halves import in_halves
 
 DEFAULT_MODEL = "Salesforce/blip2-opt-2.7b"
 SETTING = "pictures.captioner_model (--captioner-model)"
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.json", "*.txt", "*.model")
 _MOST_TOKENS = 30
 _FIRST = {"do_sample": False, "num_beams": 1}
 # A caption that says nothing is tried once more: longer, by a wider search, and without repeating itself.
@@ -40,10 +36,9 @@ class Blip2Captioner:
     def __init__(self, name: str = DEFAULT_MODEL, device: str | None = None):
         self.name = name
         self.folder = model_folder(name, SETTING, "let --captioner none do without")
-        files = [path for pattern in _MODEL_FILES for path in self.folder.rglob(pattern)]
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._type = torch.float16 if self.device.startswith("cuda") else torch.float32
-        self.identity = f"blip2 {file_digest(files)} {self._type} {_MOST_TOKENS} {_FIRST} {_AGAIN}"
+        self.identity = f"blip2 {model_digest(self.folder)} {self._type} {_MOST_TOKENS} {_FIRST} {_AGAIN}"
         self._processor: Any = None
         self._model: Any = None
 
@@ -62,23 +57,17 @@ class Blip2Captioner:
     def words(self, pixels: list[np.ndarray], again: bool = False) -> list[str]:
         """One caption for each picture's `pixels`."""
         self.load()
-        values = torch.from_numpy(np.stack(pixels)).to(self.device, self._type)
-        try:
+
+        def written(pixels: list[np.ndarray]) -> list[str]:
+            values = torch.from_numpy(np.stack(pixels)).to(self.device, self._type)
             with torch.inference_mode():
                 found = self._model.generate(
                     pixel_values=values, max_new_tokens=_MOST_TOKENS, **(_AGAIN if again else _FIRST)
                 )
-        except torch.OutOfMemoryError:
-            if len(pixels) == 1:
-                raise DataError(
-                    f"{SETTING} '{self.name}': no memory on {self.device} for a single picture; name a "
-                    "smaller model"
-                ) from None
-            half = len(pixels) // 2
-            return self.words(pixels[:half], again) + self.words(pixels[half:], again)
-        return [
-            text.strip() for text in self._loaded_processor().batch_decode(found, skip_special_tokens=True)
-        ]
+            texts = self._loaded_processor().batch_decode(found, skip_special_tokens=True)
+            return [text.strip() for text in texts]
+
+        return in_halves(written, pixels, f"{SETTING} '{self.name}'", self.device)
 
     def close(self) -> None:
         """Give the model's memory back; a later call loads it again."""
@@ -91,7 +80,7 @@ class Blip2Captioner:
             from transformers.utils import logging
 
             logging.disable_progress_bar()
-            with self._loading():
+            with loading(SETTING, self.folder, "BLIP-2 model"):
                 model = Blip2ForConditionalGeneration.from_pretrained(
                     self.folder, dtype=self._type, local_files_only=True
                 )
@@ -101,18 +90,6 @@ class Blip2Captioner:
         if self._processor is None:
             from transformers import Blip2Processor
 
-            with self._loading():
+            with loading(SETTING, self.folder, "BLIP-2 model"):
                 self._processor = Blip2Processor.from_pretrained(self.folder, local_files_only=True)
         return self._processor
-
-    @contextlib.contextmanager
-    def _loading(self) -> Iterator[None]:
-        from safetensors import SafetensorError
-
-        try:
-            yield
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise DataError(
-                f"{SETTING}: {self.folder} holds no BLIP-2 model that can be loaded "
-                f" ({str(error).splitlines()[0]:.200})"
-            ) from None

@@ -12,13 +12,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dlrrec_torchrec.extract.model_files import model_folder
+from dlrrec_torchrec.extract.model_files import loading, model_digest, model_folder
 from dlrrec_torchrec.extract.pictures.captions import Batches, Described
-from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.manifest import file_digest
+from dlrrec_torchrec.extract.pictures.halves import in_halves
 
 SETTING = "pictures.resnet_model (--resnet-model)"
-_MODEL_FILES = ("*.safetensors", "*.bin", "*.json")
 _SHORT_SIDE, _SIZE = 256, 224  # a picture is scaled to the first, its middle taken, as He et al. test
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of ImageNet's pixels in [0, 1], red, green, blue
 _SD = np.array([0.229, 0.224, 0.225], np.float32)
@@ -42,15 +40,12 @@ class ResNetVectors:
         self.name = name
         self._folder = model_folder(name, SETTING, "let --picture-vectors captions do without")
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        try:
+        with loading(SETTING, self._folder, "ResNet"):
             settings = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
             if settings["model_type"] != "resnet":
                 raise ValueError(f"it is a {settings['model_type']}")
             self.dim = int(settings["hidden_sizes"][-1])
-        except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
-            raise self._unfit(error) from None
-        files = [path for pattern in _MODEL_FILES for path in self._folder.rglob(pattern)]
-        self.identity = f"resnet 1 {file_digest(files)} {_SHORT_SIDE} {_SIZE}"
+        self.identity = f"resnet 1 {model_digest(self._folder)} {_SHORT_SIDE} {_SIZE}"
         self._model: Any = None
 
     def describe(self, batches: Batches, most: int) -> Described:
@@ -62,38 +57,27 @@ class ResNetVectors:
         """Unit vectors f32 [n, dim]; a zero vector stays zero."""
         if self._model is None:
             self._model = self._loaded()
-        values = torch.from_numpy(np.stack([pixels(picture) for picture in pictures])).to(self._device)
-        try:
+
+        def seen(pictures: list[Image.Image]) -> list[np.ndarray]:
+            values = torch.from_numpy(np.stack([pixels(picture) for picture in pictures])).to(self._device)
             with torch.inference_mode():
                 found = self._model(values).pooler_output.flatten(1)
-        except torch.OutOfMemoryError:
-            if len(pictures) == 1:
-                raise DataError(
-                    f"{SETTING} '{self.name}': no memory on {self._device} for a single picture"
-                ) from None
-            half = len(pictures) // 2
-            return np.concatenate([self.vectors(pictures[:half]), self.vectors(pictures[half:])])
-        return torch.nn.functional.normalize(found.float(), dim=1).cpu().numpy()
+            return list(torch.nn.functional.normalize(found.float(), dim=1).cpu().numpy())
+
+        return np.stack(in_halves(seen, pictures, f"{SETTING} '{self.name}'", self._device))
 
     def close(self) -> None:
         """Give the model's memory back; a later call loads it again."""
         self._model = None
 
     def _loaded(self) -> Any:
-        from safetensors import SafetensorError
         from transformers import ResNetModel
         from transformers.utils import logging
 
         logging.disable_progress_bar()
-        try:
+        with loading(SETTING, self._folder, "ResNet"):
             model = ResNetModel.from_pretrained(self._folder, local_files_only=True)
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            raise self._unfit(error) from None
         return model.to(self._device).eval()
-
-    def _unfit(self, error: Exception) -> DataError:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        return DataError(f"{SETTING}: {self._folder} holds no ResNet that can be loaded ({reason:.200})")
 
 
 def pixels(picture: Image.Image) -> np.ndarray:
