@@ -131,8 +131,14 @@ def product(x, weights, bias, gelu, y):
 
 
 @machine_code
-def _normalised(x, at, width, mean, scale, shift, epsilon):
-    """The row from x[at] on, of this mean: to variance 1, then scaled and shifted."""
+def _norm_of_sum(a, a_at, b, b_at, width, scale, shift, epsilon, x, at):
+    """x[at:] = LayerNorm of the rows from a[a_at] and b[b_at] on. Ba et al. 2016."""
+    total = repeat(_ZERO)
+    for i in range(0, width, 16):
+        v = add(load(a, a_at + i), load(b, b_at + i))
+        store(x, at + i, v)
+        total = add(total, v)
+    mean = repeat(total_of(total) / _number(width))
     squares = repeat(_ZERO)
     for i in range(0, width, 16):
         d = subtract(load(x, at + i), mean)
@@ -145,16 +151,10 @@ def _normalised(x, at, width, mean, scale, shift, epsilon):
 
 @machine_code
 def add_norm(x, y, scale, shift, epsilon):
-    """In place: x f32 [T, W] -> LayerNorm(x + y), W a multiple of 16. Ba et al. 2016."""
+    """In place: x f32 [T, W] -> LayerNorm(x + y), W a multiple of 16."""
     rows, width = x.shape
     for at in range(0, rows * width, width):
-        total = repeat(_ZERO)
-        for i in range(0, width, 16):
-            v = add(load(x, at + i), load(y, at + i))
-            store(x, at + i, v)
-            total = add(total, v)
-        mean = repeat(total_of(total) / _number(width))
-        _normalised(x, at, width, mean, scale, shift, epsilon)
+        _norm_of_sum(x, at, y, at, width, scale, shift, epsilon, x, at)
 
 
 @machine_code
@@ -167,18 +167,12 @@ def embed(ids, places, word_vectors, place_vectors, scale, shift, epsilon, x):
     rows, width = x.shape
     for t in range(rows):
         at = t * width
-        total = repeat(_ZERO)
-        if t >= ids.shape[0]:
+        if t < ids.shape[0]:
+            word, place = ids[t] * width, places[t] * width
+            _norm_of_sum(word_vectors, word, place_vectors, place, width, scale, shift, epsilon, x, at)
+        else:
             for i in range(0, width, 16):
-                store(x, at + i, total)
-            continue
-        word, place = ids[t] * width, places[t] * width
-        for i in range(0, width, 16):
-            v = add(load(word_vectors, word + i), load(place_vectors, place + i))
-            store(x, at + i, v)
-            total = add(total, v)
-        mean = repeat(total_of(total) / _number(width))
-        _normalised(x, at, width, mean, scale, shift, epsilon)
+                store(x, at + i, repeat(_ZERO))
 
 
 @machine_code
