@@ -52,6 +52,7 @@ LOADER_LEGEND = (
 FEATURES_NOTE = """Users and items are drawn by Zipf's law; each size is measured in a process of its own."""
 FEATURES_EXAMPLE = """dlrrec bench features
 dlrrec bench features --rows 100000 1000000 10000000 --items 100000"""
+SLOPE = "slope of log seconds by log rows, smallest to largest: {:.2f}"
 FEATURES_LEGEND = (
     "fit: once on all rows. columns: the features of as many pairs. prepare: as many fits as folds and one\n"
     "more, and the columns once. 1 user: against all items, as serving does."
@@ -109,60 +110,65 @@ def _add(
     return command
 
 
-def _loader(arguments: argparse.Namespace) -> int:
-    case, out = LoaderCase(**given_settings(arguments)), Path(arguments.out)
-    from dlrrec_torchrec.benchmarks.format import align
-    from dlrrec_torchrec.benchmarks.loading import format_loader, run
+def _measure(
+    arguments: argparse.Namespace,
+    name: str,
+    case: Any,
+    run: Callable[..., dict[str, Any]],
+    shown: Callable[[dict[str, Any]], Sequence[str]],
+) -> int:
+    """Run a benchmark of one process; write NAME.json, and print it or what is `shown` of it."""
     from dlrrec_torchrec.benchmarks.machine import describe_machine
 
+    out = Path(arguments.out)
     _make_folder(out)
-    report = {"benchmark": "loader", "machine": describe_machine()}
-    report |= run(case, say=_progress)
-    _publish(report, out / "loader.json", arguments.json, [align(format_loader(report)), LOADER_LEGEND])
+    report = {"benchmark": name, "machine": describe_machine()} | run(case, say=_progress)
+    _publish(report, out / f"{name}.json", arguments.json, shown(report))
     return 0
+
+
+def _loader(arguments: argparse.Namespace) -> int:
+    case = LoaderCase(**given_settings(arguments))
+    from dlrrec_torchrec.benchmarks.format import align
+    from dlrrec_torchrec.benchmarks.loading import format_loader, run
+
+    return _measure(
+        arguments, "loader", case, run, lambda report: [align(format_loader(report)), LOADER_LEGEND]
+    )
 
 
 def _features(arguments: argparse.Namespace) -> int:
-    case, out = FeaturesCase(**given_settings(arguments)), Path(arguments.out)
+    case = FeaturesCase(**given_settings(arguments))
     from dlrrec_torchrec.benchmarks.features import format_features, run
     from dlrrec_torchrec.benchmarks.format import align
-    from dlrrec_torchrec.benchmarks.machine import describe_machine
 
-    _make_folder(out)
-    report = {"benchmark": "features", "machine": describe_machine()}
-    report |= run(case, say=_progress)
-    shown = [align(format_features(report))]
-    if report["slope"] is not None:
-        shown.append(f"slope of log seconds by log rows, smallest to largest: {report['slope']:.2f}")
-    _publish(report, out / "features.json", arguments.json, [*shown, FEATURES_LEGEND])
-    return 0
+    def shown(report: dict[str, Any]) -> list[str]:
+        slope = report["slope"]
+        told = [] if slope is None else [SLOPE.format(slope)]
+        return [align(format_features(report)), *told, FEATURES_LEGEND]
+
+    return _measure(arguments, "features", case, run, shown)
 
 
 def _stages(arguments: argparse.Namespace) -> int:
-    case, out = StagesCase(**given_settings(arguments)), Path(arguments.out)
+    case = StagesCase(**given_settings(arguments))
     from dlrrec_torchrec.benchmarks.format import align
-    from dlrrec_torchrec.benchmarks.machine import describe_machine
     from dlrrec_torchrec.benchmarks.stages import format_stages, run
 
-    _make_folder(out)
-    report = {"benchmark": "stages", "machine": describe_machine()}
-    report |= run(case, say=_progress)
-    _publish(report, out / "stages.json", arguments.json, [align(format_stages(report)), STAGES_LEGEND])
-    return 0
+    return _measure(
+        arguments, "stages", case, run, lambda report: [align(format_stages(report)), STAGES_LEGEND]
+    )
 
 
 def _encode(arguments: argparse.Namespace) -> int:
-    case, out = EncodeCase(**given_settings(arguments)), Path(arguments.out)
+    case = EncodeCase(**given_settings(arguments))
     from dlrrec_torchrec.benchmarks.encoding import format_check, format_encoding, run
     from dlrrec_torchrec.benchmarks.format import align
-    from dlrrec_torchrec.benchmarks.machine import describe_machine
 
-    _make_folder(out)
-    report = {"benchmark": "encode", "machine": describe_machine()}
-    report |= run(case, say=_progress)
-    shown = [align(format_encoding(report)), format_check(report["check"]), ENCODE_LEGEND]
-    _publish(report, out / "encode.json", arguments.json, shown)
-    return 0
+    def shown(report: dict[str, Any]) -> list[str]:
+        return [align(format_encoding(report)), format_check(report["check"]), ENCODE_LEGEND]
+
+    return _measure(arguments, "encode", case, run, shown)
 
 
 def _train(arguments: argparse.Namespace) -> int:

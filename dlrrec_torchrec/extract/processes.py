@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
@@ -26,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from dlrrec_torchrec.extract.backends import Backend, choose_backend
-from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.errors import DataError, how_it_ended
 
 _MAIN = "import sys; from dlrrec_torchrec.extract.processes import serve; serve(*sys.argv[1:])"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -141,11 +140,9 @@ class EncoderProcesses:
             return
         except (EOFError, OSError):
             status = self._running[connection].wait()
-        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        why = " (as the kernel does where memory runs short)" if status == -signal.SIGKILL else ""
         raise DataError(
-            f"extract.encoder: a process that embeds texts ended {how}{why}; what is embedded is kept: run "
-            "the command again"
+            f"extract.encoder: a process that embeds texts ended {how_it_ended(status)}; what is embedded is "
+            "kept: run the command again"
         ) from None
 
 

@@ -10,7 +10,6 @@ import asyncio
 import importlib.util
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from typing import IO, TYPE_CHECKING
 
 from dlrrec_torchrec.config.llm_section import LOCAL, LlmConfig
 from dlrrec_torchrec.extract.llm.local_model import INSTALL, has_chat_template
-from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.errors import DataError, how_it_ended
 
 if TYPE_CHECKING:
     import openai
@@ -131,9 +130,7 @@ class LocalServer:
         status = None if self._process is None else self._process.poll()
         if status is None:
             return ""
-        how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-        why = " (as the kernel does where memory runs short)" if status == -signal.SIGKILL else ""
-        return f"{self._name} ended {how}{why}{self._last_words()}"
+        return f"{self._name} ended {how_it_ended(status)}{self._last_words()}"
 
     def stop(self) -> None:
         """End the server, whatever it does."""
