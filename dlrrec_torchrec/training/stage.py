@@ -34,6 +34,7 @@ from dlrrec_torchrec.training.checkpoint import own_folder
 from dlrrec_torchrec.training.epochs import Run
 from dlrrec_torchrec.training.list_metrics import ListMetrics
 from dlrrec_torchrec.training.probe import open_probe
+from dlrrec_torchrec.training.refresh import Refresh
 from dlrrec_torchrec.training.rows import open_rows
 from dlrrec_torchrec.training.selection import Evaluated, Selection, no_selection, selection_for
 from dlrrec_torchrec.training.signals import Stopped, stop_requests
@@ -131,7 +132,7 @@ def train(
             rows_per_rank(train, ranks),
             selection.split,
             ranks,
-            contrastive.permuted,
+            contrastive,
         )
         spec, rows, held_out, entities = opened.spec, opened.rows, opened.held_out, opened.entities
         assembly = assemble(
@@ -174,6 +175,7 @@ def train(
                 )
             if ranks.first:
                 probe = open_probe(shards_dir, assembly.plain)
+            refresh = Refresh(contrastive.refresh, spec, assembly.wrapper, shards_dir, ranks)
         with stop_requests() as stop_requested:
             run = Run(
                 shards_dir=Path(shards_dir),
@@ -192,6 +194,7 @@ def train(
                 protocol=protocol,
                 stop_requested=stop_requested,
                 probe=probe,
+                refresh=refresh,
                 after_epoch=after_epoch,
             )
             run.to_the_end()
