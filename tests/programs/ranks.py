@@ -72,6 +72,7 @@ TABLES = {
     },
     "half": {"user": TableConfig(dtype="fp16", sharding=["row_wise"], rows=64)},
 }
+TABLES["refresh"] = TABLES["content"]
 # Beside the trainings of VARIANTS: what a step may do otherwise. Without contrastive terms, whose means are
 # over other micro-batches on another number of ranks.
 STEPS = {
