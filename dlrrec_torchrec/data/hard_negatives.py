@@ -39,6 +39,18 @@ def second_neighbours(positives: np.ndarray, most: int = MOST) -> np.ndarray:
     return near
 
 
+def shares(near: dict[str, np.ndarray]) -> str:
+    """Who has any, in words: side -> as `second_neighbours` returns."""
+    told = []
+    for side, table in near.items():
+        share = float((table >= 0).any(1).mean()) if len(table) else 0.0
+        told.append(f"{share:.0%} of the {side}s")
+    return (
+        f"hard negatives by the SWING graph: {' and '.join(told)} have any; the others are compared with "
+        "random ones alone"
+    )
+
+
 def _of_block(positives: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """All that `anchors` (i64 [b], ascending) may have: anchor, place in its row, other, i64 [n] each."""
     number = len(positives)

@@ -20,6 +20,7 @@ import torch
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.config.automatic import automatic, automatic_lists, chosen_text
 from dlrrec_torchrec.config.check import check_settings
+from dlrrec_torchrec.data.hard_negatives import shares
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
@@ -152,6 +153,8 @@ def train(
             save_plan(assembly.plan, out_dir)
             if chosen:
                 print(chosen_text(chosen, data_size(facts)), file=sys.stderr)
+            if near := {draws.side: draws.near.numpy() for draws in spec.draws if draws.hard}:
+                print(shares(near), file=sys.stderr)
             if spec.in_tables:
                 print(NOT_LEFT_OUT, file=sys.stderr)
             if not rated(spec):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.data.draws import choose_hard, draw_weighted, popularity
-from dlrrec_torchrec.data.hard_negatives import second_neighbours
+from dlrrec_torchrec.data.hard_negatives import second_neighbours, shares
 
 
 @settings(max_examples=60)
@@ -72,6 +72,11 @@ def test_second_neighbours_equal_the_loop(seed, number, width, most):
         times = [expected[n] for n in found]
         assert times == sorted(expected.values(), reverse=True)[:most]
     assert np.array_equal(near, second_neighbours(positives, most))
+
+
+def test_who_has_any_is_said():
+    near = {"item": np.array([[1, -1], [-1, -1]]), "user": np.zeros((0, 3), int)}
+    assert "50% of the items and 0% of the users have any" in shares(near)
 
 
 @settings(max_examples=60)
