@@ -127,7 +127,7 @@ def fused(swing: Tensor, near: Tensor) -> Tensor:
 
     An entity at rank r (from 1) of a list gets 1 / (FUSION + r), and the sum where it is in both. Of equal
     ones those of `swing` come first. With FUSION as large as this every entity of both lists comes before
-    those of one.
+    those of one, in lists of up to 61.
 
     Args:
         swing: i64 [N, P] and near: i64 [N, K], no code twice in a row, padded with -1 at the end.
