@@ -381,7 +381,7 @@ def test_a_plan_without_shards_names_the_missing_rows():
         run_request(config, named_device("h200"), **where)
 
 
-@pytest.mark.parametrize("page", ["content-tables", "ids", "modalities", "space"])
+@pytest.mark.parametrize("page", ["content-tables", "ids", "modalities"])
 def test_commands_of_the_page_are_understood(page):
     text = (Path(__file__).parents[2] / "docs" / f"{page}.md").read_text(encoding="utf-8")
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]

@@ -2,10 +2,15 @@
 
 import dataclasses
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 
+from dlrrec_torchrec.cli import build_parser
 from dlrrec_torchrec.config import ContrastiveConfig, PrepareConfig, SwingStageConfig, TrainConfig
+from dlrrec_torchrec.config.flags import run_settings
 from dlrrec_torchrec.data.draws import NEGATIVES
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.prepare.stage import prepare
@@ -72,3 +77,13 @@ def test_every_kind_of_negatives_trains_and_makes_another_loss(tmp_path, capsys)
         assert said == (kind == "swing_hard")
     assert len(set(losses.values())) == len(NEGATIVES)
     assert losses["swing_hard"] > losses["corpus"] > losses["semi_hard"]  # more of them, fewer of them
+
+
+def test_commands_of_the_page_are_understood():
+    text = (Path(__file__).parents[2] / "docs" / "space.md").read_text(encoding="utf-8")
+    lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
+    assert len(lines) > 1
+    for line in lines:
+        program, *words = shlex.split(line)
+        assert program == "dlrrec"
+        run_settings(build_parser().parse_args(words))[0].check()
