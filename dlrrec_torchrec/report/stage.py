@@ -240,6 +240,8 @@ def _evaluation(run: RunPaths, variants: Sequence[str]) -> dict[str, Any]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run the stage 'evaluate' first") from None
+    if "space" not in metrics:
+        raise DataError(f"{path}: an earlier version made it; run the stage 'evaluate' again")
     missing = [name for name in variants if name not in metrics["models"]]
     if missing:
         raise DataError(f"{path}: variant '{missing[0]}' is not evaluated; run the stage 'evaluate' again")

@@ -217,7 +217,7 @@ class Run:
 
     def _observe(self, saved: dict[str, Any] | None) -> None:
         self.say = functools.partial(self.bar.console.print, soft_wrap=True, markup=False, highlight=False)
-        self.alarms = Alarms(self.say)
+        self.alarms = Alarms(self.say, falls=not self.assembly.wrapper.hardest)
         if saved:
             self.alarms.restore(saved["alarms"])
         self.observer = Observer(

@@ -234,7 +234,11 @@ def test_what_is_missing_is_named(runs, tmp_path):
     paths, _ = runs
     with pytest.raises(DataError, match="variant 'other' is not evaluated"):
         report_of(paths, ["dlrrec", "other"], tmp_path / "out")
-    (paths[1].evaluation / "metrics.json").unlink()
+    file = paths[1].evaluation / "metrics.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "space"}))
+    with pytest.raises(DataError, match="an earlier version made it; run the stage 'evaluate' again"):
+        report_of(paths, list(MODELS), tmp_path / "out")
+    file.unlink()
     with pytest.raises(DataError, match="seed-1/evaluation/metrics.json: missing; run the stage 'evaluate'"):
         report_of(paths, list(MODELS), tmp_path / "out")
     write_evaluation(paths[1], 1, protocol="paper")
