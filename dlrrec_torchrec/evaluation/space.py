@@ -29,7 +29,7 @@ from dlrrec_torchrec.training.probe import rank_alarm, uniformity_alarm
 
 FIRST = 16_384  # entities of a side that are looked at, at most
 SAMPLE = 2_000  # of them, whose distances are measured
-RANDOM = 10  # others that each is compared with
+OTHERS = 10  # that each is compared with
 DRAWN = 800  # entities of a side whose vectors are kept for the map
 SEED = 0
 
@@ -39,48 +39,51 @@ class Distances:
     """Of anchors with neighbours, [n] each.
 
     Attributes:
-        neighbours, random: mean cosine distance (1 - cosine, from 0 to 2) to the neighbours, to the others.
-        nearer: the share of the pairs (neighbour, other) whose neighbour is nearer; equal counts a half.
+        neighbours, others, random: mean cosine distance (1 - cosine, from 0 to 2) to the own neighbours, to
+            those of others, to entities at random.
+        nearer: the share of the pairs (own neighbour, another's) whose own is nearer; equal counts a half.
     """
 
     neighbours: np.ndarray
+    others: np.ndarray
     random: np.ndarray
     nearer: np.ndarray
 
     def facts(self) -> dict[str, Any]:
-        """Means, and 95 % intervals over anchors of `nearer` and of `gap`, random less neighbours."""
+        """Means, and 95 % intervals over anchors of `nearer` and of `gap`, others less neighbours."""
         nothing = np.zeros(len(self.nearer))
         return {
             "neighbours": _mean(self.neighbours),
+            "others": _mean(self.others),
             "random": _mean(self.random),
-            "gap": interval_facts(mean_difference(self.random, self.neighbours)),
+            "gap": interval_facts(mean_difference(self.others, self.neighbours)),
             "nearer": interval_facts(mean_difference(self.nearer, nothing)),
         }
 
 
 def distances(
-    vectors: np.ndarray, anchors: np.ndarray, neighbours: np.ndarray, others: np.ndarray
+    vectors: np.ndarray, anchors: np.ndarray, neighbours: np.ndarray, others: np.ndarray, random: np.ndarray
 ) -> Distances:
-    """Distances of anchors to their neighbours and to others; anchors without one of either are left out.
+    """Distances of anchors; those without an entity of all three kinds are left out.
 
     Args:
         vectors: floats [N, D].
-        anchors: codes [n]; neighbours [n, P], others [n, R]: codes, -1 for none.
+        anchors: codes [n]; neighbours [n, P], others [n, R], random [n, R]: codes, -1 for none.
     """
     unit = np.asarray(vectors, np.float32)
     unit = unit / np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), 1e-12)
-    kept = (neighbours >= 0).any(1) & (others >= 0).any(1)
-    anchors, neighbours, others = anchors[kept], neighbours[kept], others[kept]
-    near, far = (1 - np.einsum("nd,nkd->nk", unit[anchors], unit[codes]) for codes in (neighbours, others))
-    real_near, real_far = neighbours >= 0, others >= 0
+    kept = np.all([(codes >= 0).any(1) for codes in (neighbours, others, random)], axis=0)
+    means, found = [], []
+    for codes in (neighbours, others, random):
+        real = codes[kept] >= 0
+        apart = 1 - np.einsum("nd,nkd->nk", unit[anchors[kept]], unit[codes[kept]])
+        means.append((apart * real).sum(1) / real.sum(1))
+        found.append((apart, real))
+    (near, real_near), (far, real_far), _ = found
     pairs = real_near[:, :, None] & real_far[:, None, :]
     gaps = far[:, None, :] - near[:, :, None]
     nearer = ((gaps > 0) + 0.5 * (gaps == 0)) * pairs
-    return Distances(
-        (near * real_near).sum(1) / real_near.sum(1),
-        (far * real_far).sum(1) / real_far.sum(1),
-        nearer.sum((1, 2)) / pairs.sum((1, 2)),
-    )
+    return Distances(*means, nearer.sum((1, 2)) / pairs.sum((1, 2)))
 
 
 def kept_variance(content: np.ndarray, reduced: np.ndarray) -> tuple[float, float]:
@@ -183,16 +186,27 @@ class ReducedSpace:
 
     def _compared(
         self, side: str, sample: np.ndarray, present: np.ndarray, draw: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Neighbours [n, P] and random others [n, RANDOM] of the sample, -1 for none."""
-        there = np.zeros(len(self._positives[side]) + 1, bool)
+    ) -> tuple[np.ndarray, ...]:
+        """Of the sample the neighbours [n, P], OTHERS of other entities and OTHERS at random, -1 for none.
+
+        Against entities at random a neighbour is nearer for being anybody's: who is a neighbour is popular,
+        and content of many reviews lies near the middle. Against others' neighbours only whose it is counts.
+        """
+        everybody = self._positives[side]
+        there = np.zeros(len(everybody) + 1, bool)
         there[present] = True
-        listed = self._positives[side][sample]
-        seen = np.where((listed >= 0) & (listed < len(there) - 1), listed, -1)
-        neighbours = np.where(there[seen], seen, -1)
-        others = draw.choice(present, (len(sample), RANDOM)) if len(present) else np.zeros((0, RANDOM), int)
-        wrong = (others == sample[:, None]) | (others[:, :, None] == listed[:, None, :]).any(2)
-        return neighbours, np.where(wrong, -1, others)
+        known = np.where((everybody >= 0) & (everybody < len(everybody)), everybody, -1)
+        known = np.where(there[known], known, -1)
+        listed, pool = everybody[sample], known[present]
+
+        def drawn(pool: np.ndarray) -> np.ndarray:
+            if not len(pool):
+                return np.full((len(sample), OTHERS), -1)
+            codes = draw.choice(pool, (len(sample), OTHERS))
+            wrong = (codes == sample[:, None]) | (codes[:, :, None] == listed[:, None, :]).any(2)
+            return np.where(wrong, -1, codes)
+
+        return known[sample], drawn(pool[pool >= 0]), drawn(present)
 
     def _warn(self, name: str, side: str, facts: Mapping[str, Any], known: Sequence[str]) -> None:
         alarms = {f"uniformity_{side}": uniformity_alarm(side, facts["uniformity"])}
@@ -215,7 +229,8 @@ class ReducedSpace:
         """The part "space" of `metrics.json`: variant -> side ("user", "item") -> measures.
 
         `entities`, `with_neighbours` (numbers); `before` and `after`, of content and of reduced vectors:
-        `neighbours` and `random` (mean cosine distance to the SWING neighbours, and to random others), `gap`
+        `neighbours`, `others` and `random` (mean cosine distance to its SWING neighbours, to those of others
+        and to entities at random), `gap`
         and `nearer` (`Distances`), and `after` also `gain`, its `nearer` less that before; `less`, the first
         variant's `nearer` less this one's (not of the first); `uniformity`; `towers`, modality ->
         `effective_rank`, `width`, `content_rank`; `kept`, `kept_most` (`kept_variance`). All differences as

@@ -103,10 +103,10 @@ def _space(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> d
     captions = {}
     if draw_distances(summary["space"], folder / "space_distances.png"):
         captions["space_distances.png"] = (
-            "Do SWING neighbours lie together? Left: mean cosine distance to an entity's SWING neighbours "
-            "and to random others, of the content vectors (before the towers) and of each variant's reduced "
-            "vectors (after). Right: how often the neighbour is the nearer one, with the 95 % interval; grey "
-            "line: chance"
+            "Do SWING neighbours lie together? Left: mean cosine distance to an entity's SWING neighbours, "
+            "to those of others and to random entities, of the content vectors (before the towers) and of "
+            "each variant's reduced vectors (after). Right: how often the own neighbour is nearer than "
+            "another's, with the 95 % interval; grey line: chance"
         )
     names = mapped(list(summary["models"]))
     seed = " of the first seed" if len(runs) > 1 else ""

@@ -18,9 +18,10 @@ CONTENT = "content vectors"
 PLURAL = {"user": "users", "item": "items"}
 MEANING = {
     "distance to neighbours": "Cosine distance (1 - cosine) to the entity's SWING neighbours, mean.",
-    "to random ones": "The same to random others that are none of its neighbours.",
-    "neighbour nearer": "Share of the pairs of a neighbour and a random other whose neighbour is the nearer "
-    "one; 50 % is chance. In brackets the 95 % interval over entities.",
+    "to others' ones": "The same to neighbours of random other entities that are none of its own.",
+    "to random ones": "The same to entities at random that are none of its neighbours.",
+    "neighbour nearer": "Share of the pairs of an own neighbour and another's whose own is the nearer one; "
+    "50 % is chance. In brackets the 95 % interval over entities.",
     "effective rank": "exp of the entropy of the singular values of a tower's vectors over their sum (Roy "
     "and Vetterli 2007): the directions in use, of the tower's width R.",
     "uniformity": "ln of the mean of exp(-2 distance^2) of pairs on the unit sphere (Wang and Isola 2020); 0 "
@@ -40,7 +41,7 @@ def gather_space(found: Sequence[Mapping[str, Any]], variants: Sequence[str]) ->
 
 
 def space_sentences(space: Space) -> list[str]:
-    """For users and for items, how often a neighbour is nearer than a random other."""
+    """For users and for items, how often an own neighbour is nearer than one of another entity."""
     lines = []
     for side, rows in _by_side(space).items():
         shares = {label: value[0] for label, value in _nearer(rows).items() if value is not None}
@@ -52,7 +53,7 @@ def space_sentences(space: Space) -> list[str]:
         told = ", ".join(f"{share:.0%} by the vectors of {name}" for name, share in shares.items())
         told = told.replace(f"by the vectors of {CONTENT}", "by the content vectors before the towers")
         lines.append(
-            f"{PLURAL[side].capitalize()}: of a SWING neighbour and a random other {side} the neighbour is "
+            f"{PLURAL[side].capitalize()}: of an own SWING neighbour and one of another {side} the own is "
             f"the nearer one in {told}."
         )
         for name, seeds in rows.items():
@@ -61,8 +62,8 @@ def space_sentences(space: Space) -> list[str]:
                 mean, low, high, _ = over_seeds(known)
                 first = next(iter(rows))
                 lines.append(
-                    f"{PLURAL[side].capitalize()}: how often the neighbour is nearer, {first} less {name}: "
-                    f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]."
+                    f"{PLURAL[side].capitalize()}: how often the own neighbour is nearer, {first} less "
+                    f"{name}: {mean:+.3f} [{low:+.3f}, {high:+.3f}]."
                 )
     return lines
 
@@ -87,7 +88,7 @@ def space_html(space: Space) -> str:
 
 
 def draw_distances(space: Space, path: Path) -> bool:
-    """Distances to neighbours and to random others, and how often the neighbour is nearer, before and after.
+    """Distances to own and to others' neighbours, and how often the own is nearer, before and after.
 
     Returns False, without a file, where nothing is known."""
     sides = {side: rows for side, rows in _by_side(space).items() if any(_nearer(rows).values())}
@@ -104,7 +105,8 @@ def draw_distances(space: Space, path: Path) -> bool:
             heights = np.arange(len(names))[::-1]
             for kind, colour, words in (
                 ("neighbours", OKABE_ITO[0], "to its SWING neighbours"),
-                ("random", "#8a8a8a", "to random others"),
+                ("others", OKABE_ITO[1], "to other entities' neighbours"),
+                ("random", "#8a8a8a", "to entities at random"),
             ):
                 values = [_of(seeds, when, kind) for seeds, when in found]
                 left.plot(values, heights, "o", ms=5, color=colour, label=words)
@@ -118,9 +120,9 @@ def draw_distances(space: Space, path: Path) -> bool:
                     right.plot([low, high], [height, height], color=OKABE_ITO[0], lw=2)
                     right.plot(mean, height, "o", ms=5, color=OKABE_ITO[0])
             right.axvline(0.5, color="#999999", lw=1)
-            right.set(xlabel="how often the neighbour is nearer")
+            right.set(xlabel="own neighbour nearer")
         handles, words = grid[0][0].get_legend_handles_labels()
-        figure.legend(handles, words, loc="outside lower center", ncols=2)
+        figure.legend(handles, words, loc="outside lower center", ncols=3)
         save(figure, path)
     return True
 
@@ -143,12 +145,12 @@ def _nearer(rows: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, tuple[
 
 
 def _distances(seeds: Sequence[Mapping[str, Any]], when: str) -> list[str]:
-    near, far = (_number(_of(seeds, when, kind), ".3f") for kind in ("neighbours", "random"))
+    means = [_number(_of(seeds, when, kind), ".3f") for kind in ("neighbours", "others", "random")]
     known = [one[when]["nearer"] for one in seeds if one[when]["nearer"]["low"] is not None]
     if not known:
-        return [near, far, "–"]
+        return [*means, "–"]
     mean, low, high, _ = over_seeds(known)
-    return [near, far, f"{mean:.1%} [{low:.1%}, {high:.1%}]"]
+    return [*means, f"{mean:.1%} [{low:.1%}, {high:.1%}]"]
 
 
 def _ranks(seeds: Sequence[Mapping[str, Any]], which: str) -> str:

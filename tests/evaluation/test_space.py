@@ -27,24 +27,24 @@ def test_distances_equal_the_loop(seed, number, width, drawn):
     rng = np.random.default_rng(seed)
     vectors = rng.normal(size=(number, 3)).astype(np.float32)
     anchors = rng.integers(0, number, 5)
-    neighbours, others = (rng.integers(-1, number, (5, n)) for n in (width, drawn))
-    found = distances(vectors, anchors, neighbours, others)
+    neighbours, others, random = (rng.integers(-1, number, (5, n)) for n in (width, drawn, drawn))
+    found = distances(vectors, anchors, neighbours, others, random)
     expected = []
-    for anchor, listed, rest in zip(anchors, neighbours, others, strict=True):
-        near, far = (
+    for anchor, listed, rest, drawn_ones in zip(anchors, neighbours, others, random, strict=True):
+        near, far, away = (
             [cosine_distance(vectors[anchor], vectors[c]) for c in codes if c >= 0]
-            for codes in (listed, rest)
+            for codes in (listed, rest, drawn_ones)
         )
-        if near and far:
+        if near and far and away:
             # an entity drawn as both is as near to itself, up to rounding
             wins = [
                 0.5 if c == d else float(a < b)
                 for c, a in zip([c for c in listed if c >= 0], near, strict=True)
                 for d, b in zip([d for d in rest if d >= 0], far, strict=True)
             ]
-            expected.append((np.mean(near), np.mean(far), np.mean(wins)))
-    got = np.stack([found.neighbours, found.random, found.nearer], axis=1)
-    np.testing.assert_allclose(got, np.array(expected).reshape(-1, 3), atol=1e-5)
+            expected.append((np.mean(near), np.mean(far), np.mean(away), np.mean(wins)))
+    got = np.stack([found.neighbours, found.others, found.random, found.nearer], axis=1)
+    np.testing.assert_allclose(got, np.array(expected).reshape(-1, 4), atol=1e-5)
 
 
 def test_kept_variance_is_that_of_a_regression():
@@ -109,7 +109,7 @@ def test_what_is_measured_of_a_space(shards, tmp_path):
     user = found["same"]["user"]
     assert user["before"]["nearer"] == user["after"]["nearer"]
     assert user["before"]["nearer"]["low"] > 0.5 and user["after"]["gain"]["difference"] == 0
-    assert user["before"]["neighbours"] < user["before"]["random"] and user["before"]["gap"]["low"] > 0
+    assert user["before"]["neighbours"] < user["before"]["others"] and user["before"]["gap"]["low"] > 0
     assert user["kept"] == pytest.approx(1) and user["kept_most"] == pytest.approx(1)
     text = entities.vectors["user_text"]
     text = text[text.any(1)]

@@ -197,8 +197,8 @@ def test_distances_show_their_intervals(drawn, tmp_path):
     assert space_quality.draw_distances(space, tmp_path / "x.png")
     left, right, *_ = drawn[0].axes
     assert [label.get_text() for label in left.get_yticklabels()] == ["content vectors", "dlrrec", "bce"]
-    near, far = (line.get_xdata() for line in left.lines)
-    assert (near < far).all() and near.tolist() == [0.2, 0.3, 0.3]
+    near, far, random = (line.get_xdata() for line in left.lines)
+    assert (near < far).all() and (far < random).all() and near.tolist() == [0.2, 0.3, 0.3]
     bars = [tuple(line.get_xdata()) for line in right.lines if len(line.get_xdata()) == 2]
     facts = [body["dlrrec"]["user"]["before"], *(body[n]["user"]["after"] for n in ("dlrrec", "bce"))]
     assert bars[:3] == [(one["nearer"]["low"], one["nearer"]["high"]) for one in facts]

@@ -313,10 +313,12 @@ def test_the_space_and_swing_are_told(reported):
             "nearer one in 80% by the content vectors before the towers, 70% by the vectors of dlrrec"
             in words
         )
-        assert "Users: how often the neighbour is nearer, dlrrec less bce: +0.105 [+0.090, +0.130]." in words
+        assert (
+            "Users: how often the own neighbour is nearer, dlrrec less bce: +0.105 [+0.090, +0.130]." in words
+        )
     assert "Items: 30, 20 with a SWING neighbour" in page
-    assert "dlrrec 0.300 0.900 70.5% [69.0%, 73.0%] text 7.2 of 32 -3.40 40% of 60%" in page
-    assert "content vectors 0.200 0.900 80.5% [79.0%, 83.0%] text 100.4 – –" in page
+    assert "dlrrec 0.300 0.900 0.950 70.5% [69.0%, 73.0%] text 7.2 of 32 -3.40 40% of 60%" in page
+    assert "content vectors 0.200 0.900 0.950 80.5% [79.0%, 83.0%] text 100.4 – –" in page
     assert "too few users with content in the model: no map of them" in page
     scores = [
         score

@@ -104,7 +104,13 @@ def write_space(shift):
         return {"difference": value + shift, "low": value - 0.01, "high": value + 0.03, "verdict": "level"}
 
     def distances(near, share):
-        return {"neighbours": near, "random": 0.9, "gap": interval(0.2), "nearer": interval(share)}
+        return {
+            "neighbours": near,
+            "others": 0.9,
+            "random": 0.95,
+            "gap": interval(0.2),
+            "nearer": interval(share),
+        }
 
     tower = {"effective_rank": 7.25, "width": 32, "content_rank": 100.4}
     space = {}
