@@ -104,9 +104,9 @@ def draw_distances(space: Space, path: Path) -> bool:
             found = [(next(iter(rows.values())), "before"), *((seeds, "after") for seeds in rows.values())]
             heights = np.arange(len(names))[::-1]
             for kind, colour, words in (
-                ("neighbours", OKABE_ITO[0], "to its SWING neighbours"),
-                ("others", OKABE_ITO[1], "to other entities' neighbours"),
-                ("random", "#8a8a8a", "to entities at random"),
+                ("neighbours", OKABE_ITO[0], "to own SWING neighbours"),
+                ("others", OKABE_ITO[1], "to others' ones"),
+                ("random", "#8a8a8a", "to random ones"),
             ):
                 values = [_of(seeds, when, kind) for seeds, when in found]
                 left.plot(values, heights, "o", ms=5, color=colour, label=words)
