@@ -1,5 +1,6 @@
 """Negatives by popularity and by the graph, against counts and plain loops."""
 
+import doctest
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dlrrec_torchrec.data import hard_negatives
 from dlrrec_torchrec.data.draws import choose_hard, draw_weighted, popularity
 from dlrrec_torchrec.data.hard_negatives import second_neighbours, shares
 
@@ -107,3 +109,7 @@ def test_every_near_one_is_drawn_as_often():
     near = torch.tensor([[4, 5, 6, -1]])
     drawn = torch.cat([choose_hard(near, torch.tensor([0]), 1, 0, step) for step in range(1200)])
     assert np.abs(np.bincount(drawn[:, 0].numpy())[4:] - 400).max() < 5 * math.sqrt(400)
+
+
+def test_the_example_runs():
+    assert not doctest.testmod(hard_negatives).failed

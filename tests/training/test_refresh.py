@@ -1,6 +1,7 @@
 """New positives against plain loops, and in a training."""
 
 import dataclasses
+import doctest
 import json
 
 import pytest
@@ -136,3 +137,7 @@ def test_too_many_to_compare_are_named(shards, tmp_path, monkeypatch):
     with pytest.raises(DataError, match="contrastive.refresh: 50 users are too many.*--refresh 0"):
         run(shards, tmp_path / "out", refresh=1)
     run(shards, tmp_path / "items", refresh=1, user_weight=0.0)
+
+
+def test_the_example_runs():
+    assert not doctest.testmod(refresh).failed
