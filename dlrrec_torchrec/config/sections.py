@@ -164,8 +164,8 @@ class ModelConfig:
     )
     joined: list = option(
         [],
-        "vectors that one tower reduces together, as user_text+item_text: those of a row's user and item, one "
-        "after the other (V0); a vector that is not named has a tower of its own",
+        "vectors that one tower reduces together, as user_text+item_text: those of a row's user and item, "
+        "one after the other (V0); a vector that is not named has a tower of its own",
     )
     reduction: str = option(
         "joint",

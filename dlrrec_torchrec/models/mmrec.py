@@ -34,7 +34,7 @@ class Reduction(Scoring, nn.Module):
 
     Example::
 
-        >>> text = Modality("user_text+item_text", "pair", "text", source="summary", dim=768, encoder="MiniLM")
+        >>> text = Modality("user_text+item_text", "pair", "text", source="summary", dim=768, encoder="e5")
         >>> step_one = Reduction([text], {text.name: [256, 32]})
         >>> reduced = step_one.reduce({text.name: torch.randn(4, 768)})
         >>> reduced[text.name].shape, step_one.predict(None, None, reduced).shape

@@ -19,12 +19,12 @@ class Scoring:
 
     Example::
 
-        >>> from dlrrec_torchrec.models.mmrec import Reduction
+        >>> from dlrrec_torchrec.models.mmrec import Reduction  # a Scoring module
         >>> from dlrrec_torchrec.store.modality import Modality
         >>> text = Modality("item_text", "item", "text", source="reviews", dim=384, encoder="MiniLM")
         >>> model = Reduction([text], {"item_text": [32]})
-        >>> model(None, None, {"item_text": torch.randn(4, 384)}).shape
-        torch.Size([4])
+        >>> isinstance(model, Scoring), model(None, None, {"item_text": torch.randn(4, 384)}).shape
+        (True, torch.Size([4]))
     """
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -142,9 +142,7 @@ def shard_tables(
     )
     # FBGEMM fills a table on SSD by itself, `fill_content` those of content vectors; managed ones are zeros.
     filled_elsewhere = [
-        p.table.name
-        for p in tables
-        if p.kernel == "key_value" or p.table.frozen or p.table.ids == "managed"
+        p.table.name for p in tables if p.kernel == "key_value" or p.table.frozen or p.table.ids == "managed"
     ]
     fill_tables(sharded, seed, filled_elsewhere)
     return sharded

@@ -1,8 +1,8 @@
 """V0's two steps (MMREC, Tian et al. 2024, section 4.3): the towers first, alone, and then the DLRM on them.
 
 Step one is a training like any other, in the folder `step-one` of the training that it is part of, with
-settings of its own: `models.mmrec.Reduction` on the same rows, with the same rules. The reduced vectors of its
-best epoch are what step two sees of the content; they are also written down, as `vectors/`.
+settings of its own: `models.mmrec.Reduction` on the same rows, with the same rules. The reduced vectors of
+its best epoch are what step two sees of the content; they are also written down, as `vectors/`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from dlrrec_torchrec.models.weights import load_model
 from dlrrec_torchrec.store.checkpoint_files import BEST
 from dlrrec_torchrec.store.files import parquet_options
 from dlrrec_torchrec.store.folders import atomic_folder
-from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.schema import SPLITS
 from dlrrec_torchrec.training.selection import Evaluated
 
@@ -89,8 +88,7 @@ def write_vectors(
     fields += [pa.field(name, pa.list_(pa.float32(), size)) for name, size in sizes.items()]
     schema = pa.schema(fields)
     with atomic_folder(out_dir, VECTORS) as folder:
-        rows = Manifest.read(shards_dir).rows
-        for split in (name for name in SPLITS if rows.get(name)):
+        for split in (name for name in SPLITS if (Path(shards_dir) / name).exists()):
             (folder / split).mkdir()
             path = folder / split / "part-00000.parquet"
             with pq.ParquetWriter(path, schema, **parquet_options(schema)) as writer:
