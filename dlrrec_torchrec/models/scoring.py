@@ -19,12 +19,14 @@ class Scoring:
 
     Example::
 
-        >>> from dlrrec_torchrec.models.mmrec import Reduction  # a Scoring module
-        >>> from dlrrec_torchrec.store.modality import Modality
-        >>> text = Modality("item_text", "item", "text", source="reviews", dim=384, encoder="MiniLM")
-        >>> model = Reduction([text], {"item_text": [32]})
-        >>> isinstance(model, Scoring), model(None, None, {"item_text": torch.randn(4, 384)}).shape
-        (True, torch.Size([4]))
+        >>> from dlrrec_torchrec.models.towers import TowerArch
+        >>> class Means(Scoring):
+        ...     dense_arch = TowerArch({"item_text": 384}, {"item_text": [32]})
+        ...
+        ...     def predict(self, dense, sparse, reduced, managed):
+        ...         return reduced["item_text"].mean(1)
+        >>> Means().forward(None, None, {"item_text": torch.randn(4, 384)}).shape
+        torch.Size([4])
     """
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
