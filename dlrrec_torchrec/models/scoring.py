@@ -20,13 +20,10 @@ class Scoring:
     Example::
 
         >>> from dlrrec_torchrec.models.towers import TowerArch
-        >>> class Means(Scoring):
-        ...     dense_arch = TowerArch({"item_text": 384}, {"item_text": [32]})
-        ...
-        ...     def predict(self, dense, sparse, reduced, managed):
-        ...         return reduced["item_text"].mean(1)
-        >>> Means().forward(None, None, {"item_text": torch.randn(4, 384)}).shape
-        torch.Size([4])
+        >>> model = Scoring()
+        >>> model.dense_arch = TowerArch({"item_text": 384}, {"item_text": [32]})
+        >>> model.reduce({"item_text": torch.randn(4, 384)})["item_text"].shape
+        torch.Size([4, 32])
     """
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
