@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import shlex
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from dlrrec_torchrec.store.folders import check_name
 
 WORLDS = ("tiny", "small", "paper")
 SEEDS = 5
+QUICK = "--quick: little data, few epochs, fewer cells: it shows that the experiment works, and nothing else."
 _WORLD = {"ingest.source": "synthetic", "split.val_share": 0.2}
 _PAPER_SHARE = 0.23388  # 17,402 test rows of 74,407 (MMREC section 3.2)
 
@@ -166,6 +168,8 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
     say: Callable[[str], None] = functools.partial(print, flush=True)
     experiment = EXPERIMENTS[arguments.name](options_of(arguments))
+    if arguments.quick:
+        experiment = dataclasses.replace(experiment, notes=(QUICK, *experiment.notes))
     check_experiment(experiment)
     out = Path(arguments.out or f"runs/{arguments.name}{'-quick' if arguments.quick else ''}")
     if out.exists() and not out.is_dir():
