@@ -12,8 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.config.read import value_of, with_values
 from dlrrec_torchrec.experiments.definitions import Cell, Contrast, Experiment, Group, Options
-from dlrrec_torchrec.experiments.search_space import value_of, with_values
 
 TEXT, IMAGE = ("user_text", "item_text"), ("item_image",)
 INPUTS = {"text": [*TEXT], "image": [*IMAGE], "text + image": [*TEXT, *IMAGE]}
@@ -94,7 +94,7 @@ LOSS_SCALE = (
 )
 CAPTIONS = (
     "{}: the base model's pictures are ResNet-50 vectors in MMREC; here they are those of captions, as "
-    "picture files and weights are needed for the others (pictures.picture_vectors=resnet, docs/pictures.md)."
+    "picture files and weights are needed for the others (pictures.picture_vectors=resnet)."
 )
 NO_IMAGES = "{}: no picture has words or vectors here, so cells with images are left out"
 
