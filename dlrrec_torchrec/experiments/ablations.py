@@ -225,8 +225,8 @@ def domains(options: Options) -> Experiment:
     def cells(base: RunConfig) -> list[Cell]:
         inputs = inputs_of(base)
         return [
-            Cell("dlrrec", {"loss": "BCE + contrastive"}, dlrrec(inputs)),
-            Cell("bce", {"loss": BCE}, dlrrec(inputs, contrastive=False)),
+            Cell("dlrrec", {"objective": "BCE + contrastive"}, dlrrec(inputs)),
+            Cell("bce", {"objective": BCE}, dlrrec(inputs, contrastive=False)),
         ]
 
     return Experiment(
@@ -236,7 +236,7 @@ def domains(options: Options) -> Experiment:
         groups=_groups(options, cells),
         metrics=CONTENT,
         compared=COMPARED,
-        contrasts=(Contrast("loss", BCE),),
+        contrasts=(Contrast("objective", BCE),),
         lists=True,
     )
 

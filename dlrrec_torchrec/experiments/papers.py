@@ -171,9 +171,9 @@ def table1(options: Options) -> Experiment:
                 ("DLRREC", "BCE"): (f"bce-{short}", dlrrec(inputs, contrastive=False)),
                 ("V0", "BCE"): (f"v0-{short}", v0(inputs)),
             }
-            for (model, loss), (folder, changes) in models.items():
-                levels = {"model": model, "inputs": name, "loss": loss}
-                numbers = TABLE1.get((model, name, loss))
+            for (model, objective), (folder, changes) in models.items():
+                levels = {"model": model, "inputs": name, "objective": objective}
+                numbers = TABLE1.get((model, name, objective))
                 published = dict(zip(("accuracy", "fpr"), numbers, strict=True)) if numbers else {}
                 cells.append(Cell(folder, levels, changes, published))
         if not has_images(base):
@@ -188,7 +188,7 @@ def table1(options: Options) -> Experiment:
         groups=tuple(groups),
         metrics=RATES,
         compared=("auc", "accuracy", "fpr"),
-        contrasts=(Contrast("loss", "BCE"), Contrast("model", "V0"), Contrast("inputs", "text")),
+        contrasts=(Contrast("objective", "BCE"), Contrast("model", "V0"), Contrast("inputs", "text")),
         notes=tuple(dict.fromkeys(notes)),
     )
 
