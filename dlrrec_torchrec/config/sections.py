@@ -301,7 +301,9 @@ class TrainConfig:
     schedule: str = option("constant", "learning rate over the steps", ("constant", "linear", "cosine"))
     warmup_steps: int = option(0, "steps of linear warm-up", least=0)
     class_weights: str = option(
-        "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
+        "none",
+        "weights of the two labels in the loss; normalized ones have the mean 1 on the training rows",
+        ("none", "basic", "sqrt", "normalized", "sqrt_normalized"),
     )
     select: str = option(
         "auto",
