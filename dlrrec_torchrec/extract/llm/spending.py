@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
 
 from dlrrec_torchrec.config.llm_section import OPENAI_URL, LlmConfig
 from dlrrec_torchrec.extract.llm.local_model import is_local
@@ -10,6 +14,7 @@ from dlrrec_torchrec.store.errors import DataError, Unfinished
 
 BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
 _MILLION = 1_000_000
+_ROUNDING = 1 + 1e-9  # of sums of money
 _FLAGS = {"US dollars": "--budget", "calls": "--budget-calls", "tokens": "--budget-tokens"}
 
 
@@ -61,8 +66,54 @@ def known_prices(settings: LlmConfig) -> Prices | None:
     return Prices(*sides, source)
 
 
+@dataclasses.dataclass
+class _Used:
+    """Calls, their tokens of input and of output, and US dollars (0 where prices are not known)."""
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    money: float = 0.0
+
+    def add(self, other: _Used, sign: int = 1) -> None:
+        self.calls += sign * other.calls
+        self.input_tokens += sign * other.input_tokens
+        self.output_tokens += sign * other.output_tokens
+        self.money += sign * other.money
+
+    def units(self) -> dict[str, float]:
+        """By the units of limits."""
+        tokens = self.input_tokens + self.output_tokens
+        return {"US dollars": self.money, "calls": self.calls, "tokens": tokens}
+
+
+@dataclasses.dataclass
+class _Command:
+    """What all of a command's calls have used, and what those under way may use."""
+
+    used: _Used = dataclasses.field(default_factory=_Used)
+    open: _Used = dataclasses.field(default_factory=_Used)
+
+
+_COMMAND: ContextVar[_Command | None] = ContextVar("what the command has used", default=None)
+
+
+@contextlib.contextmanager
+def one_budget() -> Iterator[None]:
+    """In it all `Budget`s count together: a command has one, whatever it asks, and for how many seeds."""
+    if _COMMAND.get() is not None:
+        yield
+        return
+    token = _COMMAND.set(_Command())
+    try:
+        yield
+    finally:
+        _COMMAND.reset(token)
+
+
 class Budget:
-    """Counts calls, tokens and money of this command, and refuses what could pass a limit of the settings.
+    """Counts the calls, tokens and money of one kind of calls (about texts, pictures or vectors), and refuses
+    what could pass a limit of the settings together with the others of the command (`one_budget`).
 
     Each call is counted with the most that it may use until its answer says what it used.
 
@@ -83,60 +134,64 @@ class Budget:
             "tokens": settings.budget_tokens,
         }
         self._limits = {unit: limit for unit, limit in limits.items() if limit is not None}
-        self.calls = self.input_tokens = self.output_tokens = 0
-        self._open = [0, 0, 0]  # calls, tokens of input and of output that are under way
+        self._used, self._command = _Used(), _COMMAND.get() or _Command()
 
     def reserve(self, input_tokens: int, output_tokens: int) -> None:
         """Before a call that may use so many tokens. Raises Unfinished where the budget does not allow it."""
-        after = (self._open[0] + 1, self._open[1] + input_tokens, self._open[2] + output_tokens)
-        used = self._used(*after)
-        alone = Budget.of_call(self.prices, input_tokens, output_tokens)
+        call = self._call(input_tokens, output_tokens)
+        after = dataclasses.replace(self._command.used)
+        after.add(self._command.open)
+        after.add(call)
         for unit, limit in self._limits.items():
-            if alone[unit] > limit:
+            if (alone := call.units()[unit]) > limit:
                 raise Unfinished(
                     f"the budget of {_number(limit, unit)} {unit} is less than what the next call may use "
-                    f"({_number(alone[unit], unit)}): give more by {_FLAGS[unit]}; all answers are kept, and "
+                    f"({_number(alone, unit)}): give more by {_FLAGS[unit]}; all answers are kept, and "
                     "the same command goes on from here"
                 )
-            if used[unit] > limit:
+            if after.units()[unit] > limit * _ROUNDING:
                 raise Unfinished(self._message(unit, limit))
-        self._open = list(after)
+        self._command.open.add(call)
 
     def settle(self, reserved: tuple[int, int], used: tuple[int, int] | None) -> None:
         """After a call: what was reserved, and the tokens that it used (None: it brought no answer)."""
-        self._open = [self._open[0] - 1, self._open[1] - reserved[0], self._open[2] - reserved[1]]
+        self._command.open.add(self._call(*reserved), -1)
         if used is not None:
             self.use(*used)
 
     def use(self, input_tokens: int, output_tokens: int) -> None:
         """A call that was not reserved here has used these tokens."""
-        self.calls += 1
-        self.input_tokens += input_tokens
-        self.output_tokens += output_tokens
+        for counted in (self._used, self._command.used):
+            counted.add(self._call(input_tokens, output_tokens))
 
     @property
-    def cost(self) -> float | None:
-        """US dollars spent, None where the prices are not known."""
-        return None if self.prices is None else self.prices.cost(self.input_tokens, self.output_tokens)
+    def calls(self) -> int:
+        """Calls of this kind."""
+        return self._used.calls
 
-    @staticmethod
-    def of_call(prices: Prices | None, inputs: int, outputs: int) -> dict[str, float]:
-        """What a call with so many tokens uses, by unit."""
-        money = 0.0 if prices is None else prices.cost(inputs, outputs)
-        return {"US dollars": money, "calls": 1, "tokens": inputs + outputs}
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the calls of this kind used, for a manifest; us_dollars None where prices are not known."""
+        used = self._used
+        return {
+            "calls": used.calls,
+            "input_tokens": used.input_tokens,
+            "output_tokens": used.output_tokens,
+            "us_dollars": None if self.prices is None else round(used.money, 6),
+            "prices": None if self.prices is None else self.prices.source,
+        }
 
-    def _used(self, calls: int, inputs: int, outputs: int) -> dict[str, float]:
-        inputs, outputs = self.input_tokens + inputs, self.output_tokens + outputs
-        money = 0.0 if self.prices is None else self.prices.cost(inputs, outputs)
-        return {"US dollars": money, "calls": self.calls + calls, "tokens": inputs + outputs}
+    def _call(self, inputs: int, outputs: int) -> _Used:
+        return _Used(1, inputs, outputs, 0.0 if self.prices is None else self.prices.cost(inputs, outputs))
 
     def _message(self, unit: str, limit: float) -> str:
-        spent, open_calls = _number(self._used(0, 0, 0)[unit], unit), self._open[0]
+        used, open_calls = self._command.used, self._command.open.calls
         under_way = f", {open_calls:,} more under way" if open_calls else ""
         return (
-            f"the budget of {_number(limit, unit)} {unit} would be passed by the next call ({spent} {unit} "
-            f"used by {self.calls:,} calls{under_way}); all answers are kept: the same command goes on from "
-            "here, with the same budget once more (`dlrrec extract --estimate` tells what is left)"
+            f"the budget of {_number(limit, unit)} {unit} would be passed by the next call "
+            f"({_number(used.units()[unit], unit)} {unit} used by {used.calls:,} calls{under_way}); all "
+            "answers are kept: the same command goes on from here, with the same budget once more "
+            "(`dlrrec extract --estimate` tells what is left)"
         )
 
 
