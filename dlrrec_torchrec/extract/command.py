@@ -170,10 +170,7 @@ def _write_batch(arguments: argparse.Namespace) -> int:
     config, _, missing = _missing_calls(arguments)
     from dlrrec_torchrec.extract.llm.batch_files import write_requests
 
-    try:
-        number = write_requests(missing.values(), config.llm.structured != "off", Path(arguments.file))
-    except OSError as error:
-        raise DataError(f"{arguments.file}: cannot be written: {error.strerror}") from None
+    number = write_requests(missing.values(), config.llm.structured != "off", Path(arguments.file))
     print(f"{number:,} calls: {arguments.file}")
     return 0
 

@@ -14,7 +14,7 @@ from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.extract.llm.provenance import FOLDER
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import part_files
-from dlrrec_torchrec.store.folders import write_text_atomic
+from dlrrec_torchrec.store.folders import write_named_file
 
 
 def stats(cache_dir: Path, language: str) -> str:
@@ -40,10 +40,10 @@ def stats(cache_dir: Path, language: str) -> str:
 
 
 def export(cache_dir: Path, file: Path) -> int:
-    """Write every answer as a line of JSON; returns how many."""
+    """Write every answer as a line of JSON; returns how many. Raises DataError where that cannot be done."""
     with AnswerStore(cache_dir) as store:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in store.rows()]
-    write_text_atomic(file, "".join(lines))
+    write_named_file(file, "".join(lines))
     return len(lines)
 
 
