@@ -12,7 +12,7 @@ import pytest
 
 from dlrrec_torchrec import cli
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
-from dlrrec_torchrec.extract.llm.calls import Call, Reply
+from dlrrec_torchrec.extract.llm.calls import Call, CallHead, Reply
 from dlrrec_torchrec.extract.llm.masking import masked
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import write_table
@@ -88,6 +88,13 @@ def test_the_cache_is_counted_exported_and_pruned(made, capsys, tmp_path):
         line.split() for line in text.splitlines() if line.startswith("gpt-6-luna") and " user " in line
     )
     assert line[1] == "user" and int(line[3]) == 3  # three attempts at the user that is refused
+    assert text.splitlines()[0].split()[3:5] == ["unusable", "mended"] and line[4] == "0"
+    with AnswerStore(made / "cache") as store:
+        said_so = Reply('Here: {"summary": "Good.", "likes": "Pizza", "avoids": []}')
+        store.put(CallHead("odd", "other", "user", ("summary", "likes", "avoids"), 1), said_so)
+    text = said(capsys, "cache", "stats", "--run-dir", str(made))
+    assert next(line.split() for line in text.splitlines() if line.startswith("other"))[2:5] == list("101")
+    said(capsys, "cache", "prune", "--model", "other", "--run-dir", str(made))
     file = tmp_path / "answers.jsonl"
     said(capsys, "cache", "export", str(file), "--run-dir", str(made))
     rows = [json.loads(line) for line in file.read_text().splitlines()]
