@@ -20,7 +20,7 @@ from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.experiments.command import add_audit, add_tune
 from dlrrec_torchrec.extract.command import add_cache, add_extract_modes
-from dlrrec_torchrec.extract.llm.spending import one_budget
+from dlrrec_torchrec.extract.llm.one_budget import one_budget
 from dlrrec_torchrec.sharding.command import add_plan
 from dlrrec_torchrec.stages import LAST, STAGES, Stage, Work, run, run_stage, settings_problems
 from dlrrec_torchrec.store.errors import DataError, Unfinished

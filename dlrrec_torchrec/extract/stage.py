@@ -14,7 +14,7 @@ from dlrrec_torchrec.extract.cluster.cluster_encoder import ClusterEncoder
 from dlrrec_torchrec.extract.cluster.connection import RayCluster
 from dlrrec_torchrec.extract.content_tables import CountedEmbedding, write_content
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
-from dlrrec_torchrec.extract.llm.spending import one_budget
+from dlrrec_torchrec.extract.llm.one_budget import one_budget
 from dlrrec_torchrec.extract.new_items import write_cold
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords, make_captioner
 from dlrrec_torchrec.extract.providers.language_model import check_packages

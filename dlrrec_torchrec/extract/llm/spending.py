@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator
-from contextvars import ContextVar
 from typing import Any
 
 from dlrrec_torchrec.config.llm_section import OPENAI_URL, LlmConfig
 from dlrrec_torchrec.extract.llm.local_model import is_local
+from dlrrec_torchrec.extract.llm.one_budget import Used, of_command
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 
 BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
@@ -66,54 +64,9 @@ def known_prices(settings: LlmConfig) -> Prices | None:
     return Prices(*sides, source)
 
 
-@dataclasses.dataclass
-class _Used:
-    """Calls, their tokens of input and of output, and US dollars (0 where prices are not known)."""
-
-    calls: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    money: float = 0.0
-
-    def add(self, other: _Used, sign: int = 1) -> None:
-        self.calls += sign * other.calls
-        self.input_tokens += sign * other.input_tokens
-        self.output_tokens += sign * other.output_tokens
-        self.money += sign * other.money
-
-    def units(self) -> dict[str, float]:
-        """By the units of limits."""
-        tokens = self.input_tokens + self.output_tokens
-        return {"US dollars": self.money, "calls": self.calls, "tokens": tokens}
-
-
-@dataclasses.dataclass
-class _Command:
-    """What all of a command's calls have used, and what those under way may use."""
-
-    used: _Used = dataclasses.field(default_factory=_Used)
-    open: _Used = dataclasses.field(default_factory=_Used)
-
-
-_COMMAND: ContextVar[_Command | None] = ContextVar("what the command has used", default=None)
-
-
-@contextlib.contextmanager
-def one_budget() -> Iterator[None]:
-    """In it all `Budget`s count together: a command has one, whatever it asks, and for how many seeds."""
-    if _COMMAND.get() is not None:
-        yield
-        return
-    token = _COMMAND.set(_Command())
-    try:
-        yield
-    finally:
-        _COMMAND.reset(token)
-
-
 class Budget:
     """Counts the calls, tokens and money of one kind of calls (about texts, pictures or vectors), and refuses
-    what could pass a limit of the settings together with the others of the command (`one_budget`).
+    what could pass a limit of the settings together with the others of the command (`one_budget.one_budget`).
 
     Each call is counted with the most that it may use until its answer says what it used.
 
@@ -134,7 +87,7 @@ class Budget:
             "tokens": settings.budget_tokens,
         }
         self._limits = {unit: limit for unit, limit in limits.items() if limit is not None}
-        self._used, self._command = _Used(), _COMMAND.get() or _Command()
+        self._used, self._command = Used(), of_command()
 
     def reserve(self, input_tokens: int, output_tokens: int) -> None:
         """Before a call that may use so many tokens. Raises Unfinished where the budget does not allow it."""
@@ -181,8 +134,8 @@ class Budget:
             "prices": None if self.prices is None else self.prices.source,
         }
 
-    def _call(self, inputs: int, outputs: int) -> _Used:
-        return _Used(1, inputs, outputs, 0.0 if self.prices is None else self.prices.cost(inputs, outputs))
+    def _call(self, inputs: int, outputs: int) -> Used:
+        return Used(1, inputs, outputs, 0.0 if self.prices is None else self.prices.cost(inputs, outputs))
 
     def _message(self, unit: str, limit: float) -> str:
         used, open_calls = self._command.used, self._command.open.calls

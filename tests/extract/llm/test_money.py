@@ -8,7 +8,8 @@ import pytest
 from dlrrec_torchrec import cli
 from dlrrec_torchrec.config import ExtractConfig, LlmConfig
 from dlrrec_torchrec.extract.llm.estimate import estimate
-from dlrrec_torchrec.extract.llm.spending import Budget, Prices, one_budget
+from dlrrec_torchrec.extract.llm.one_budget import one_budget
+from dlrrec_torchrec.extract.llm.spending import Budget, Prices
 from dlrrec_torchrec.extract.stage import extract
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 from tests.extract.llm.test_asking import forget, run
