@@ -18,6 +18,7 @@ from typing import Any
 from dlrrec_torchrec.config.extract_rules import EXTRACT_RULES
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
+from dlrrec_torchrec.config.reduction_rules import REDUCTION_RULES
 from dlrrec_torchrec.config.sections import RunConfig
 from dlrrec_torchrec.config.table_section import TableConfig
 from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, side_named
@@ -195,7 +196,7 @@ def _fold(fold: int, folds: int) -> str | None:
     return f"{fold} must be below split.folds ({folds})" if fold >= folds else None
 
 
-for _names, _checked in EXTRACT_RULES:
+for _names, _checked in (*EXTRACT_RULES, *REDUCTION_RULES):
     _rule(*_names)(_checked)
 
 
@@ -323,15 +324,15 @@ def _twice(modalities: list | None) -> str | None:
 
 
 @_rule("model.category", "model.user_id", "model.item_id", "model.tables")
-def _some_table(
+def _not_managed_alone(
     category: bool, user: bool | None, item: bool | None, tables: dict[str, TableConfig]
 ) -> str | None:
     # `automatic` switches on what is open where there is no other table
-    user, item = (not category if switch is None else switch for switch in (user, item))
-    switched_on = [name for name, on in (("user", user), ("item", item)) if on]
-    if category or any(tables.get(name, TableConfig()).ids != "managed" for name in switched_on):
-        return None
-    return "with model.user_id and model.item_id off or managed, a DLRM has no table; switch one of them on"
+    switches = {"user": user, "item": item}
+    on = [name for name, switch in switches.items() if (not category if switch is None else switch)]
+    if on and not category and all(tables.get(name, TableConfig()).ids == "managed" for name in on):
+        return "all other tables are managed, and a model needs one more table or none; set it to true"
+    return None
 
 
 @_rule("model.tables", "model.embedding_dim")
@@ -357,6 +358,13 @@ def _list_dim(dim: int) -> str | None:
 def _mixture(select: str, weight: float) -> str | None:
     if select == "mixture" and not weight:
         return "mixture needs a list head; set list.weight above 0, or select by auc"
+    return None
+
+
+@_rule("contrastive.refresh", "train.epochs")
+def _refresh(every: int, epochs: int | None) -> str | None:
+    if every and epochs is not None and every >= epochs:
+        return f"no epoch follows the first {every} of train.epochs ({epochs}); lower it, or set it to 0"
     return None
 
 

@@ -162,6 +162,18 @@ class ModelConfig:
     towers: dict[str, list] = option(
         {}, "layer sizes of single towers, as item_audio=128,32, in place of the three above"
     )
+    joined: list = option(
+        [],
+        "vectors that one tower reduces together, as user_text+item_text: those of a row's user and item, "
+        "one after the other (V0); a vector that is not named has a tower of its own",
+    )
+    reduction: str = option(
+        "joint",
+        "how towers are trained: joint, with the ranking loss (DLRREC); upstream, first alone with a linear "
+        "layer on the outcome, then kept as they are while the rest is trained (V0, MMREC's two steps); "
+        "alone, that first step only",
+        ("joint", "upstream", "alone"),
+    )
     tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
     tower_dropout: float | None = option(
         None, "dropout on a tower's input vector (default: by the size of the data)", least=0, below=1
@@ -205,11 +217,28 @@ class ContrastiveConfig:
     learnable: bool = option(False, "learn w1 and w2, starting at the given values")
     temperature: float = option(0.1, "tau", above=0)
     normalize: bool = option(True, "cosine instead of dot product")
-    negatives: str = option("corpus", "other entities at random, or those of the batch", ("corpus", "batch"))
-    num_negatives: int = option(256, "corpus negatives, shared by the anchors of a step", least=1)
+    negatives: str = option(
+        "corpus",
+        "corpus: other entities at random; batch: those of the batch; popularity: at random by training "
+        "rows^0.75; semi_hard: of those at random the hardest that are less similar than the positive; "
+        "swing_hard: at random, and of each anchor some neighbours' neighbours that are not its own",
+        ("corpus", "batch", "popularity", "semi_hard", "swing_hard"),
+    )
+    num_negatives: int = option(
+        256, "negatives drawn from all entities (all but batch), shared by the anchors of a step", least=1
+    )
+    num_hard: int = option(
+        8, "hard negatives of an anchor: those kept by semi_hard, those added by swing_hard", least=1
+    )
     positive: str = option("best", "the best neighbour, or one sampled each step", ("best", "sample"))
     permuted: bool = option(
         False, "a control: another entity's neighbours, drawn once, so that the term knows nothing of SWING"
+    )
+    refresh: int = option(
+        0,
+        "every N epochs, make positives of both the SWING neighbours and the nearest reduced vectors (0: "
+        "never, SWING's stay)",
+        least=0,
     )
 
 

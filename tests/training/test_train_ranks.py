@@ -100,6 +100,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
     kinds |= {
         "mixed": {"t_user": "row_wise"},
         "content": content,
+        "refresh": content,
         "ids": {"t_category": "data_parallel", "t_user": "table_wise", "t_item": "row_wise"},
         "half": {"t_category": "table_wise", "t_user": "row_wise"},
     }.get(variant, {})
@@ -144,6 +145,16 @@ def test_ranks_exchange_embeddings_in_half_precision(trained):
     assert half != exact and half == pytest.approx(exact, abs=2e-3)
     one_rank = step_losses(folders[1] / "exact")["loss_rec"]
     assert exact == pytest.approx(one_rank, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["v0", "v0 without tables"])
+def test_two_ranks_train_two_steps_as_one(trained, name):
+    shards, folders = trained
+    for step in (name, f"{name}/step-one"):
+        one_rank, two_ranks = (step_losses(folders[n] / step)["loss_rec"] for n in (1, 2))
+        assert len(one_rank) == 2 * 7 and one_rank == pytest.approx(two_ranks, abs=1e-4)
+        assert one_rank[-1] < one_rank[0]
+    torch.testing.assert_close(*(logits(folders[n] / name, shards)[0] for n in (1, 2)), atol=1e-3, rtol=0)
 
 
 def test_every_rank_has_the_plan_of_rank_0(trained):
