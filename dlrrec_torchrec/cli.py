@@ -21,6 +21,7 @@ from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.experiments.command import add_audit, add_tune
 from dlrrec_torchrec.experiments.experiment import add_experiment
 from dlrrec_torchrec.extract.command import add_cache, add_extract_modes
+from dlrrec_torchrec.extract.llm.one_budget import one_budget
 from dlrrec_torchrec.sharding.command import add_plan
 from dlrrec_torchrec.stages import LAST, STAGES, Stage, Work, run, run_stage, settings_problems
 from dlrrec_torchrec.store.errors import DataError, Unfinished
@@ -35,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status (2: input that cannot be used; 3: stopped, goes on)."""
     arguments = build_parser().parse_args(argv)
     try:
-        with quiet(), progress_shown(getattr(arguments, "progress", True)):
+        with quiet(), progress_shown(getattr(arguments, "progress", True)), one_budget():
             return arguments.action(arguments) or 0
     except DataError as error:
         print(f"dlrrec: {error}", file=sys.stderr)

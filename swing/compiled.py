@@ -7,6 +7,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from swing.config import SwingError
+
 
 def compiled(function):
     """`numba.njit`, with the disk cache unless no folder for it can be written (a read-only install)."""
@@ -15,6 +17,15 @@ def compiled(function):
         return numba.njit(function, cache=True, **options)
     except RuntimeError:  # numba found no folder it may write to
         return numba.njit(function, **options)
+
+
+def check_compiler() -> None:
+    """Raise SwingError where numba has been told not to compile: `prefetch` is no plain Python."""
+    if numba.config.DISABLE_JIT:
+        raise SwingError(
+            "NUMBA_DISABLE_JIT (or disable_jit in .numba_config.yaml) is set, and SWING's loops are no plain "
+            "Python: unset it; `swing.reference` is SWING for a debugger"
+        )
 
 
 @intrinsic

@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from swing import csr
+from swing.compiled import check_compiler
 from swing.config import SwingConfig, SwingError
 from swing.numbering import numbering, ranked
 from swing.tables import Filters, check, row_count, scan
@@ -75,8 +76,10 @@ def read(
     null id are dropped and counted, as are those that `filters` exclude; duplicates count once. `progress` is
     called while rows are read, with how many have been read and how many there are (None for text files,
     which do not say).
-    Raises SwingError for an unreadable path, a missing column, an unsuitable type or no rows.
+    Raises SwingError for an unreadable path, a missing column, an unsuitable type or no rows, and where numba
+    must not compile.
     """
+    check_compiler()
     filters = filters or Filters()
     where = "the frame" if isinstance(source, (pl.DataFrame, pl.LazyFrame)) else str(source)
     try:

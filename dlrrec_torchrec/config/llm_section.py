@@ -88,10 +88,15 @@ class LlmConfig:
         None, "US dollars for a million tokens of output (default: as genai-prices knows it)", least=0
     )
     budget: float | None = option(
-        None, "US dollars that this command may spend; it stops before it spends more", above=0
+        None,
+        "US dollars that this command may spend, on texts, pictures and vectors of all seeds together; it "
+        "stops before it spends more",
+        above=0,
     )
-    budget_calls: int | None = option(None, "calls that this command may make", least=1)
-    budget_tokens: int | None = option(None, "tokens that this command may use, in and out", least=1)
+    budget_calls: int | None = option(None, "calls that this command may make, as for budget", least=1)
+    budget_tokens: int | None = option(
+        None, "tokens that this command may use, in and out, as for budget", least=1
+    )
     batch: bool = option(
         False, "ask by the server's Batch API: half the price at OpenAI, an answer within 24 hours"
     )

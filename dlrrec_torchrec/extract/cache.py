@@ -27,6 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from dlrrec_torchrec.extract.encoder import Encoder
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.mapped import mapped_zeros
+from dlrrec_torchrec.store.packed import all_finite, matrix
 from dlrrec_torchrec.store.progress import Bar
 
 _KEY_BYTES = 16
@@ -176,12 +177,13 @@ def _readable(path: Path) -> Iterator[None]:
 
 
 def _read_vectors(segment: _Segment) -> np.ndarray:
-    """f16 [n, V]."""
+    """f16 [n, V]. Raises ValueError where some are no vectors."""
     with pq.ParquetFile(segment.path, page_checksum_verification=True) as file:
         stored = file.read(["vector"])["vector"].combine_chunks()
-    size = stored.type.byte_width
-    body = np.frombuffer(stored.buffers()[1], np.uint8)[stored.offset * size :][: len(stored) * size]
-    return body.view(np.float16).reshape(-1, segment.dim)[segment.here]
+    vectors = matrix(stored, pa.float16())[segment.here]
+    if not all_finite(vectors):
+        raise ValueError("some vectors have numbers that are not finite")
+    return vectors
 
 
 def _write_segment(folder: Path, keys: pa.Array, vectors: np.ndarray) -> None:

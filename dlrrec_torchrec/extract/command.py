@@ -130,8 +130,7 @@ def _estimate(arguments: argparse.Namespace) -> int:
 
     config, (paths, *_) = _run(arguments)
     check_settings(config.extract, config.llm)
-    items = paths.items if (paths.items / "manifest.json").exists() else None
-    print(estimate(config.extract, config.llm, paths.split / "train", items, paths.cache).to_text())
+    print(estimate(config.extract, config.llm, paths.split, _items(paths), paths.cache).to_text())
     return 0
 
 
@@ -151,26 +150,27 @@ def _missing_calls(arguments: argparse.Namespace) -> tuple[RunConfig, Path, dict
     from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
     from dlrrec_torchrec.extract.llm.batch_files import collected
     from dlrrec_torchrec.extract.llm.questions import Questions
-    from dlrrec_torchrec.extract.training_reviews import entities_of, read_training_reviews
+    from dlrrec_torchrec.extract.new_items import described_entities
 
     config, (paths, *_) = _run(arguments)
     check_settings(config.extract, config.llm)
-    items = paths.items if (paths.items / "manifest.json").exists() else None
-    given = read_training_reviews(config.extract, paths.split / "train", items)
-    questions = Questions(config.llm, config.extract.summary_sentences, given.texts)
+    questions, missing = Questions(config.llm, config.extract.summary_sentences), {}
     with AnswerStore(paths.cache) as store:
-        _, missing = collected(store, questions, entities_of(given))
+        for texts, entities in described_entities(config.extract, paths.split, _items(paths)):
+            missing |= collected(store, questions.about(texts), entities)[1]
     return config, paths.cache, missing
+
+
+def _items(paths: RunPaths) -> Path | None:
+    """The folder of the items' metadata, where there is one."""
+    return paths.items if (paths.items / "manifest.json").exists() else None
 
 
 def _write_batch(arguments: argparse.Namespace) -> int:
     config, _, missing = _missing_calls(arguments)
     from dlrrec_torchrec.extract.llm.batch_files import write_requests
 
-    try:
-        number = write_requests(missing.values(), config.llm.structured != "off", Path(arguments.file))
-    except OSError as error:
-        raise DataError(f"{arguments.file}: cannot be written: {error.strerror}") from None
+    number = write_requests(missing.values(), config.llm.structured != "off", Path(arguments.file))
     print(f"{number:,} calls: {arguments.file}")
     return 0
 

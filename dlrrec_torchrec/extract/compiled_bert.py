@@ -31,9 +31,16 @@ class CompiledBert:
 
     def _load(self) -> tuple:
         """Vectors of words f32 [W, V] and of places f32 [P, V]; scale and shift f32 [V]; the layers'."""
+        import numba  # takes a third of a second: not where all vectors are known
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
+        if numba.config.DISABLE_JIT:
+            raise DataError(
+                "NUMBA_DISABLE_JIT (or disable_jit in .numba_config.yaml) is set, and the loops of "
+                "extract.encoder are no plain Python: unset it; all stages but extract and swing can be "
+                "debugged with it"
+            )
         try:
             stored = load_file(self.files.weights)
         except (OSError, SafetensorError) as error:

@@ -7,7 +7,6 @@ import os
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 from dlrrec_torchrec.config import ExtractConfig, LlmConfig, PicturesConfig
 from dlrrec_torchrec.config.check import check_settings
@@ -15,6 +14,7 @@ from dlrrec_torchrec.extract.cluster.cluster_encoder import ClusterEncoder
 from dlrrec_torchrec.extract.cluster.connection import RayCluster
 from dlrrec_torchrec.extract.content_tables import CountedEmbedding, write_content
 from dlrrec_torchrec.extract.encoder import Encoder, SentenceEncoder
+from dlrrec_torchrec.extract.llm.one_budget import one_budget
 from dlrrec_torchrec.extract.new_items import write_cold
 from dlrrec_torchrec.extract.pictures.picture_words import PictureWords, make_captioner
 from dlrrec_torchrec.extract.providers.language_model import check_packages
@@ -32,6 +32,7 @@ LOSSY = (
 )
 
 
+@one_budget()
 def extract(
     config: ExtractConfig,
     split_dir: str | os.PathLike,
@@ -75,9 +76,7 @@ def extract(
         "model": provider.model,
         "fingerprint": provider.fingerprint,
     }
-    captions = _picture_words(
-        pictures, llm, getattr(provider, "budget", None), cluster, picture_folder, cache_dir
-    )
+    captions = _picture_words(pictures, llm, cluster, picture_folder, cache_dir)
     if captions.captioner:
         provenance["captioner"] = captions.captioner.identity
     settings = jsonable(config) | {"provenance": provenance}
@@ -121,6 +120,8 @@ def extract(
         if record := getattr(provider, "record", None):
             manifest.facts[provider.name] = record(folder)
         manifest.facts["pictures"] = captions.record(folder / "pictures")
+        if budget := getattr(encoder, "budget", None):
+            manifest.facts["vectors"] = budget.facts
         manifest.facts |= provenance | {"encoder": config.encoder, "category_slots": config.category_slots}
         if pictures.picture_vectors != "captions":
             manifest.facts["image_encoder"] = pictures.resnet_model
@@ -131,7 +132,6 @@ def extract(
 def _picture_words(
     settings: PicturesConfig,
     llm: LlmConfig,
-    budget: Any,
     cluster: RayCluster | None,
     picture_folder: str | os.PathLike | None,
     cache_dir: str | os.PathLike,
@@ -142,7 +142,7 @@ def _picture_words(
         from dlrrec_torchrec.extract.pictures.picture_vectors import PictureVectors
 
         return PictureVectors(settings, folder, cache_dir)
-    return PictureWords(settings, make_captioner(settings, llm, budget, cluster), folder, cache_dir)
+    return PictureWords(settings, make_captioner(settings, llm, cluster), folder, cache_dir)
 
 
 def _encoder(config: ExtractConfig, llm: LlmConfig, cluster: RayCluster | None, cache_dir: Path) -> Encoder:

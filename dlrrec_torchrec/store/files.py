@@ -66,9 +66,12 @@ def read_table(
             table = pads.dataset(parts).to_table(columns=selected.names)
         else:
             table = _first_rows(parts, stored, rows)
-    except (OSError, pa.ArrowInvalid) as error:
+        return packed.unpack(table.cast(stored)).cast(selected)
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # ArrowInvalid is a ValueError; a null where none may be is one too
         raise _damage(_damaged(parts, stored), error) from None
-    return packed.unpack(table.cast(stored)).cast(selected)
 
 
 def read_batches(
@@ -85,7 +88,7 @@ def read_batches(
                 check_schema(file.schema_arrow, selected, part)
                 for batch in file.iter_batches(rows, columns=columns):
                     yield pa.Table.from_batches([batch]).select(columns).cast(selected)
-        except (OSError, pa.ArrowInvalid) as error:
+        except (OSError, ValueError) as error:
             raise _damage(part, error) from None
 
 
@@ -98,8 +101,8 @@ def _damaged(parts: list[Path], stored: pa.Schema) -> Path:
     """The first part that cannot be read."""
     for part in parts[:-1]:
         try:
-            pq.read_table(part, columns=stored.names, partitioning=None)
-        except (OSError, pa.ArrowInvalid):
+            pq.read_table(part, columns=stored.names, partitioning=None).select(stored.names).cast(stored)
+        except (OSError, ValueError):
             return part
     return parts[-1]
 

@@ -160,5 +160,17 @@ def write_text_atomic(path: str | os.PathLike, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_named_file(path: str | os.PathLike, text: str) -> None:
+    """`write_text_atomic` for a file that the user named. Raises DataError where it cannot be written."""
+    try:
+        write_text_atomic(path, text)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written: {error.strerror}; name another file") from None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dlrrec_torchrec.extract import encoder as encoders
@@ -113,6 +117,48 @@ def test_a_damaged_segment_is_ignored_and_its_texts_embedded_again(tmp_path, dam
         vectors, embedded = embed_cached(TEXTS[:9], FakeEncoder(), tmp_path)
     assert embedded == 6
     np.testing.assert_array_equal(vectors, expected(TEXTS[:9]))
+
+
+@pytest.mark.parametrize("damage", ["null vectors", "null keys", "infinite", "not a number"])
+def test_what_is_no_vector_is_not_read_as_one(tmp_path, damage):
+    """Checksums do not see what another writer, or a repair of the file, put there."""
+    embed_cached(TEXTS[:6], FakeEncoder(), tmp_path)
+    (victim,) = tmp_path.glob("*.parquet")
+    stored = pq.read_table(victim)
+    keys, vectors = (stored[name].to_pylist() for name in ("key", "vector"))
+    if damage == "null keys":
+        keys[2] = None
+    else:
+        number = {"infinite": b"\x00\x7c", "not a number": b"\xff\xff"}.get(damage)
+        vectors[2] = number and number + vectors[2][2:]
+    columns = [pa.array(keys, pa.binary(16)), pa.array(vectors, stored["vector"].type)]
+    pq.write_table(pa.table(columns, names=["key", "vector"]), victim)
+    with contextlib.nullcontext() if damage == "null keys" else pytest.warns(UserWarning, match=victim.name):
+        found, embedded = embed_cached(TEXTS[:6], FakeEncoder(), tmp_path)
+    assert embedded == (1 if damage == "null keys" else 6)
+    np.testing.assert_array_equal(found, expected(TEXTS[:6]))
+
+
+def test_an_encoder_that_cannot_be_compiled_is_named(tmp_path):
+    """Its loops are of no meaning to Python: not a traceback out of numba. Known vectors need none."""
+    code = (
+        "import sys\n"
+        "from dlrrec_torchrec.extract.cache import embed_cached\n"
+        "from dlrrec_torchrec.extract.encoder import SentenceEncoder\n"
+        "from dlrrec_torchrec.store.errors import DataError\n"
+        f"args = ['Good food.'], SentenceEncoder(workers=2), {str(tmp_path)!r}\n"
+        "try:\n    print(embed_cached(*args)[1])\n"
+        "except DataError as error:\n    print(error)\n"
+    )
+    told = []
+    for disabled in ("1", "0", "1"):
+        environment = os.environ | {"NUMBA_DISABLE_JIT": disabled}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, check=True, text=True, stdout=subprocess.PIPE
+        )
+        told.append(done.stdout.strip())
+    assert told[1:] == ["1", "0"]
+    assert told[0].startswith("NUMBA_DISABLE_JIT") and "extract.encoder" in told[0] and "unset" in told[0]
 
 
 def test_no_text_no_folder(tmp_path):

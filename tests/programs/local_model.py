@@ -1,6 +1,7 @@
 """A stand-in for llama_cpp.server: its flags, its environment, its HTTP, and the rule of ModelServer.
 
-`--behave`: "die" (at once, with a word), "vanish" (killed by the first question), "hang" (at the first
+`--behave`: "die" (at once, with a word), "broken" and "large" (as the real one does with a broken file and
+with a context that does not fit), "vanish" (killed by the first question), "hang" (at the first
 question), "deaf" (never listens).
 """
 
@@ -27,6 +28,13 @@ if arguments.notes:
 if arguments.behave == "die":
     print("llama_model_load: error loading model: \x1b[31mno such architecture", file=sys.stderr)
     sys.exit(3)
+if arguments.behave in ("broken", "large"):
+    reason, error = {
+        "broken": ("load: error loading model: not within the bounds", "Failed to load model from file: m"),
+        "large": ("model: failed to initialize the context: no kv cache", "Failed to create llama_context"),
+    }[arguments.behave]
+    print(f"llama_model_{reason}", file=sys.stderr)
+    raise ValueError(error)
 
 
 def behave(body: dict, n: int) -> str:

@@ -10,6 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.store import packed
+from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_batches, read_table, write_table
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 from tests.helpers.shards import MODALITIES, write_shards
 
@@ -51,6 +53,35 @@ def test_packing_is_a_view():
     kind = pa.schema([pa.field("x", pa.list_(pa.float32(), 4), nullable=False)])
     stored = packed.pack(pa.table([packed.lists(values)], schema=kind))
     assert stored["x"].chunk(0).buffers()[1].address == values.ctypes.data
+
+
+def test_nulls_of_another_writer_are_no_numbers(tmp_path):
+    """The bytes under a null are anything."""
+    kind = pa.schema([pa.field("x", pa.list_(pa.float16(), 2), nullable=False)])
+    rows = pa.array([b"abcd", None, b"efgh"], pa.binary(4))
+    with pytest.raises(ValueError, match="1 of 3 rows are null"):
+        packed.matrix(rows, pa.float16())
+    write_table(pa.table([packed.lists(np.ones((2, 2), np.float16))], kind), tmp_path)
+    pq.write_table(
+        pa.table({"x": rows}, schema=pa.schema([packed.stored_schema(kind).field(0).with_nullable(True)])),
+        tmp_path / "part-00001.parquet",
+    )
+    write_table(pa.table([packed.lists(np.ones((2, 2), np.float16))], kind), tmp_path, first=2)
+    with pytest.raises(DataError, match=r"part-00001.parquet: damaged Parquet file \(.*null.*run the stage"):
+        read_table(tmp_path, kind)
+    ids = pa.schema([pa.field("id", pa.string(), nullable=False)])
+    pq.write_table(pa.table({"id": ["a", None]}), tmp_path / "part-00000.parquet")
+    with pytest.raises(DataError, match=r"part-00000.parquet: damaged Parquet file \(.*null.*run the stage"):
+        list(read_batches(tmp_path, ids, ["id"]))
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32])
+def test_numbers_that_are_not_finite_are_seen(kind):
+    bits = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    assert [packed.all_finite(bits[i : i + 1].astype(kind)) for i in range(0, 1 << 16, 37)] == [
+        bool(np.isfinite(number)) for number in bits[::37]
+    ]
+    assert packed.all_finite(np.zeros((0, 3), kind)) and packed.all_finite(np.ones((2, 3), kind))
 
 
 def test_a_null_is_refused_and_nullable_lists_stay_lists():

@@ -28,6 +28,22 @@ def csr_of(rows):
     return ptr, np.array([column for row in rows for column in row], np.int32)
 
 
+@pytest.mark.parametrize("start", [["-m", "swing", "items", "--output", "out", "--input"], ["-c", "{}"]])
+def test_without_a_compiler_that_is_said(tmp_path, start):
+    """In place of numba's traceback."""
+    pl.DataFrame({"user_id": ["a", "b"], "item_id": ["x", "x"]}).write_csv(tmp_path / "rows.csv")
+    code = (
+        "import sys, swing\n"
+        "try:\n    swing.similar(sys.argv[1])\n"
+        "except swing.SwingError as error:\n    sys.exit(str(error))"
+    )
+    command = [sys.executable, *(part.format(code) for part in start), "rows.csv"]
+    environment = os.environ | {"NUMBA_DISABLE_JIT": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, cwd=tmp_path, text=True, stderr=subprocess.PIPE)
+    assert done.returncode and "NUMBA_DISABLE_JIT" in done.stderr and "unset it" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 @settings(max_examples=60)
 @given(
     st.integers(0, 2**32),

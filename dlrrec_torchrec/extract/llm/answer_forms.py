@@ -114,6 +114,15 @@ def read_answer(text: str, fields: tuple[str, ...], language: str) -> dict[str, 
     return values
 
 
+def is_of_the_form(text: str, fields: tuple[str, ...]) -> bool:
+    """Whether an answer is the JSON that was asked for, so that `read_answer` has nothing to mend."""
+    try:
+        form(fields).model_validate_json(text)
+    except ValidationError:
+        return False
+    return True
+
+
 def clean_name(name: str) -> str:
     """A name of a kind of thing on one line, "" where it has no allowed form (at most five plain words)."""
     name = " ".join(unicodedata.normalize("NFKC", name).split()).strip(" .,;:'\"*-")

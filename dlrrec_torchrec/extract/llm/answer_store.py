@@ -18,7 +18,7 @@ from typing import Any
 
 from dlrrec_torchrec.extract.llm.calls import CallHead, Reply
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.sqlite import open_database
+from dlrrec_torchrec.store.sqlite import open_database, why_unusable
 
 FILE = "answers.sqlite"
 _TABLES = """
@@ -134,7 +134,5 @@ class AnswerStore:
                 self._connection = open_database(self.path, _TABLES)
             yield self._connection
         except (sqlite3.Error, OSError) as error:
-            raise DataError(
-                f"{self.path}: the answers of language models cannot be read or kept there ({error}); if the "
-                "file is damaged, move it away: its answers are then asked for again"
-            ) from None
+            what, lost = "the answers of language models", "its answers are then asked for again"
+            raise DataError(why_unusable(self.path, error, what, lost)) from None

@@ -19,6 +19,7 @@ from dlrrec_torchrec.extract.llm.running import Told, in_a_loop, told_of
 from dlrrec_torchrec.extract.llm.server import reply_of
 from dlrrec_torchrec.extract.providers.base import EntityReviews
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.folders import write_named_file
 
 URL = "/v1/chat/completions"
 _LIMIT_NAME = "max_completion_tokens"
@@ -61,9 +62,9 @@ def request_line(call: Call, structured: bool) -> str:
 
 
 def write_requests(calls: Iterable[Call], structured: bool, file: Path) -> int:
-    """Write the calls; returns how many."""
+    """Write the calls; returns how many. Raises DataError where that cannot be done."""
     lines = [request_line(call, structured) for call in calls]
-    file.write_text("".join(lines), encoding="utf-8")
+    write_named_file(file, "".join(lines))
     return len(lines)
 
 

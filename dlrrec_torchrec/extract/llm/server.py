@@ -156,9 +156,9 @@ class Server:
             self._client = make_client(self._settings, self._key)
             return
         address, self._key = self._local.start()
-        self._settings = dataclasses.replace(self._settings, base_url=address)
         direct = openai.DefaultAsyncHttpxClient(trust_env=False)  # no proxy leads to this machine
-        self._client = make_client(self._settings, self._key, direct)
+        here = dataclasses.replace(self._settings, base_url=address)
+        self._client = make_client(here, self._key, direct)
         await self._local.ready(self._client)
 
     async def _pace(self, tokens: int) -> None:

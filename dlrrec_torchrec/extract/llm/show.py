@@ -58,7 +58,12 @@ def _content(folder: Path, manifest: Manifest, side: str, entity_id: str, fold: 
     chosen = (pc.field("id") == entity_id) & (pc.field("fold") == fold)
     found = pads.dataset(part_files(table)).to_table(columns, filter=chosen).to_pylist()
     if not found:
-        raise DataError(f"{table}: has no {side} '{entity_id}' with a version of fold {fold}")
+        apart = ""
+        if side == "item" and (folder / "cold").exists():
+            ids = pads.dataset(part_files(folder / "cold")).to_table(["id"])["id"]
+            if pc.is_in(entity_id, value_set=ids).as_py():
+                apart = "; it is set apart by split.cold_items, and shown are items of training rows"
+        raise DataError(f"{table}: has no {side} '{entity_id}' with a version of fold {fold}{apart}")
     row = found[0]
     if row["text_vector"] is not None:
         row["text_vector"] = float(np.linalg.norm(np.asarray(row["text_vector"], np.float32)))

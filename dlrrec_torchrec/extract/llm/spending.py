@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from dlrrec_torchrec.config.llm_section import OPENAI_URL, LlmConfig
 from dlrrec_torchrec.extract.llm.local_model import is_local
+from dlrrec_torchrec.extract.llm.one_budget import Used, of_command
 from dlrrec_torchrec.store.errors import DataError, Unfinished
 
 BATCH_SHARE = 0.5  # of the price, by OpenAI's Batch API
 _MILLION = 1_000_000
+_ROUNDING = 1 + 1e-9  # of sums of money
 _FLAGS = {"US dollars": "--budget", "calls": "--budget-calls", "tokens": "--budget-tokens"}
 
 
@@ -62,7 +65,8 @@ def known_prices(settings: LlmConfig) -> Prices | None:
 
 
 class Budget:
-    """Counts calls, tokens and money of this command, and refuses what could pass a limit of the settings.
+    """Counts the calls, tokens and money of one kind of calls (about texts, pictures or vectors), and refuses
+    what could pass a limit of the settings together with the others of the command (`one_budget.one_budget`).
 
     Each call is counted with the most that it may use until its answer says what it used.
 
@@ -83,60 +87,64 @@ class Budget:
             "tokens": settings.budget_tokens,
         }
         self._limits = {unit: limit for unit, limit in limits.items() if limit is not None}
-        self.calls = self.input_tokens = self.output_tokens = 0
-        self._open = [0, 0, 0]  # calls, tokens of input and of output that are under way
+        self._used, self._command = Used(), of_command()
 
     def reserve(self, input_tokens: int, output_tokens: int) -> None:
         """Before a call that may use so many tokens. Raises Unfinished where the budget does not allow it."""
-        after = (self._open[0] + 1, self._open[1] + input_tokens, self._open[2] + output_tokens)
-        used = self._used(*after)
-        alone = Budget.of_call(self.prices, input_tokens, output_tokens)
+        call = self._call(input_tokens, output_tokens)
+        after = dataclasses.replace(self._command.used)
+        after.add(self._command.open)
+        after.add(call)
         for unit, limit in self._limits.items():
-            if alone[unit] > limit:
+            if (alone := call.units()[unit]) > limit:
                 raise Unfinished(
                     f"the budget of {_number(limit, unit)} {unit} is less than what the next call may use "
-                    f"({_number(alone[unit], unit)}): give more by {_FLAGS[unit]}; all answers are kept, and "
+                    f"({_number(alone, unit)}): give more by {_FLAGS[unit]}; all answers are kept, and "
                     "the same command goes on from here"
                 )
-            if used[unit] > limit:
+            if after.units()[unit] > limit * _ROUNDING:
                 raise Unfinished(self._message(unit, limit))
-        self._open = list(after)
+        self._command.open.add(call)
 
     def settle(self, reserved: tuple[int, int], used: tuple[int, int] | None) -> None:
         """After a call: what was reserved, and the tokens that it used (None: it brought no answer)."""
-        self._open = [self._open[0] - 1, self._open[1] - reserved[0], self._open[2] - reserved[1]]
+        self._command.open.add(self._call(*reserved), -1)
         if used is not None:
             self.use(*used)
 
     def use(self, input_tokens: int, output_tokens: int) -> None:
         """A call that was not reserved here has used these tokens."""
-        self.calls += 1
-        self.input_tokens += input_tokens
-        self.output_tokens += output_tokens
+        for counted in (self._used, self._command.used):
+            counted.add(self._call(input_tokens, output_tokens))
 
     @property
-    def cost(self) -> float | None:
-        """US dollars spent, None where the prices are not known."""
-        return None if self.prices is None else self.prices.cost(self.input_tokens, self.output_tokens)
+    def calls(self) -> int:
+        """Calls of this kind."""
+        return self._used.calls
 
-    @staticmethod
-    def of_call(prices: Prices | None, inputs: int, outputs: int) -> dict[str, float]:
-        """What a call with so many tokens uses, by unit."""
-        money = 0.0 if prices is None else prices.cost(inputs, outputs)
-        return {"US dollars": money, "calls": 1, "tokens": inputs + outputs}
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the calls of this kind used, for a manifest; us_dollars None where prices are not known."""
+        used = self._used
+        return {
+            "calls": used.calls,
+            "input_tokens": used.input_tokens,
+            "output_tokens": used.output_tokens,
+            "us_dollars": None if self.prices is None else round(used.money, 6),
+            "prices": None if self.prices is None else self.prices.source,
+        }
 
-    def _used(self, calls: int, inputs: int, outputs: int) -> dict[str, float]:
-        inputs, outputs = self.input_tokens + inputs, self.output_tokens + outputs
-        money = 0.0 if self.prices is None else self.prices.cost(inputs, outputs)
-        return {"US dollars": money, "calls": self.calls + calls, "tokens": inputs + outputs}
+    def _call(self, inputs: int, outputs: int) -> Used:
+        return Used(1, inputs, outputs, 0.0 if self.prices is None else self.prices.cost(inputs, outputs))
 
     def _message(self, unit: str, limit: float) -> str:
-        spent, open_calls = _number(self._used(0, 0, 0)[unit], unit), self._open[0]
+        used, open_calls = self._command.used, self._command.open.calls
         under_way = f", {open_calls:,} more under way" if open_calls else ""
         return (
-            f"the budget of {_number(limit, unit)} {unit} would be passed by the next call ({spent} {unit} "
-            f"used by {self.calls:,} calls{under_way}); all answers are kept: the same command goes on from "
-            "here, with the same budget once more (`dlrrec extract --estimate` tells what is left)"
+            f"the budget of {_number(limit, unit)} {unit} would be passed by the next call "
+            f"({_number(used.units()[unit], unit)} {unit} used by {used.calls:,} calls{under_way}); all "
+            "answers are kept: the same command goes on from here, with the same budget once more "
+            "(`dlrrec extract --estimate` tells what is left)"
         )
 
 

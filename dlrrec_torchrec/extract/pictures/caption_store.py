@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.sqlite import open_database
+from dlrrec_torchrec.store.sqlite import open_database, why_unusable
 
 FILE = "captions.sqlite"
 _TABLES = """
@@ -59,7 +59,5 @@ class CaptionStore:
             raise self._problem(error) from None
 
     def _problem(self, error: Exception) -> DataError:
-        return DataError(
-            f"{self.path}: captions cannot be read or kept there ({error}); if the file is damaged, move it "
-            "away: its pictures are then described again"
-        )
+        lost = "its pictures are then described again"
+        return DataError(why_unusable(self.path, error, "captions", lost))

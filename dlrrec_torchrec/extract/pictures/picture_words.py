@@ -129,7 +129,9 @@ class PictureWords:
                 "those again that could not be read",
                 file=sys.stderr,
             )
-        return {"described": len(rows) - problems.total(), "problems": dict(problems.most_common())}
+        facts = {"described": len(rows) - problems.total(), "problems": dict(problems.most_common())}
+        budget = getattr(self.captioner, "budget", None)
+        return facts | (budget.facts if budget else {})
 
     def _describe(self, sources: list[str]) -> None:
         store = CaptionStore(self.cache_dir)
@@ -170,9 +172,9 @@ def _few(problems: Counter[str]) -> str:
 
 
 def make_captioner(
-    settings: PicturesConfig, llm: LlmConfig, budget: Any = None, cluster: RayCluster | None = None
+    settings: PicturesConfig, llm: LlmConfig, cluster: RayCluster | None = None
 ) -> Captioner | None:
-    """The captioner that the settings name; `budget` as of `VisionCaptioner`; `cluster`: where BLIP-2 works.
+    """The captioner that the settings name; `cluster`: where BLIP-2 works.
 
     Raises DataError where it cannot be had.
     """
@@ -187,5 +189,5 @@ def make_captioner(
     if settings.captioner == "vision":
         from dlrrec_torchrec.extract.pictures.vision import VisionCaptioner
 
-        return VisionCaptioner(llm, budget)
+        return VisionCaptioner(llm)
     return None

@@ -56,14 +56,11 @@ class PictureCall:
 class VisionCaptioner:
     """The model of section llm looks at pictures, several at a time, within its limits and budget.
 
-    Args:
-        budget: `llm.spending.Budget`, where calls about reviews use it too.
-
     Raises DataError where the packages of the extra `llm` or the key are missing; from `captions` too where
     the server keeps failing or the budget is spent.
     """
 
-    def __init__(self, settings: LlmConfig, budget: Any = None):
+    def __init__(self, settings: LlmConfig):
         check_packages()
         from dlrrec_torchrec.extract.llm.questions import Questions
         from dlrrec_torchrec.extract.llm.server import server_key
@@ -72,7 +69,7 @@ class VisionCaptioner:
         server_key(settings)
         self._settings, self._options = settings, Questions(settings, 1).options
         self._runner, self._server = asyncio.Runner(), None
-        self._budget = budget or Budget(settings, known_prices(settings))
+        self.budget = Budget(settings, known_prices(settings))
         asked = settings.model, _TASK, _AGAIN, _LONGEST_SIDE, _OUTPUT_TOKENS, self._options
         self.identity = f"vision {settings.model} {digest(asked)}"
 
@@ -100,7 +97,7 @@ class VisionCaptioner:
         settings = self._settings
         if self._server is None:  # one for all batches: it counts what fails in a row
             counter = TokenCounter(settings.model, settings.base_url)
-            self._server = Server(settings, self._budget, counter)
+            self._server = Server(settings, self.budget, counter)
         server = self._server
 
         async def one(picture: Image.Image) -> str | PictureError:

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from dlrrec_torchrec.extract.llm.answer_forms import Unusable, clean_name, read_answer
+from dlrrec_torchrec.extract.llm.answer_forms import Unusable, clean_name, is_of_the_form, read_answer
 from dlrrec_torchrec.extract.llm.category_names import merged, vocabularies
 from tests.helpers.model_server import honest
 
@@ -33,6 +33,23 @@ def test_price_answers(text, values):
             read_answer(text, ("price_tag",), "English")
     else:
         assert read_answer(text, ("price_tag",), "English") == {"price_tag": values}
+
+
+@pytest.mark.parametrize(
+    ("text", "exact"),
+    [
+        ('{"price_tag": "cheap"}', True),
+        (' {"price_tag":"none"}\n', True),
+        ('{"price_tag": "cheap",}', False),
+        ('{"price_tag": "low"}', False),
+        ('{"Price Tag": "cheap"}', False),
+        ('Here: {"price_tag": "cheap"}', False),
+        ('{"price_tag": "cheap", "note": ""}', False),
+        ("", False),
+    ],
+)
+def test_what_needs_no_mending_is_told_from_what_does(text, exact):
+    assert is_of_the_form(text, ("price_tag",)) == exact
 
 
 @pytest.mark.parametrize(

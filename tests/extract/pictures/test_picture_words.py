@@ -1,5 +1,6 @@
 """Pictures in the extraction stage: whose captions count, what is recorded, and what is said."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -9,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from PIL import Image
 
 from dlrrec_torchrec import cli
@@ -199,3 +201,22 @@ def test_a_captioner_that_never_answers_ends_unfinished(tmp_path, photos, monkey
     with pytest.raises(Unfinished, match=r"none of 1 was described: no answer of the model \(1\)"):
         run(tmp_path, [["100.png"]], [None], PicturesConfig(captioner="vision"), picture_folder=photos)
     assert not (tmp_path / "content").exists()
+
+
+@pytest.mark.parametrize("value", ["0", "all", "false", "null", "-1"])
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(PicturesConfig)])
+def test_values_that_a_setting_cannot_have_are_named(tmp_path, capsys, field, value):
+    """Texts may be any word; nothing else takes any of these."""
+    given, kind = yaml.safe_load(value), type(getattr(PicturesConfig(), field))
+    choices = next(f for f in dataclasses.fields(PicturesConfig) if f.name == field).metadata.get("choices")
+    if kind is type(given) and not choices and field != "private_links" and kind is str:
+        pytest.skip("a name or a folder")
+    write_rows(tmp_path / "split", [None], [None])
+    (tmp_path / "config.yaml").write_text(f"extract: {{folds: 2}}\npictures: {{{field}: {value}}}\n")
+    status = cli.main(["extract", "--run-dir", str(tmp_path)])
+    said = capsys.readouterr().err
+    if field == "private_links" and value == "false":
+        assert status == 0
+        return
+    flag = field.replace("_", "-")
+    assert status == 2 and f"pictures.{field} (--{flag})" in said and "Traceback" not in said
