@@ -188,18 +188,18 @@ def search_space(config: RunConfig, size: DataSize, asked: Iterable[str] = ()) -
 
 
 def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The settings with these values, "train.lr" -> 0.003, in their sections."""
+    """The settings with these values, "train.lr" -> 0.003, in their sections, or "protocol" of the run."""
     for name, value in values.items():
         section, _, key = name.partition(".")
-        changed = dataclasses.replace(getattr(config, section), **{key: value})
+        changed = dataclasses.replace(getattr(config, section), **{key: value}) if key else value
         config = dataclasses.replace(config, **{section: changed})
     return config
 
 
 def value_of(config: RunConfig, name: str) -> Any:
-    """The value of a setting such as "train.lr"."""
+    """The value of a setting such as "train.lr", or "protocol" of the run."""
     section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key)
+    return getattr(getattr(config, section), key) if key else getattr(config, section)
 
 
 def _is_open(config: RunConfig, name: str) -> bool:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchrec.distributed.model_parallel import DistributedModelParallel
 from torchrec.optim.keyed import CombinedOptimizer
 
@@ -39,6 +39,7 @@ class Assembly:
         plan: where its tables are.
         optimizer: of tables and dense part.
         pipeline: of steps with all of these.
+        parameters: of `plain` (`parameter_counts`).
     """
 
     plain: DLRREC
@@ -47,6 +48,7 @@ class Assembly:
     plan: Plan
     optimizer: CombinedOptimizer
     pipeline: Pipeline
+    parameters: dict[str, int]
 
 
 def assemble(
@@ -79,6 +81,7 @@ def assemble(
     model, train, _ = automatic(model, train)
     torch.manual_seed(train.seed)
     plain = build_model(model, spec, device="meta", lists=lists)
+    parameters = parameter_counts(plain)
     if plain.list_head is not None and item_counts is not None:
         plain.list_head.set_popularity(item_counts)
     labels = spec.facts.label_counts
@@ -119,7 +122,22 @@ def assemble(
         clip_norm=train.clip_norm,
         accumulate=train.accumulate,
     )
-    return Assembly(plain, wrapper, sharded, plan, optimizer, pipeline)
+    return Assembly(plain, wrapper, sharded, plan, optimizer, pipeline, parameters)
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """`dense` and `tables`: weights outside and inside of embedding tables; `bytes` of both.
+
+    Args:
+        model: not yet sharded, tables on "meta".
+    """
+    dense = [parameter for parameter in model.parameters() if not parameter.is_meta]
+    tables = [parameter for parameter in model.parameters() if parameter.is_meta]
+    return {
+        "dense": sum(parameter.numel() for parameter in dense),
+        "tables": sum(parameter.numel() for parameter in tables),
+        "bytes": sum(parameter.numel() * parameter.element_size() for parameter in dense + tables),
+    }
 
 
 def rated(spec: BatchSpec) -> bool:

@@ -215,6 +215,7 @@ def train(
                 "ranks": ranks.world_size,
                 "device": ranks.device.type,
                 "tables": describe_plan(assembly.model),
+                "parameters": assembly.parameters,
                 "leave_one_out": not spec.in_tables,
                 "chosen": chosen,
                 "list": run.mix,
