@@ -118,6 +118,7 @@ def make_leaky(
 
     Raises DataError as the stages and the makers of leaky splits do.
     """
+    paths.cache.resolve().mkdir(parents=True, exist_ok=True)
     shared = paths.reviews.resolve().parent / "leaks"
     work = shared / digest(
         [jsonable(getattr(config, name)) for name in ("split", "extract", "pictures", "llm")]
