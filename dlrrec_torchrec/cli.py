@@ -19,6 +19,7 @@ from dlrrec_torchrec.config.saved import kept_settings
 from dlrrec_torchrec.distributed.launcher import is_first_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.experiments.command import add_audit, add_tune
+from dlrrec_torchrec.experiments.experiment import add_experiment
 from dlrrec_torchrec.extract.command import add_cache, add_extract_modes
 from dlrrec_torchrec.sharding.command import add_plan
 from dlrrec_torchrec.stages import LAST, STAGES, Stage, Work, run, run_stage, settings_problems
@@ -72,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
     add_plan(commands)
     add_audit(commands)
     add_tune(commands)
+    add_experiment(commands)
     add_cache(commands)
     doctor = add_command(
         commands, "doctor", "what is installed, and whether it fits together", "dlrrec doctor", of_run=False

@@ -76,11 +76,15 @@ def binary_metrics(
 
 def cross_entropy(label: np.ndarray, probability: np.ndarray) -> float:
     """Mean binary cross-entropy in nats; NaN without rows."""
+    losses = row_losses(label, probability)
+    return float(losses.mean()) if len(losses) else math.nan
+
+
+def row_losses(label: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Binary cross-entropy f64 [N] of each row in nats, p kept 1e-7 away from 0 and 1."""
     label, probability = _checked(label, probability)
-    if not len(label):
-        return math.nan
     p = np.clip(probability, _CLIP, 1 - _CLIP)
-    return float(-np.mean(np.where(label > 0, np.log(p), np.log1p(-p))))
+    return -np.where(label > 0, np.log(p), np.log1p(-p))
 
 
 def roc_auc(label: np.ndarray, score: np.ndarray) -> float:

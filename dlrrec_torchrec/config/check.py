@@ -20,7 +20,7 @@ from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
 from dlrrec_torchrec.config.sections import RunConfig
 from dlrrec_torchrec.config.table_section import TableConfig
-from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, side_named
+from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, parts_of, side_named
 
 Values = dict[str, Any]  # setting -> value, of the settings that are right by themselves
 Rule = Callable[..., str | None]
@@ -323,15 +323,53 @@ def _twice(modalities: list | None) -> str | None:
 
 
 @_rule("model.category", "model.user_id", "model.item_id", "model.tables")
-def _some_table(
+def _not_managed_alone(
     category: bool, user: bool | None, item: bool | None, tables: dict[str, TableConfig]
 ) -> str | None:
     # `automatic` switches on what is open where there is no other table
-    user, item = (not category if switch is None else switch for switch in (user, item))
-    switched_on = [name for name, on in (("user", user), ("item", item)) if on]
-    if category or any(tables.get(name, TableConfig()).ids != "managed" for name in switched_on):
-        return None
-    return "with model.user_id and model.item_id off or managed, a DLRM has no table; switch one of them on"
+    switches = {"user": user, "item": item}
+    on = [name for name, switch in switches.items() if (not category if switch is None else switch)]
+    if on and not category and all(tables.get(name, TableConfig()).ids == "managed" for name in on):
+        return "all other tables are managed, and a model needs one more table or none; set it to true"
+    return None
+
+
+@_rule("model.joined", "model.modalities", "model.vectors")
+def _joined(groups: list[str], modalities: list | None, vectors: str) -> str | None:
+    names = [name for group in groups for name in parts_of(group)]
+    if wrong := [group for group in groups if len(parts_of(group)) < 2 or not all(parts_of(group))]:
+        return f"'{wrong[0]}' must be two or more names with + between them, as user_text+item_text"
+    if twice := [name for name in names if names.count(name) > 1]:
+        return f"'{twice[0]}' is named twice, and one tower reduces it"
+    if unknown := [name for name in names if modalities is not None and name not in modalities]:
+        return f"'{unknown[0]}' is not among model.modalities ({', '.join(modalities) or 'none'})"
+    if groups and vectors == "table":
+        return "joins vectors of rows: set model.vectors=row, or this to []"
+    return None
+
+
+@_rule("contrastive.item_weight", "model.reduction")
+@_rule("contrastive.user_weight", "model.reduction")
+def _fixed_towers(weight: float, reduction: str) -> str | None:
+    if weight and reduction != "joint":
+        return f"has no tower to shape with model.reduction={reduction}; set it to 0"
+    return None
+
+
+@_rule("contrastive.permuted", "model.reduction")
+def _nothing_to_permute(permuted: bool, reduction: str) -> str | None:
+    if permuted and reduction != "joint":
+        return f"permutes nothing with model.reduction={reduction}, which has no contrastive terms"
+    return None
+
+
+@_rule("list.weight", "model.joined", "model.reduction")
+def _lists_of_sides(weight: float, joined: list[str], reduction: str) -> str | None:
+    if weight and joined:
+        return "needs vectors of users and of items by themselves, which model.joined takes away; set it to 0"
+    if weight and reduction == "alone":
+        return "model.reduction=alone trains towers only; set it to 0"
+    return None
 
 
 @_rule("model.tables", "model.embedding_dim")

@@ -162,6 +162,18 @@ class ModelConfig:
     towers: dict[str, list] = option(
         {}, "layer sizes of single towers, as item_audio=128,32, in place of the three above"
     )
+    joined: list = option(
+        [],
+        "vectors that one tower reduces together, as user_text+item_text: those of a row's user and item, "
+        "one after the other (V0); a vector that is not named has a tower of its own",
+    )
+    reduction: str = option(
+        "joint",
+        "how towers are trained: joint, with the ranking loss (DLRREC); upstream, first alone with a linear "
+        "layer on the outcome, then kept as they are while the rest is trained (V0, MMREC's two steps); "
+        "alone, that first step only",
+        ("joint", "upstream", "alone"),
+    )
     tower_norm: str = option("batch", "normalisation at the end of a tower", ("batch", "layer", "none"))
     tower_dropout: float | None = option(
         None, "dropout on a tower's input vector (default: by the size of the data)", least=0, below=1
@@ -272,7 +284,9 @@ class TrainConfig:
     schedule: str = option("constant", "learning rate over the steps", ("constant", "linear", "cosine"))
     warmup_steps: int = option(0, "steps of linear warm-up", least=0)
     class_weights: str = option(
-        "none", "weights of the two labels in the loss", ("none", "basic", "sqrt", "normalized")
+        "none",
+        "weights of the two labels in the loss; normalized ones have the mean 1 on the training rows",
+        ("none", "basic", "sqrt", "normalized", "sqrt_normalized"),
     )
     select: str = option(
         "auto",

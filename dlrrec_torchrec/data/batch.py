@@ -71,11 +71,19 @@ def make_sparse(
         i64 values, i32 lengths. Padding is left out, so that a sum over the ids equals
         `torch.nn.EmbeddingBag(padding_idx=padding, mode="sum")`.
     """
+    if not keys:
+        return no_ids()
     codes = {"category": category, "user": user, "item": item}
     jagged = [_jagged(codes[key].numpy(), padding if key == "category" else -1) for key in keys]
     values = np.concatenate([values for values, _ in jagged], dtype=np.int64)
     lengths = np.concatenate([lengths for _, lengths in jagged])
     return KeyedJaggedTensor(list(keys), torch.from_numpy(values), lengths=torch.from_numpy(lengths))
+
+
+def no_ids() -> KeyedJaggedTensor:
+    """The jagged ids of a model without tables."""
+    empty = torch.zeros(0, dtype=torch.int64)
+    return KeyedJaggedTensor([], empty, lengths=empty.int())
 
 
 def _jagged(codes: np.ndarray, padding: int) -> tuple[np.ndarray, np.ndarray]:
@@ -117,6 +125,8 @@ def _rows(batch: Batch, rows: slice) -> Batch:
 
 
 def _ids_of_rows(ids: KeyedJaggedTensor, rows: slice) -> KeyedJaggedTensor:
+    if not ids.keys():
+        return no_ids()
     size, ends = ids.stride(), ids.offsets()
     lengths = ids.lengths().reshape(-1, size)[:, rows].reshape(-1)
     firsts = range(0, len(ids.keys()) * size, size)

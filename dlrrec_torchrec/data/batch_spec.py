@@ -15,7 +15,7 @@ from dlrrec_torchrec.data.hashing import hash_rows
 from dlrrec_torchrec.data.listing import ListRows
 from dlrrec_torchrec.data.lookup import make_lookup
 from dlrrec_torchrec.store.errors import DataError
-from dlrrec_torchrec.store.modality import Modality
+from dlrrec_torchrec.store.modality import Modality, joined, parts_of
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
@@ -29,13 +29,14 @@ class BatchSpec:
         managed: features of `Batch.managed`, from "user", "item".
         hashed: feature in `sparse` -> rows of its table, where its ids are hashed to.
         in_rows: modalities whose vectors the rows bring, `Batch.vectors`.
+        joined: names of modalities of `in_rows` that the batches hold as one (`store.modality.joined`).
         in_tables: modalities whose vectors are looked up, `Batch.lookup`. One of the two is empty.
         draws: of the contrastive terms that are on; none where it only predicts.
         positives: neighbours of the user and of the item in a row, at most.
         lists: what the list head looks up; None without one, and where it only predicts.
         replaced: side -> i64 [entities, P], each entity's positives in place of those in the rows.
 
-    Raises DataError for a sparse feature that is unknown.
+    Raises DataError for a sparse feature that is unknown, and a modality to join that is not there.
     """
 
     facts: ShardFacts
@@ -43,6 +44,7 @@ class BatchSpec:
     managed: tuple[str, ...] = ()
     hashed: Mapping[str, int] = dataclasses.field(default_factory=dict)
     in_rows: tuple[Modality, ...] = ()
+    joined: tuple[str, ...] = ()
     in_tables: tuple[Modality, ...] = ()
     draws: tuple[Draws, ...] = ()
     positives: int = 0
@@ -53,11 +55,12 @@ class BatchSpec:
         for key in self.sparse:
             if key not in SPARSE_KEYS:
                 raise DataError(f"unknown sparse feature '{key}' (known: {', '.join(SPARSE_KEYS)})")
+        joined(self.in_rows, self.joined, "model.joined")
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
-        """All of them, wherever their vectors come from."""
-        return self.in_rows or self.in_tables
+        """All of them as the model sees them, wherever their vectors come from."""
+        return joined(self.in_rows, self.joined, "model.joined") or self.in_tables
 
     def to_predict(self) -> BatchSpec:
         """The same without what only a loss needs."""
@@ -82,6 +85,11 @@ class BatchSpec:
             values, lengths = [c[c >= 0] for c in codes], [(c >= 0).int() for c in codes]
             managed = KeyedJaggedTensor(list(self.managed), torch.cat(values), lengths=torch.cat(lengths))
             batch = dataclasses.replace(batch, managed=managed)
+        if self.joined:
+            vectors = dict(batch.vectors)
+            for name in self.joined:
+                vectors[name] = torch.cat([vectors.pop(part) for part in parts_of(name)], dim=1)
+            batch = dataclasses.replace(batch, vectors=vectors)
         for side, positives in self.replaced.items():
             codes = getattr(batch, side)
             found = torch.where((codes >= 0).unsqueeze(1), positives[codes.clamp(min=0)], -1)

@@ -17,6 +17,7 @@ import numpy as np
 from dlrrec_torchrec.features.machine_code import machine_code
 
 DRAWS = 1000
+Gap = Callable[[np.ndarray], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def auc_difference(
         label: [N] of 0 and 1. first, second: floats [N]. user: [N] codes or strings of the rows' users.
     """
     names, codes = np.unique(user, return_inverse=True)
-    return _over_users(_auc_gap(label, first, second, codes), len(names), draws, seed, share)
+    return _over_users(auc_gap(label, first, second, codes), len(names), draws, seed, share)
 
 
 def mixture_difference(
@@ -90,12 +91,12 @@ def mixture_difference(
     """
     names, codes = np.unique(np.concatenate([user, list_user]), return_inverse=True)
     of_row, of_list = codes[: len(user)], codes[len(user) :]
-    auc_gap = _auc_gap(label, first, second, of_row)
+    of_ratings = auc_gap(label, first, second, of_row)
     gaps = np.asarray(first_lists, np.float64) - np.asarray(second_lists, np.float64)
     both = len(np.unique(np.asarray(label) > 0)) == 2
 
     def difference(times: np.ndarray) -> float:
-        total = auc_gap(times) if both else 0.0
+        total = of_ratings(times) if both else 0.0
         if len(gaps):
             drawn = times[of_list]
             total += float(drawn @ gaps) / drawn.sum() if drawn.any() else np.nan
@@ -104,9 +105,42 @@ def mixture_difference(
     return _over_users(difference, len(names), draws, seed, share)
 
 
-def _auc_gap(
-    label: np.ndarray, first: np.ndarray, second: np.ndarray, user: np.ndarray
-) -> Callable[[np.ndarray], float]:
+def pooled_difference(
+    gaps: Sequence[Gap], users: int, draws: int = DRAWS, seed: int = 0, share: float = 0.95
+) -> Interval:
+    """The mean difference of several repeats, and its interval over draws of users.
+
+    A user is drawn for all repeats at once, with all that belongs to her in each, because repeats on one data
+    set share most of their users: their number does not make the interval narrower as new users would.
+
+    Args:
+        gaps: of each repeat (`auc_gap`, `ratio_gap`), with one code for a user in all of them.
+        users: how many codes there are.
+    """
+    return _over_users(lambda times: float(np.mean([gap(times) for gap in gaps])), users, draws, seed, share)
+
+
+def ratio_gap(
+    first: np.ndarray, second: np.ndarray, counted: np.ndarray, user: np.ndarray, users: int
+) -> Gap:
+    """How often each user was drawn, int64 [users] -> mean of `first` less that of `second` over rows that
+    count; NaN where none is drawn.
+
+    Args:
+        first, second: [N] values of rows, as whether a prediction is right.
+        counted: bool [N]. user: int64 [N] codes below `users`.
+    """
+    gaps = (np.asarray(first, np.float64) - np.asarray(second, np.float64)) * counted
+    above, below = np.bincount(user, gaps, users), np.bincount(user, counted, users)
+
+    def gap(times: np.ndarray) -> float:
+        rows = float(times @ below)
+        return float(times @ above) / rows if rows else np.nan
+
+    return gap
+
+
+def auc_gap(label: np.ndarray, first: np.ndarray, second: np.ndarray, user: np.ndarray) -> Gap:
     """How often each user was drawn, int64 [users] -> the AUC of `first` less that of `second`."""
     ordered = [_ordered(label, score, user) for score in (first, second)]
 

@@ -18,12 +18,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from dlrrec_torchrec.config import RunConfig, for_seed, variant
-from dlrrec_torchrec.config.check import config_problems
 from dlrrec_torchrec.config.read import raise_problems
 from dlrrec_torchrec.config.saved import kept_settings
 from dlrrec_torchrec.experiments.definitions import Experiment, Group
 from dlrrec_torchrec.experiments.measures import is_measured, measure
-from dlrrec_torchrec.stages import run_stage
+from dlrrec_torchrec.stages import STAGES, run_stage, settings_problems
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name, remove_own, write_text_atomic
 from dlrrec_torchrec.store.manifest import digest, jsonable
@@ -44,6 +43,7 @@ class Job:
     """A cell of one seed: everything that another process needs to train and measure it."""
 
     title: str
+    group: str
     config: RunConfig  # as the seed and the cell change it
     paths: RunPaths  # of the seed
     cell: str
@@ -60,10 +60,10 @@ class Job:
 
 def check_experiment(experiment: Experiment) -> None:
     """Raise DataError naming everything that is wrong with the settings of its groups."""
-    problems = []
+    problems: list[str] = []
     for group in experiment.groups:
         check_name(group.name, f"experiment {experiment.name}")
-        problems += [f"{group.name}: {text}" for text in config_problems(group.run_config)]
+        problems += settings_problems(group.run_config, list(STAGES)[: list(STAGES).index("evaluate")])
     raise_problems(problems)
 
 
@@ -83,7 +83,7 @@ def jobs(experiment: Experiment, out: Path, keep: bool = False) -> list[Job]:
             for cell in group.cells:
                 title = f"{group.name} {cell.name}" + (f" seed {number}" if group.config.seeds > 1 else "")
                 config = variant(seeded, cell.name)
-                found.append(Job(title, config, paths, cell.name, experiment.lists, keep))
+                found.append(Job(title, group.name, config, paths, cell.name, experiment.lists, keep))
     return found
 
 

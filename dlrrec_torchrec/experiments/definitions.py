@@ -18,6 +18,7 @@ from dlrrec_torchrec.store.paths import RunPaths
 # Makes the shards of one seed: the seed's settings and its folders -> `paths.shards`, which exist afterwards.
 Make = Callable[[RunConfig, RunPaths], None]
 PROTOCOLS = ("paper", "strict")
+ANY = "–"  # level of a factor that means nothing for a cell
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +70,8 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Contrast:
-    """Each cell is compared with the cell that has the level `base` of `factor` and else the same levels."""
+    """Each cell is compared with the one that has the level `base` of `factor` and else the same levels;
+    where that one's level of another factor is ANY, those of the first do not matter."""
 
     factor: str
     base: str
@@ -124,7 +126,6 @@ class Options:
             experiment says (cells may still differ in them).
         protocols: of PROTOCOLS.
         seeds: repeats.
-        epochs: at most, of each training; None: the experiment's own.
         quick: fewer cells, epochs and seeds: to see that it works, not evidence.
     """
 
@@ -132,7 +133,6 @@ class Options:
     given: tuple[str, ...] = ()
     protocols: tuple[str, ...] = PROTOCOLS
     seeds: int = 5
-    epochs: int | None = None
     quick: bool = False
 
 

@@ -34,8 +34,8 @@ from dlrrec_torchrec.training.stage import FREE
 LISTED = ("recall@20", "ndcg@20")  # by content alone
 _SCORED = ("accuracy", "fpr", "loss", "auc", "user_auc", "auprc")
 _BY_CONTENT = (
-    "By content alone: items ranked by the sum, over the items that the user liked in training, of the cosines "
-    "of the reduced vectors; relevant are the user's liked test rows. "
+    "By content alone: items ranked by the sum, over the items that the user liked in training, of the "
+    "cosines of the reduced vectors; relevant are the user's liked test rows."
 )
 METRICS: dict[str, Column] = {
     **{name: RATINGS[name] for name in _SCORED},
@@ -49,6 +49,9 @@ METRICS: dict[str, Column] = {
         f"content_{name}": Column(f"content {LISTS[name].title}", ".3f", "high", _BY_CONTENT)
         for name in LISTED
     },
+    "yes": Column(
+        "says yes", ".3f", None, "Test rows that are predicted positive; at 0 an FPR of 0 is worthless."
+    ),
     "parameters": Column("parameters", ",.0f", None, "Weights of the dense part and of the tables."),
     "mebibytes": Column("MiB", ",.2f", None, "Of the weights."),
     "epoch": Column("epoch", ",.0f", None, "The best one, whose weights are measured."),
@@ -128,8 +131,9 @@ def measured_values(facts: dict[str, Any]) -> dict[str, float | None]:
     values = {name: facts["test"][name] for name in _SCORED}
     values |= {f"train_{name}": facts["train"][name] for name in _SCORED}
     values |= {f"content_{name}": (facts["content"] or {}).get(name) for name in LISTED}
-    counts = facts["parameters"]
+    counts, test = facts["parameters"], facts["test"]
     return values | {
+        "yes": (test["tp"] + test["fp"]) / (test["tp"] + test["fp"] + test["tn"] + test["fn"]),
         "parameters": counts["dense"] + counts["tables"],
         "mebibytes": counts["bytes"] / 2**20,
         "epoch": facts["best_epoch"],

@@ -20,6 +20,7 @@ from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.list_head import ListHead
 from dlrrec_torchrec.models.list_loss import ListTerm
 from dlrrec_torchrec.models.managed import ManagedTables
+from dlrrec_torchrec.models.mmrec import Reduction
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
@@ -32,7 +33,7 @@ def build_model(
     spec: BatchSpec,
     device: torch.device | str | None = None,
     lists: ListConfig | None = None,
-) -> DLRREC:
+) -> DLRREC | Reduction:
     """The model with embedding tables t_category, t_user and t_item, those that are switched on.
 
     Args:
@@ -44,6 +45,9 @@ def build_model(
             follow from the seed alone. Tables of model.tables' data types are made on "meta" only: whole
             ones are fp32, which holds the values of the others.
         lists: the list head; None, or weight 0: without.
+
+    With `model.reduction` "alone" it is V0's first step, on the CPU or `device`, and with "upstream" its
+    second one, whose towers are to be loaded.
 
     Raises:
         DataError: settings that do not fit together, naming the flags.
@@ -70,7 +74,13 @@ def build_model(
         ]
 
     table_device = torch.device("meta" if meta else "cpu")
-    tables = EmbeddingBagCollection(tables=tables_of(spec.sparse), device=table_device)
+    if model.reduction == "alone":
+        sizes = tower_sizes(model, spec.modalities)
+        step_one = Reduction(spec.modalities, sizes, model.tower_norm, model.tower_dropout)
+        return step_one if meta else step_one.to(device)
+    tables = None
+    if spec.sparse:
+        tables = EmbeddingBagCollection(tables=tables_of(spec.sparse), device=table_device)
     managed = None
     if spec.managed:
         chosen = [model.tables[key] for key in spec.managed]
@@ -96,6 +106,7 @@ def build_model(
         wide=model.wide,
         products=facts.profile_columns,
         residual=model.residual,
+        frozen=model.reduction == "upstream",
         list_head=_list_head(model, lists, spec, table_device) if lists and lists.weight else None,
     )
     return built if meta else built.to(device)
@@ -184,7 +195,7 @@ def _rows(key: str, needed: int, settings: TableConfig, dim: int, content: bool 
 
 
 def build_wrapper(
-    model: DLRREC,
+    model: DLRREC | Reduction,
     contrastive: ContrastiveConfig,
     *,
     corpus: Mapping[str, Tensor],

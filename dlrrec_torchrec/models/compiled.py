@@ -8,10 +8,11 @@ from torch._inductor.cpp_builder import get_cpp_compiler
 from torch.utils._triton import has_triton
 
 from dlrrec_torchrec.models.dlrrec import DLRREC
+from dlrrec_torchrec.models.mmrec import Reduction
 from dlrrec_torchrec.store.errors import DataError
 
 
-def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor") -> None:
+def compile_dense(model: DLRREC | Reduction, device: torch.device, backend: str = "inductor") -> None:
     """Compile, when they first run, the towers' linear layers, the dense and top MLPs, the
     interaction and the residual path.
 
@@ -29,6 +30,8 @@ def compile_dense(model: DLRREC, device: torch.device, backend: str = "inductor"
     dynamo.error_on_nested_fx_trace = False
     for tower in model.dense_arch.towers.values():
         tower.layers.compile(backend=backend)
+    if isinstance(model, Reduction):
+        return
     residual = [] if model.residual is None else [model.residual.layers]
     for part in (model.dense_arch.model, model.inter_arch, model.over_arch, *residual):
         part.compile(backend=backend)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,22 +14,20 @@ from dlrrec_torchrec.models.content import ContentTables
 from dlrrec_torchrec.models.interactions import CrossInteraction, OverArch, PairwiseInteraction
 from dlrrec_torchrec.models.list_head import ListHead
 from dlrrec_torchrec.models.managed import ManagedTables
+from dlrrec_torchrec.models.scoring import Scoring
 from dlrrec_torchrec.models.towers import NORMS, MultiModalDenseArch
 from dlrrec_torchrec.models.wide import ResidualPath, WidePath
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
 
-if TYPE_CHECKING:
-    from dlrrec_torchrec.data.batch import Batch
-
 INTERACTIONS = ("dot", "pairwise", "dcn")
 
 
-class DLRREC(DLRM):
+class DLRREC(Scoring, DLRM):
     """Dense MLP, pooled embeddings and one reduced vector per modality, an interaction, and a top MLP.
 
     Args:
-        embedding_bag_collection: tables of one dimension E; T features in all.
+        embedding_bag_collection: tables of one dimension E; T features in all. None: no tables, T is 0.
         dense_in_features: width of the dense features.
         dense_arch_layer_sizes: of the dense MLP; the last is E for `dot`.
         over_arch_layer_sizes: of the top MLP; the last is 1.
@@ -45,6 +42,7 @@ class DLRREC(DLRM):
             too (`wide.WidePath`). The deep part's last layer then starts at zero: the first logits are the
             linear path's.
         products: two ranges of dense features whose products the wide path has too.
+        frozen: the towers stay as they are: in eval mode, without gradients.
         residual: hidden layers of an MLP of the standardised features, added to the wide path
             (`wide.ResidualPath`); none: without.
         list_head: for lists of the best items; apart from the logit.
@@ -80,7 +78,7 @@ class DLRREC(DLRM):
 
     def __init__(
         self,
-        embedding_bag_collection: EmbeddingBagCollection,
+        embedding_bag_collection: EmbeddingBagCollection | None,
         dense_in_features: int,
         dense_arch_layer_sizes: list[int],
         over_arch_layer_sizes: list[int],
@@ -96,15 +94,24 @@ class DLRREC(DLRM):
         products: tuple[range, range] | None = None,
         residual: Sequence[int] = (),
         list_head: ListHead | None = None,
+        frozen: bool = False,
         dense_device: torch.device | None = None,
     ) -> None:
-        tables = embedding_bag_collection.embedding_bag_configs()
-        embedding_dim = tables[0].embedding_dim
+        if embedding_bag_collection is not None:
+            embedding_dim = embedding_bag_collection.embedding_bag_configs()[0].embedding_dim
+        else:
+            embedding_dim = dense_arch_layer_sizes[-1]
         sizes = {"dense_arch": dense_arch_layer_sizes, "over_arch": over_arch_layer_sizes}
         _check(sizes, modalities, towers, embedding_dim, interaction, tower_norm, tower_dropout, dropout)
 
         # The parent makes the sparse arch; the three others are our own, as in TorchRec's DLRM_DCN.
-        super().__init__(embedding_bag_collection, dense_in_features, [embedding_dim], [1, 1], dense_device)
+        if embedding_bag_collection is not None:
+            super().__init__(
+                embedding_bag_collection, dense_in_features, [embedding_dim], [1, 1], dense_device
+            )
+        else:  # a parent without tables is not to be had
+            nn.Module.__init__(self)
+            self.sparse_arch = None
         self.modalities = tuple(modalities)
         self.interaction = interaction
         self.content = content
@@ -119,7 +126,10 @@ class DLRREC(DLRM):
             tower_dropout,
             dense_device,
         )
-        tables = self.sparse_arch.F + (len(managed.features) if managed else 0)
+        self.frozen = frozen
+        if frozen:
+            self.dense_arch.towers.requires_grad_(False)
+        tables = (self.sparse_arch.F if self.sparse_arch else 0) + (len(managed.features) if managed else 0)
         vectors = tables + len(self.modalities)
         reduced = sum(towers[modality.name][-1] for modality in self.modalities)
         width = dense_arch_layer_sizes[-1] + tables * embedding_dim + reduced
@@ -138,9 +148,11 @@ class DLRREC(DLRM):
             for parameter in self.over_arch.model[-1].parameters():
                 nn.init.zeros_(parameter)
 
-    def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Content vectors (modality -> f16 or f32 [B, V]) to reduced ones (modality -> [B, R])."""
-        return self.dense_arch.reduce(vectors)
+    def train(self, mode: bool = True) -> DLRREC:
+        super().train(mode)
+        if self.frozen:
+            self.dense_arch.towers.eval()
+        return self
 
     def predict(
         self,
@@ -195,49 +207,19 @@ class DLRREC(DLRM):
         managed: KeyedJaggedTensor | None,
     ) -> Tensor:
         embedded_dense = self.dense_arch(dense)
-        embedded_sparse = self.sparse_arch(sparse)  # [B, T, E]
+        embedded = [] if self.sparse_arch is None else [self.sparse_arch(sparse)]  # [B, T, E]
         if self.managed is not None:
-            embedded_sparse = torch.cat([embedded_sparse, self.managed(managed)], dim=1)
+            embedded.append(self.managed(managed))
         content = [reduced[modality.name] for modality in self.modalities]
-        if self.interaction == "dot":
-            vectors = torch.cat([embedded_sparse, *(v.unsqueeze(1) for v in content)], dim=1)
+        if self.interaction != "dot":
+            flat = [vectors.flatten(1) for vectors in embedded]
+            crossed = self.inter_arch(torch.cat([embedded_dense, *flat, *content], dim=1))
+        elif embedded or content:
+            vectors = torch.cat([*embedded, *(v.unsqueeze(1) for v in content)], dim=1)
             crossed = self.inter_arch(embedded_dense, vectors)
         else:
-            crossed = self.inter_arch(
-                torch.cat([embedded_dense, embedded_sparse.flatten(1), *content], dim=1)
-            )
+            crossed = embedded_dense
         return self.over_arch(crossed).squeeze(1).float()
-
-    def score(self, batch: Batch, without: Collection[str] = ()) -> Tensor:
-        """Logits f32 [B] of a batch, wherever its vectors come from; those of `without` count as missing."""
-        return self.predict(batch.dense, batch.sparse, self._reduced(batch, without), batch.managed)
-
-    def score_parts(
-        self, batch: Batch, without: Collection[str] = ()
-    ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        """As `parts`, of a batch as in `score`."""
-        return self.parts(batch.dense, batch.sparse, self._reduced(batch, without), batch.managed)
-
-    def _reduced(self, batch: Batch, without: Collection[str] = ()) -> dict[str, Tensor]:
-        if self.content is None:
-            reduced = self.reduce(batch.vectors)
-        else:
-            vectors, places = self.content(batch.lookup.ids), batch.lookup.places
-            reduced = {}
-            for modality in self.modalities:
-                anchors = (places[modality.side]["anchor"], None, True)
-                (reduced[modality.name],) = self.dense_arch.reduce_uses(vectors, modality.name, [anchors])
-        return reduced | {name: torch.zeros_like(reduced[name]) for name in without}
-
-    def forward(
-        self,
-        dense: Tensor,
-        sparse: KeyedJaggedTensor,
-        vectors: dict[str, Tensor],
-        managed: KeyedJaggedTensor | None = None,
-    ) -> Tensor:
-        """Logits f32 [B]; a sigmoid makes them probabilities."""
-        return self.predict(dense, sparse, self.reduce(vectors), managed)
 
 
 def _check(

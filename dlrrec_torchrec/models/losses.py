@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dlrrec_torchrec.store.errors import DataError
 
-CLASS_WEIGHTS = ("none", "basic", "sqrt", "normalized")
+CLASS_WEIGHTS = ("none", "basic", "sqrt", "normalized", "sqrt_normalized")
 
 
 def class_weights(kind: str, n_negative: int, n_positive: int) -> tuple[float, float]:
@@ -20,9 +20,9 @@ def class_weights(kind: str, n_negative: int, n_positive: int) -> tuple[float, f
     * none: w_c = 1.
     * basic: w_c = 1 - N_c / N (MMREC equation 1).
     * sqrt: w_c = sqrt(1 - N_c / N) (equation 2).
-    * normalized: the basic weights divided by their mean on the training rows, sum_c N_c / N (1 - N_c / N),
-      so that the mean weight is 1 and the loss keeps its scale; this comes to w_c = N / (2 N_c). MMREC says
-      that its weights are normalised but not how.
+    * normalized, sqrt_normalized: the basic and the square-root weights divided by their mean on the training
+      rows, sum_c N_c / N w_c, so that the mean weight is 1 and the loss keeps its scale; the first comes to
+      w_c = N / (2 N_c). MMREC says that both are normalised but not how.
 
     Example::
 
@@ -44,13 +44,13 @@ def class_weights(kind: str, n_negative: int, n_positive: int) -> tuple[float, f
             f"negatives and {n_positive} positives; use 'none', or another split.positive_rating"
         )
     total = n_negative + n_positive
-    basic = (1 - n_negative / total, 1 - n_positive / total)
-    if kind == "basic":
-        return basic
-    if kind == "sqrt":
-        return math.sqrt(basic[0]), math.sqrt(basic[1])
-    mean = (n_negative * basic[0] + n_positive * basic[1]) / total
-    return basic[0] / mean, basic[1] / mean
+    weights = (1 - n_negative / total, 1 - n_positive / total)
+    if kind.startswith("sqrt"):
+        weights = math.sqrt(weights[0]), math.sqrt(weights[1])
+    if not kind.endswith("normalized"):
+        return weights
+    mean = (n_negative * weights[0] + n_positive * weights[1]) / total
+    return weights[0] / mean, weights[1] / mean
 
 
 def weighted_bce_sum(logits: Tensor, label: Tensor, weights: Tensor) -> Tensor:

@@ -65,6 +65,7 @@ def batch_spec(
         managed=tuple(key for key, scheme in ids.items() if scheme == "managed"),
         hashed={key: model.tables[key].rows for key, scheme in ids.items() if scheme == "hash"},
         in_rows=() if tables else modalities,
+        joined=() if tables else tuple(model.joined),
         in_tables=modalities if tables else (),
         draws=tuple(draws),
         positives=facts.positives if draws else 0,

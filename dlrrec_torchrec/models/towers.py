@@ -85,44 +85,10 @@ class Tower(nn.Module):
         return self.norm(projected) * present.unsqueeze(1)
 
 
-class MultiModalDenseArch(DenseArch):
-    """TorchRec's dense arch, which also hosts one tower for each modality.
+class _Reducing:
+    """What modules with `towers`, one for each modality, do with them."""
 
-    Args:
-        in_features, layer_sizes: of the dense features' MLP.
-        dims: modality -> numbers V of its vectors.
-        towers: modality -> layer sizes of its tower.
-        norm, dropout: of the towers.
-
-    Example::
-
-        >>> arch = MultiModalDenseArch(
-        ...     in_features=7,
-        ...     layer_sizes=[64, 32],
-        ...     dims={"user_text": 384, "item_image": 2048},
-        ...     towers={"user_text": [256, 32], "item_image": [128, 16]},
-        ... )
-        >>> arch(torch.randn(4, 7)).shape  # the dense features
-        torch.Size([4, 32])
-        >>> vectors = {"user_text": torch.randn(4, 384), "item_image": torch.randn(4, 2048)}
-        >>> {name: tuple(reduced.shape) for name, reduced in arch.reduce(vectors).items()}
-        {'user_text': (4, 32), 'item_image': (4, 16)}
-    """
-
-    def __init__(
-        self,
-        in_features: int,
-        layer_sizes: list[int],
-        dims: Mapping[str, int],
-        towers: Mapping[str, Sequence[int]],
-        norm: str = "batch",
-        dropout: float = 0.0,
-        device: torch.device | None = None,
-    ) -> None:
-        super().__init__(in_features, layer_sizes, device=device)
-        self.towers = nn.ModuleDict()
-        for name, dim in dims.items():
-            self.towers[name] = Tower(dim, towers[name], norm, dropout, device)
+    towers: nn.ModuleDict
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The reduced vectors [B, R] of each modality's [B, V]."""
@@ -150,6 +116,71 @@ class MultiModalDenseArch(DenseArch):
             counts = use_counts(places, share, projected)
             reduced.append(take_rows(tower.normalize(projected, present, track, counts), places))
         return reduced
+
+
+class TowerArch(_Reducing, nn.Module):
+    """One tower for each modality, and nothing else.
+
+    Args:
+        dims: modality -> numbers V of its vectors.
+        towers: modality -> layer sizes of its tower.
+        norm, dropout: of the towers.
+
+    Example::
+
+        >>> arch = TowerArch({"user_text": 384}, {"user_text": [256, 32]})
+        >>> arch.reduce({"user_text": torch.randn(4, 384)})["user_text"].shape
+        torch.Size([4, 32])
+    """
+
+    def __init__(
+        self,
+        dims: Mapping[str, int],
+        towers: Mapping[str, Sequence[int]],
+        norm: str = "batch",
+        dropout: float = 0.0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.towers = nn.ModuleDict(
+            {name: Tower(dim, towers[name], norm, dropout, device) for name, dim in dims.items()}
+        )
+
+
+class MultiModalDenseArch(_Reducing, DenseArch):
+    """TorchRec's dense arch, which also hosts one tower for each modality.
+
+    Args:
+        in_features, layer_sizes: of the dense features' MLP.
+        dims, towers, norm, dropout: as in TowerArch.
+
+    Example::
+
+        >>> arch = MultiModalDenseArch(
+        ...     in_features=7,
+        ...     layer_sizes=[64, 32],
+        ...     dims={"user_text": 384, "item_image": 2048},
+        ...     towers={"user_text": [256, 32], "item_image": [128, 16]},
+        ... )
+        >>> arch(torch.randn(4, 7)).shape  # the dense features
+        torch.Size([4, 32])
+        >>> vectors = {"user_text": torch.randn(4, 384), "item_image": torch.randn(4, 2048)}
+        >>> {name: tuple(reduced.shape) for name, reduced in arch.reduce(vectors).items()}
+        {'user_text': (4, 32), 'item_image': (4, 16)}
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        layer_sizes: list[int],
+        dims: Mapping[str, int],
+        towers: Mapping[str, Sequence[int]],
+        norm: str = "batch",
+        dropout: float = 0.0,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(in_features, layer_sizes, device=device)
+        self.towers = TowerArch(dims, towers, norm, dropout, device).towers
 
 
 @torch.fx.wrap

@@ -18,7 +18,6 @@ from torch.distributed.optim import _apply_optimizer_in_backward as apply_optimi
 from torchrec.distributed.fbgemm_qcomm_codec import CommType, QCommsConfig, get_qcomm_codecs_registry
 from torchrec.distributed.model_parallel import DefaultDataParallelWrapper, DistributedModelParallel
 from torchrec.distributed.types import EmbeddingModuleShardingPlan, ShardingPlan
-from torchrec.modules.embedding_modules import EmbeddingBagCollection, EmbeddingCollection
 from torchrec.modules.mc_embedding_modules import ManagedCollisionEmbeddingBagCollection
 
 from dlrrec_torchrec.config import TableConfig
@@ -29,7 +28,7 @@ from dlrrec_torchrec.sharding.devices import rank_device
 from dlrrec_torchrec.sharding.fill import fill_tables
 from dlrrec_torchrec.sharding.planner import Plan, Request
 from dlrrec_torchrec.sharding.table_optimizers import TABLE_OPTIMIZERS
-from dlrrec_torchrec.sharding.tables import dense_bytes, sharders, table_key, tables_in
+from dlrrec_torchrec.sharding.tables import COLLECTIONS, dense_bytes, sharders, table_key, tables_in
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import write_text_atomic
 
@@ -41,8 +40,8 @@ def plan_tables(
     batch_size: int,
     table_optimizer: str = "adam",
     settings: Mapping[str, TableConfig] | None = None,
-) -> Plan:
-    """Where the module's tables go on these ranks: rank 0's plan, on every rank.
+) -> Plan | None:
+    """Where the module's tables go on these ranks: rank 0's plan, on every rank; None where it has no tables.
 
     Args:
         module: holds collections whose tables are on "meta".
@@ -54,6 +53,8 @@ def plan_tables(
         DataError: settings that do not fit, or tables that do not (with what would), on all ranks.
     """
     plan, problem = None, None
+    if not any(isinstance(part, COLLECTIONS) for part in module.modules()):
+        return None
     if ranks.first:
         try:
             tables = tables_in(module, settings or {})
@@ -112,7 +113,8 @@ def shard_tables(
     """
     check_comms(comms, ranks.device)
     plan = plan or plan_tables(module, ranks, batch_size=batch_size, table_optimizer=table_optimizer)
-    placed = {p.table.name: p for p in plan.tables}
+    tables = plan.tables if plan else ()
+    placed = {p.table.name: p for p in tables}
     sharding: dict[str, EmbeddingModuleShardingPlan] = {}
     managed = {
         f"{path}._embedding_module": path
@@ -120,7 +122,7 @@ def shard_tables(
         if isinstance(part, ManagedCollisionEmbeddingBagCollection)
     }
     for path, collection in module.named_modules():
-        if not isinstance(collection, (EmbeddingBagCollection, EmbeddingCollection)):
+        if not isinstance(collection, COLLECTIONS):
             continue
         module_plan = sharding[managed.get(path, path)] = EmbeddingModuleShardingPlan()
         for name, parameter in collection.named_parameters():
@@ -140,9 +142,7 @@ def shard_tables(
     )
     # FBGEMM fills a table on SSD by itself, `fill_content` those of content vectors; managed ones are zeros.
     filled_elsewhere = [
-        p.table.name
-        for p in plan.tables
-        if p.kernel == "key_value" or p.table.frozen or p.table.ids == "managed"
+        p.table.name for p in tables if p.kernel == "key_value" or p.table.frozen or p.table.ids == "managed"
     ]
     fill_tables(sharded, seed, filled_elsewhere)
     return sharded

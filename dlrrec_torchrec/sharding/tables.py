@@ -28,6 +28,7 @@ from dlrrec_torchrec.store.errors import DataError
 
 DTYPES = {"fp32": DataType.FP32, "fp16": DataType.FP16, "bf16": DataType.BF16}
 _DTYPE_NAMES = {data_type: name for name, data_type in DTYPES.items()}
+COLLECTIONS = (EmbeddingBagCollection, EmbeddingCollection)  # modules that hold tables
 _COLUMNS = ("column_wise", "table_column_wise", "grid_shard")
 _REPLICATED = "data_parallel"
 
@@ -129,7 +130,7 @@ def tables_in(module: nn.Module, settings: Mapping[str, TableConfig]) -> list[Ta
     """
     tables = []
     for collection in module.modules():
-        if isinstance(collection, (EmbeddingBagCollection, EmbeddingCollection)):
+        if isinstance(collection, COLLECTIONS):
             pooled = isinstance(collection, EmbeddingBagCollection)
             configs = collection.embedding_bag_configs() if pooled else collection.embedding_configs()
             frozen = not any(p.requires_grad for p in collection.parameters())
@@ -160,9 +161,7 @@ def dense_bytes(module: nn.Module) -> int:
 
     Its buffers, and six times its parameters (TorchRec's rule: weights, gradients, moments, DDP's buckets).
     """
-    collections = [
-        m for m in module.modules() if isinstance(m, (EmbeddingBagCollection, EmbeddingCollection))
-    ]
+    collections = [m for m in module.modules() if isinstance(m, COLLECTIONS)]
     tables = {id(parameter) for collection in collections for parameter in collection.parameters()}
     dense_parameters = [6 * p.numel() * p.element_size() for p in module.parameters() if id(p) not in tables]
     return sum(dense_parameters) + sum(b.numel() * b.element_size() for b in module.buffers())

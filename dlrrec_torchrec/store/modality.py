@@ -20,8 +20,8 @@ class Modality:
     """One kind of content vector of users or of items. It has one tower in the model.
 
     Attributes:
-        name: of columns, towers and tables, as "item_audio".
-        side: "user" or "item": whose vectors they are.
+        name: of columns, towers and tables, as "item_audio"; of joined ones their names with + between.
+        side: "user" or "item": whose vectors they are; "pair": of a row's user and item, joined.
         kind: "text", "image" or "other".
         source: "reviews" or "summary" (of the text), "captions" or "pictures", "file" (the user's own).
         dim: numbers of a vector.
@@ -56,6 +56,40 @@ def modality(name: str, dim: int, *, source: str = "file", encoder: str = "", fl
     if dim < 1:
         raise DataError(f"{flag}: '{name}' has vectors of {dim} numbers; at least one is needed")
     return Modality(name, side, BUILT_IN.get(name, "other"), source, dim, encoder)
+
+
+def parts_of(name: str) -> list[str]:
+    """The names of the modalities that are joined in one, as user_text+item_text; of any other its own."""
+    return str(name).split("+")
+
+
+def joined(available: Iterable[Modality], groups: Iterable[str], flag: str) -> tuple[Modality, ...]:
+    """The modalities with those of each group (`parts_of`) as one, which comes where its first one stood.
+
+    Vectors of a group are put one after the other, so that its dim is their sum. Its kind is theirs where
+    they agree, else "other".
+
+    Raises DataError naming `flag` for a part that is not available.
+    """
+    found = list(available)
+    for group in groups:
+        by_name = {modality.name: modality for modality in found}
+        if unknown := [name for name in parts_of(group) if name not in by_name]:
+            raise DataError(
+                f"{flag}: there is no '{unknown[0]}' to join (there is: {', '.join(by_name) or 'none'})"
+            )
+        parts = [by_name[name] for name in parts_of(group)]
+        kinds = {part.kind for part in parts}
+        found[found.index(parts[0])] = Modality(
+            group,
+            "pair",
+            kinds.pop() if len(kinds) == 1 else "other",
+            source="+".join(dict.fromkeys(part.source for part in parts)),
+            dim=sum(part.dim for part in parts),
+            encoder="+".join(dict.fromkeys(part.encoder for part in parts)),
+        )
+        found = [modality for modality in found if modality not in parts]
+    return tuple(found)
 
 
 def chosen(names: Iterable[str] | None, available: Iterable[Modality], flag: str) -> tuple[Modality, ...]:

@@ -19,6 +19,7 @@ from dlrrec_torchrec.models.build import build_model, build_wrapper
 from dlrrec_torchrec.models.compiled import compile_dense
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.losses import class_weights
+from dlrrec_torchrec.models.mmrec import Reduction
 from dlrrec_torchrec.models.wrapper import TrainWrapper
 from dlrrec_torchrec.sharding.apply import plan_tables, shard_tables
 from dlrrec_torchrec.sharding.fill import fill_content
@@ -36,16 +37,16 @@ class Assembly:
         plain: the model that predicts, whose tables are on "meta".
         wrapper: `plain` with its loss.
         model: `wrapper`, sharded.
-        plan: where its tables are.
+        plan: where its tables are; None where it has none.
         optimizer: of tables and dense part.
         pipeline: of steps with all of these.
         parameters: of `plain` (`parameter_counts`).
     """
 
-    plain: DLRREC
+    plain: DLRREC | Reduction
     wrapper: TrainWrapper
     model: DistributedModelParallel
-    plan: Plan
+    plan: Plan | None
     optimizer: CombinedOptimizer
     pipeline: Pipeline
     parameters: dict[str, int]

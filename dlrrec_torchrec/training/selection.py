@@ -34,6 +34,7 @@ class Evaluated:
         share: of the deep part beside a wide path.
         base_epoch: after which wide and residual path were kept; 0: the start.
         mix: its fact `list`, the shares of rating logit and EASE in lists; None without a list head.
+        step_one_epochs: the best epoch of V0's first step; 0 where there is none.
     """
 
     fingerprint: str
@@ -43,6 +44,7 @@ class Evaluated:
     share: float
     base_epoch: int
     mix: dict[str, float] | None
+    step_one_epochs: int = 0
 
     @staticmethod
     def of(trained: Manifest) -> Evaluated:
@@ -57,7 +59,8 @@ class Evaluated:
         given = Given(start["C"], start["profiles"]) if "C" in start else None
         calibration = Calibration.of(facts)
         fitted = facts["best_epoch"], given, calibration, facts["share"], facts["base_epoch"], facts["list"]
-        return Evaluated(trained.fingerprint, *fitted)
+        of_step_one = (facts.get("step_one") or {}).get("best_epoch", 0)
+        return Evaluated(trained.fingerprint, *fitted, of_step_one)
 
 
 @dataclasses.dataclass

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -34,6 +35,15 @@ from dlrrec_torchrec.training.checkpoint import own_folder
 from dlrrec_torchrec.training.epochs import Run
 from dlrrec_torchrec.training.list_metrics import ListMetrics
 from dlrrec_torchrec.training.probe import open_probe
+from dlrrec_torchrec.training.reduction import (
+    NO_TERMS,
+    STEP_ONE,
+    VECTORS,
+    evaluated_step_one,
+    load_towers,
+    step_one,
+    write_vectors,
+)
 from dlrrec_torchrec.training.rows import open_rows
 from dlrrec_torchrec.training.selection import Evaluated, Selection, no_selection, selection_for
 from dlrrec_torchrec.training.signals import Stopped, stop_requests
@@ -73,7 +83,7 @@ def train(
     `out_dir` gets `unfinished.json` (first: whose folder this is), `plan.json`, `checkpoints/`,
     `metrics.jsonl`, `steps.jsonl`, `tensorboard/`, `best.json` (epoch, metrics, protocol, split, rule) and at
     the end `manifest.json`, with the fact `list`: the shares of the rating logit (`mix`) and of EASE (`ease`)
-    in its lists. If it
+    in its lists. With model.reduction "upstream" it also gets `step-one/`, first. If it
     holds an interrupted training with these settings, that one goes on. Under a launcher, call it on every
     rank.
 
@@ -148,7 +158,8 @@ def train(
 
         held.enter_context(own_folder(out_dir, manifest.fingerprint, train.resume, ranks))
         if ranks.first:
-            save_plan(assembly.plan, out_dir)
+            if assembly.plan is not None:
+                save_plan(assembly.plan, out_dir)
             if chosen:
                 print(chosen_text(chosen, data_size(facts)), file=sys.stderr)
             if spec.in_tables:
@@ -159,6 +170,13 @@ def train(
                 print(NO_ORDER, file=sys.stderr)
             if lists is not None and lists.ease and (why := left_out(facts.users, facts.items)):
                 print(f"list.ease: {why}", file=sys.stderr)
+        first_step = None
+        if model.reduction == "upstream":
+            first_step = _train_step_one(model, train, protocol, shards_dir, out_dir / STEP_ONE, evaluated)
+            with ranks.together():
+                load_towers(assembly.plain, step_one(model), spec, out_dir / STEP_ONE)
+                if ranks.first:
+                    write_vectors(assembly.plain, shards_dir, spec, out_dir / STEP_ONE / VECTORS)
         list_metrics = probe = None
         with ranks.together():
             if lists is not None and evaluated is None:
@@ -219,6 +237,7 @@ def train(
                 "leave_one_out": not spec.in_tables,
                 "chosen": chosen,
                 "list": run.mix,
+                "step_one": first_step,
             }
         )
     if ranks.first:
@@ -226,3 +245,19 @@ def train(
     if stopped:
         raise Stopped
     return manifest
+
+
+def _train_step_one(
+    model: ModelConfig,
+    settings: TrainConfig,
+    protocol: str,
+    shards_dir: str | os.PathLike,
+    out_dir: Path,
+    evaluated: Evaluated | None,
+) -> dict[str, Any]:
+    """Train V0's first step, unless that is done; what the second one's manifest says of it."""
+    alone = step_one(model)
+    held = evaluated_step_one(evaluated)
+    done = train(alone, NO_TERMS, settings, protocol, shards_dir, out_dir, None, held)
+    facts = {name: done.facts[name] for name in ("epochs", "best_epoch", "best")}
+    return facts | {"seconds": done.seconds}

@@ -357,7 +357,8 @@ def test_weights_follow_from_the_seed():
         ({"tower_norm": "group"}, ["model.tower_norm", "batch, layer, none"]),
         ({"dropout": 1.0}, ["model.dropout"]),
         ({"embedding_dim": 0}, ["model.embedding_dim"]),
-        ({"category": False, "user_id": False, "item_id": False}, ["model.category", "a DLRM has no table"]),
+        ({"joined": ["user_text+item_sound"]}, ["model.joined", "'item_sound'", "item_image"]),
+        ({"joined": ["user_text+item_text"], "vectors": "table"}, ["model.joined", "model.vectors=row"]),
     ],
 )
 def test_errors_name_the_flags(changes, words):

@@ -103,6 +103,10 @@ def train_all(shards: Path, small: Path, out: Path) -> None:
     in_parts = dataclasses.replace(TRAIN, accumulate=2, select="auto")
     whole = dataclasses.replace(lists, id_dropout=0.0)
     train(MODEL, off, in_parts, "strict", shards, out / "list accumulate", whole)
+    alone = {"reduction": "upstream", "joined": ["user_text+item_text"], "interaction": "pairwise"}
+    for name, changes in (("v0", {}), ("v0 without tables", {"category": False, "user_id": False})):
+        model = dataclasses.replace(MODEL, **alone, **changes)
+        train(model, off, TRAIN, "strict", shards, out / name)
     tiny = TrainConfig(epochs=1, batch_size=8, select="loss", device="cpu", table_optimizer="rowwise_adagrad")
     train(MODEL, ContrastiveConfig(num_negatives=16), tiny, "strict", small, out / "small")
 

@@ -146,6 +146,16 @@ def test_ranks_exchange_embeddings_in_half_precision(trained):
     assert exact == pytest.approx(one_rank, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["v0", "v0 without tables"])
+def test_two_ranks_train_two_steps_as_one(trained, name):
+    shards, folders = trained
+    for step in (name, f"{name}/step-one"):
+        one_rank, two_ranks = (step_losses(folders[n] / step)["loss_rec"] for n in (1, 2))
+        assert len(one_rank) == 2 * 7 and one_rank == pytest.approx(two_ranks, abs=1e-4)
+        assert one_rank[-1] < one_rank[0]
+    torch.testing.assert_close(*(logits(folders[n] / name, shards)[0] for n in (1, 2)), atol=1e-3, rtol=0)
+
+
 def test_every_rank_has_the_plan_of_rank_0(trained):
     _, folders = trained
     first, second = (json.loads((folders[2] / f"plan-{rank}.json").read_text()) for rank in (0, 1))
