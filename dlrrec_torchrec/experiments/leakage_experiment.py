@@ -50,7 +50,7 @@ def leakage(options: Options) -> Experiment:
         groups=tuple(groups),
         metrics=("accuracy", "fpr", "auc"),
         compared=("accuracy", "fpr", "auc"),
-        contrasts=(Contrast("leak", "clean"), Contrast("protocol", "strict")),
+        contrasts=(Contrast("leak", "clean", other_rows=True), Contrast("protocol", "strict")),
         notes=(
             *(f"({letter}) {line}" for letter, line in LEAKS.items()),
             'protocol "paper" is (e) here: the epoch of the lowest false-positive rate on the test rows; all '

@@ -7,6 +7,7 @@ do to the folders of ordinary stages, and say so in every manifest that they wri
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,8 @@ def leaky_shards(scenario: Scenario) -> Callable[[RunConfig, RunPaths], None]:
 def make_leaky(
     scenario: Scenario, config: RunConfig, paths: RunPaths, encoder: Encoder | None = None
 ) -> None:
-    """Write `paths.shards` from `paths.reviews` and `paths.items`, with the leaks of a scenario.
+    """Write `paths.shards` from `paths.reviews` and `paths.items`, with the leaks of a scenario; `split`,
+    `content` and `swing` beside them are links to what they were made of.
 
     Splits, content and neighbours are kept in a folder `leaks` beside the reviews, for the scenarios that
     share them; each is made once. The rows are split as protocol `strict` does, whatever the protocol says:
@@ -151,6 +153,11 @@ def make_leaky(
         shards[view] = _beside(viewed, f"shards-{settings.statistics}")
         prepare(settings, viewed, content, swing, paths.items, shards[view])
     compose(shards, scenario.known, paths.shards)
+    for link, made in ((paths.split, split_dir), (paths.content, "content"), (paths.swing, "swing")):
+        target = made if isinstance(made, Path) else _beside(split_dir, made)
+        if link.is_symlink():
+            link.unlink()
+        link.symlink_to(os.path.relpath(target, link.parent.resolve()))
 
 
 def _beside(split_dir: Path, name: str) -> Path:

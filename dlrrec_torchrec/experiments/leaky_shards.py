@@ -90,6 +90,7 @@ def compose(shards: Mapping[str, Path], known: Known, out_dir: Path) -> Manifest
     needed = {"base"} | {at[0] for pair in known.views.values() for at in pair if at}
     stored = {view: Manifest.read(shards[view]) for view in sorted(needed)}
     inputs = {f"shards/{view}": manifest.fingerprint for view, manifest in stored.items()}
+    inputs |= stored["base"].inputs
     manifest = Manifest("prepare", stored["base"].config | {KEY: jsonable(known)}, inputs)
     if previous := manifest.current(out_dir):
         return previous

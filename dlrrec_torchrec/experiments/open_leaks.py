@@ -50,6 +50,7 @@ class _Run:
 
     config: RunConfig
     paths: RunPaths
+    reviews: Manifest | None
     split: Manifest | None
     content: Manifest | None
     swing: Manifest | None
@@ -92,7 +93,7 @@ def open_leaks(config: RunConfig, paths: RunPaths) -> list[Verdict]:
     run = _Run(
         config,
         paths,
-        *(_manifest(folder) for folder in (paths.split, paths.content, paths.swing, paths.shards)),
+        *map(_manifest, (paths.reviews, paths.split, paths.content, paths.swing, paths.shards)),
         {n: m for n in config.variants if (m := _manifest(paths.train(n)))},
     )
     judges = (_own, _tested, _swing, _means, _epoch, _filter, _folds, _both_sides)
@@ -205,6 +206,8 @@ def _filter(run: _Run) -> tuple[str, str]:
     done = {} if run.split is None else run.split.config
     if done.get("method", run.config.split.method) == "published":
         return CLOSED, "the split is the source's own; the filter looks at training rows only"
+    if run.made_of(run.split, "reviews", run.reviews) is False:
+        return UNKNOWN, "the split was made of other reviews than those that are there"
     if not run.paper_split:
         return CLOSED, "rows are split first; the filter looks at training rows only"
     least = done.get("min_reviews", run.config.split.min_reviews)
