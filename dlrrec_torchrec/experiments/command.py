@@ -18,7 +18,7 @@ from dlrrec_torchrec.config.read import VARYING
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.paths import run_paths
 
-_LINE = "which leaks do a run's settings and data open, and do features tell their labels?"
+_LINE = "say which leaks a run opens and whether features tell their own labels; exit status 1 if so"
 
 
 def add_audit(commands: Any) -> None:

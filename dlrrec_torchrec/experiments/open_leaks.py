@@ -22,6 +22,7 @@ from dlrrec_torchrec.store.paths import RunPaths
 
 OPEN, TRACE, CLOSED, UNKNOWN = "open", "trace", "closed", "unknown"
 PLANTED = "these shards were made so on purpose"
+_WHOLE = "their user's or item's whole"
 FEW = 0.02  # share of the test rows up to which copies are a trace: too few to move a metric by more
 
 
@@ -104,7 +105,8 @@ def describe_leaks(verdicts: Sequence[Verdict]) -> Iterator[str]:
     """The verdicts as a table in plain text, a line each."""
     yield "leaks that this run's settings and data open:"
     for verdict in verdicts:
-        yield f"  ({verdict.leak}) {verdict.state:<8} {verdict.line}: {verdict.why}"
+        yield f"  ({verdict.leak}) {verdict.state:<8} {verdict.line}"
+        yield f"      {'':<8} {verdict.why}"
 
 
 def _own(run: _Run) -> tuple[str, str]:
@@ -121,7 +123,7 @@ def _own(run: _Run) -> tuple[str, str]:
         return CLOSED, "model.vectors is row; there are no shards yet to look at"
     kept = own_vectors_kept(run.paths.shards, run.paths.content)
     if kept.rows and kept.share > 0.5:
-        return OPEN, f"{kept} have vectors of all their user's or item's reviews, their own too"
+        return OPEN, f"{kept} have {_WHOLE} vector, with their own review in it"
     if own := run.of_prepare("vectors", {}):
         return (
             UNKNOWN,
@@ -129,7 +131,7 @@ def _own(run: _Run) -> tuple[str, str]:
         )
     if not kept.rows:
         return CLOSED, f"prepare.statistics is {run.statistics}; no training row has a vector to compare"
-    return CLOSED, f"{kept} have vectors with their own review in them (prepare.statistics: {run.statistics})"
+    return CLOSED, f"{kept} have {_WHOLE} vector (prepare.statistics: {run.statistics})"
 
 
 def _vectors(run: _Run, name: str) -> str:
@@ -179,8 +181,8 @@ def _means(run: _Run) -> tuple[str, str]:
         return OPEN, PLANTED
     kept = own_ratings_kept(run.paths.shards)
     if kept.rows and kept.share > 0.5:
-        return OPEN, f"{kept} have their own rating in the mean of their user or item"
-    closed = f"{kept} have their own rating in a mean"
+        return OPEN, f"{kept} have {_WHOLE} mean, with their own rating in it"
+    closed = f"{kept} have {_WHOLE} mean{' (so few do by chance)' if kept.count else ''}"
     smoothing = run.of_prepare("smoothing", None)
     if run.split is None or smoothing is None:
         return CLOSED, closed

@@ -61,7 +61,7 @@ def own_ratings_kept(shards_dir: str | os.PathLike) -> Counted:
         telling = np.abs(rating - mean) > NEAR * (high - low)
         kept = counted[code] & (np.abs(dense[:, names.index(f"{side}_mean")] - whole) <= 1e-6)
         found.append(Counted(int((kept & telling).sum()), int(telling.sum()), "training rows"))
-    return max(found, key=lambda counted: counted.share)
+    return max(found, key=lambda counted: (counted.share, counted.rows))
 
 
 def own_vectors_kept(shards_dir: str | os.PathLike, content_dir: str | os.PathLike) -> Counted:

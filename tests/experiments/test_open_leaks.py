@@ -83,7 +83,7 @@ def test_a_clean_run_has_no_leak_open(linked):
     assert str(own_ratings_kept(paths.shards)) in found["d"][1]
     assert "made of the training rows of this split" in found["b"][1]
     assert not any_open(open_leaks(config, paths))
-    assert len(list(describe_leaks(open_leaks(config, paths)))) == 1 + len(LEAKS)
+    assert len(list(describe_leaks(open_leaks(config, paths)))) == 1 + 2 * len(LEAKS)
 
 
 def test_a_by_vectors_from_tables(linked):
