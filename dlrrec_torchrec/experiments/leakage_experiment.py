@@ -6,7 +6,8 @@ from typing import Any
 
 from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.experiments.definitions import Cell, Contrast, Experiment, Group, Options
-from dlrrec_torchrec.experiments.leaks import FILTER, LEAKS, SCENARIOS, Scenario, leaky_shards
+from dlrrec_torchrec.experiments.eight_leaks import LEAKS
+from dlrrec_torchrec.experiments.leaks import FILTER, SCENARIOS, Scenario, leaky_shards
 from dlrrec_torchrec.experiments.papers import (
     QUICK_EPOCHS,
     by_data,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.experiments.eight_leaks import LEAKS
 from dlrrec_torchrec.experiments.leaky_shards import VIEWS, Known, compose
 from dlrrec_torchrec.experiments.leaky_splits import (
     filtered_reviews,
@@ -29,16 +30,6 @@ from dlrrec_torchrec.store.manifest import digest, jsonable
 from dlrrec_torchrec.store.paths import RunPaths
 from dlrrec_torchrec.swing_stage import neighbors
 
-LEAKS = {
-    "a": "own review kept in a training row's summaries, vectors, categories and price tag",
-    "b": "tested rows' own reviews in summaries, vectors, categories and price tag",
-    "c": "SWING neighbours from all rows, tested ones too",
-    "d": "a label's own rating in mean ratings",
-    "e": "epoch chosen on the test rows",
-    "f": "filter on activity before the split",
-    "g": "training rows leave out their own review alone, without folds",
-    "h": "the same review on both sides of the split",
-}
 FILTER = 2  # reviews of a user and of an item: MMREC section 3.2 leaves out ids with one
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.experiments.leaky_splits import KEY
+from dlrrec_torchrec.experiments.eight_leaks import KEY
 from dlrrec_torchrec.features.dense import DENSE_FEATURES
 from dlrrec_torchrec.prepare.shard_writer import write_parts
 from dlrrec_torchrec.store.errors import DataError

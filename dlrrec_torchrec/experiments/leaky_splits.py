@@ -15,13 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dlrrec_torchrec.config import SplitConfig
+from dlrrec_torchrec.experiments.eight_leaks import KEY
 from dlrrec_torchrec.split.stage import TEST, TRAIN, VAL, active_rows, assign_parts
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.files import read_table, write_table
 from dlrrec_torchrec.store.manifest import Manifest, stage_output
 from dlrrec_torchrec.store.schema import REVIEWS, SPLIT, SPLITS
-
-KEY = "leak"  # in the settings of a manifest: what was done to the folder on purpose
 
 
 def recombine(split_dir: Path, out_dir: Path, parts: Mapping[str, Sequence[str]]) -> Manifest:

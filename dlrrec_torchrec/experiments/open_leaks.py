@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dlrrec_torchrec.config import RunConfig
-from dlrrec_torchrec.experiments.leaks import LEAKS
-from dlrrec_torchrec.experiments.leaky_splits import KEY
+from dlrrec_torchrec.experiments.eight_leaks import KEY, LEAKS
 from dlrrec_torchrec.experiments.rows_apart import foreign_means, own_ratings_kept, own_vectors_kept
 from dlrrec_torchrec.split.copied_texts import Copies, copies
 from dlrrec_torchrec.store.manifest import Manifest

@@ -14,7 +14,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import PrepareConfig, RunConfig, SplitConfig, load_config
-from dlrrec_torchrec.experiments.leaks import LEAKS, SCENARIOS, make_leaky
+from dlrrec_torchrec.experiments.eight_leaks import LEAKS
+from dlrrec_torchrec.experiments.leaks import SCENARIOS, make_leaky
 from dlrrec_torchrec.experiments.leaky_shards import VIEWS, Known, compose
 from dlrrec_torchrec.experiments.leaky_splits import (
     filtered_reviews,
