@@ -9,7 +9,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +296,18 @@ def for_seed(config: RunConfig, number: int) -> RunConfig:
             for name, sections in config.variants.items()
         },
     )
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The settings with these values, "train.lr" -> 0.003, in their sections, or "protocol" of the run."""
+    for name, value in values.items():
+        section, _, key = name.partition(".")
+        changed = dataclasses.replace(getattr(config, section), **{key: value}) if key else value
+        config = dataclasses.replace(config, **{section: changed})
+    return config
+
+
+def value_of(config: RunConfig, name: str) -> Any:
+    """The value of a setting such as "train.lr", or "protocol" of the run."""
+    section, _, key = name.partition(".")
+    return getattr(getattr(config, section), key) if key else getattr(config, section)

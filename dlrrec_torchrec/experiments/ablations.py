@@ -21,7 +21,7 @@ from dlrrec_torchrec.experiments.papers import (
     has_images,
     papers_config,
     v0,
-    v0_reduction,
+    v0_groups,
 )
 from dlrrec_torchrec.features.dense import dense_width
 from dlrrec_torchrec.store.errors import DataError
@@ -244,7 +244,7 @@ def domains(options: Options) -> Experiment:
 def equal_top(inputs: Sequence[str]) -> list[int]:
     """Layers of V0's top MLP that make its weights as many as those of DLRREC with TOP, or nearly."""
     wanted = weights_of(inputs, [[name] for name in inputs], TOP)
-    joined = v0_reduction(list(inputs))
+    joined = v0_groups(inputs)
     return min(
         ([width, *TOP[1:]] for width in range(16, 4097)),
         key=lambda top: abs(weights_of(inputs, joined, top) - wanted),
@@ -262,7 +262,7 @@ def weights_of(inputs: Sequence[str], joined: Sequence[Sequence[str]], top: Sequ
     reduced, width, total = 32, 16 + 32, _mlp([dense_width(PROPOSED_DENSE), 64, 16])
     for group in joined:
         kind = "text" if "text" in {BUILT_IN[name] for name in group} else "image"
-        total += _mlp([TEXT_DIM * len(group), HIDDEN[kind], reduced])
+        total += _mlp([TEXT_DIM * len(group), HIDDEN[kind], reduced]) + 2 * reduced  # of the batch norm
         width += reduced
     return total + _mlp([width + width * (width - 1) // 2, *top])
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dlrrec_torchrec.config import IngestConfig, RunConfig, TrainConfig, load_config
+from dlrrec_torchrec.config import RunConfig, load_config
 from dlrrec_torchrec.config.flags import add_command, add_flags, at_least, given_settings
-from dlrrec_torchrec.config.names import described
+from dlrrec_torchrec.config.names import described, sections
 from dlrrec_torchrec.experiments.catalogue import EXPERIMENTS
 from dlrrec_torchrec.experiments.definitions import PROTOCOLS, Options
 from dlrrec_torchrec.store.errors import DataError
@@ -19,6 +20,7 @@ from dlrrec_torchrec.store.folders import check_name
 
 WORLDS = ("tiny", "small", "paper")
 SEEDS = 5
+QUICK = "--quick: little data, few epochs, fewer cells: it shows that the experiment works, and nothing else."
 _WORLD = {"ingest.source": "synthetic", "split.val_share": 0.2}
 _PAPER_SHARE = 0.23388  # 17,402 test rows of 74,407 (MMREC section 3.2)
 
@@ -43,12 +45,15 @@ def add_experiment(commands: Any) -> None:
     command.add_argument("name", choices=EXPERIMENTS, metavar="NAME", help=", ".join(EXPERIMENTS))
     command.add_argument(
         "--data",
+        "--config",
         nargs="+",
         metavar="FILE",
         help="run configurations, whose sections for data are used (model and training are the experiment's "
         f"own), or sizes of the made-up world: {', '.join(WORLDS)} (default: small; with --quick tiny)",
     )
-    command.add_argument("--out", help="folder of the results (default: runs/ and the experiment's name)")
+    command.add_argument(
+        "--out", "--run-dir", help="folder of the results (default: runs/ and the experiment's name)"
+    )
     command.add_argument(
         "--quick",
         action="store_true",
@@ -94,8 +99,10 @@ def add_experiment(commands: Any) -> None:
         metavar="SECTION.KEY=VALUE",
         help="change a setting of all cells that do not name it themselves",
     )
-    add_flags(command, TrainConfig, "train", only=("epochs", "device"))
-    add_flags(command, IngestConfig, "ingest", only=("reviews", "items", "test"))
+    for name, kind in sections().items():
+        line = (kind.__doc__ or "").splitlines()[0].rstrip(".")
+        group = command.add_argument_group(f"{name}: {line}; in place of the experiment's own")
+        add_flags(group, kind, name, short_flags=False)
     command.add_argument("--no-progress", dest="progress", action="store_false", help="no progress bars")
     command.set_defaults(action=_experiment)
 
@@ -144,6 +151,8 @@ def _share(text: str) -> tuple[int, int]:
 
 
 def _data(name: str, given: dict[str, Any]) -> tuple[str, RunConfig]:
+    if name in WORLDS and given.get("ingest.source", "synthetic") != "synthetic":  # no --data, but flags
+        return str(given["ingest.source"]), load_config(None, given)
     if name in WORLDS:
         share = {"split.test_share": _PAPER_SHARE} if name == "paper" else {}
         return name, load_config(None, _WORLD | {"ingest.size": name} | share | given)
@@ -166,6 +175,8 @@ def _experiment(arguments: argparse.Namespace) -> int:
 
     say: Callable[[str], None] = functools.partial(print, flush=True)
     experiment = EXPERIMENTS[arguments.name](options_of(arguments))
+    if arguments.quick:
+        experiment = dataclasses.replace(experiment, notes=(QUICK, *experiment.notes))
     check_experiment(experiment)
     out = Path(arguments.out or f"runs/{arguments.name}{'-quick' if arguments.quick else ''}")
     if out.exists() and not out.is_dir():

@@ -17,13 +17,15 @@ CONSTANT = 0.01  # share of rows with the rarer prediction up to which a model s
 def findings(results: Results) -> list[str]:
     """Sentences, the most important first."""
     sentences = [*_contrasts(results), *_against_the_papers(results), *_constants(results)]
-    return sentences + [*_rows(results), *_costs(results)]
+    return sentences + [*_rows(results), *_few_seeds(results), *_costs(results)]
 
 
 def where(levels: dict[str, str], varying: Sequence[str], without: Sequence[str] = ()) -> str:
-    """The levels of a cell in words, of the factors that vary."""
-    told = [levels[name] for name in varying if name not in without and levels.get(name) not in (None, ANY)]
-    return ", ".join(told)
+    """The levels of a cell in words, of the factors that vary; a number with its factor's name."""
+    told = {
+        name: levels[name] for name in varying if name not in without and levels.get(name) not in (None, ANY)
+    }
+    return ", ".join(f"{name} {level}" if level[:1].isdigit() else level for name, level in told.items())
 
 
 def varying_factors(results: Results) -> list[str]:
@@ -49,16 +51,19 @@ def interval_text(difference: Difference) -> str:
 
 
 def _contrasts(results: Results) -> Iterator[str]:
+    """A sentence for each protocol, metric and base that is compared with."""
     varying = varying_factors(results)
     groups: dict[tuple[str, ...], list[Difference]] = {}
     first = results.experiment.compared[0]
     for found in results.differences:
         if np.isfinite(found.mean) and (found.metric == first or found.metric.startswith("content_")):
-            key = (found.levels.get("protocol", ""), found.metric, found.factor, found.level, found.base)
+            key = found.levels.get("protocol", ""), found.metric, found.factor, found.base
             groups.setdefault(key, []).append(found)
-    for (protocol, metric, factor, level, base), differences in groups.items():
-        beside = [name for name in varying if name not in (factor, "protocol")]
-        head = f"Protocol {protocol}, {METRICS[metric].title}, {level} less {base}"
+    for (protocol, metric, factor, base), differences in groups.items():
+        levels = list(dict.fromkeys(found.level for found in differences))
+        what = levels[0] if len(levels) == 1 else f"each other {factor}"
+        beside = [name for name in varying if name != "protocol" and (name != factor or len(levels) > 1)]
+        head = f"Protocol {protocol}, {METRICS[metric].title}, {what} less {base}"
         yield f"{head}: {_told(differences, beside)}."
 
 
@@ -74,7 +79,7 @@ def _told(differences: Sequence[Difference], beside: Sequence[str]) -> str:
     ordered = sorted(differences, key=lambda found: found.mean)
     shown = differences if len(differences) <= SHOWN else [ordered[0], ordered[-1]]
     listed = "; ".join(f"{where(found.levels, beside) or 'all'} {interval_text(found)}" for found in shown)
-    return f"{count}: {listed}" if len(differences) <= SHOWN else f"{count}, the ends are {listed}"
+    return f"{count}: {listed}" if len(differences) <= SHOWN else f"{count}; the ends are {listed}"
 
 
 def _verdict_words(found: Difference) -> str:
@@ -135,6 +140,11 @@ def _rows(results: Results) -> Iterator[str]:
             f"Test rows of {data}, protocol {protocol}: {outcome.rows:,.0f}, {outcome.positives:.1%} of them "
             "positive: what saying yes to everything has as accuracy, at a false-positive rate of 100%."
         )
+
+
+def _few_seeds(results: Results) -> Iterator[str]:
+    if results.differences and max(len(found.seeds) for found in results.differences) == 1:
+        yield "With one seed the intervals tell of other test users, not of other splits or weights."
 
 
 def _costs(results: Results) -> Iterator[str]:

@@ -159,8 +159,12 @@ def _outcome(levels: dict[str, str], published: Mapping[str, float], done: dict[
 
 def _differences(experiment: Experiment, outcomes: Sequence[Outcome], draws: int) -> Iterator[Difference]:
     read: dict[Path, dict[str, Any]] = {}
+    told: set[frozenset[int]] = set()  # a pair of cells is compared once, by the first contrast that has it
     for contrast in experiment.contrasts:
         for outcome, base in pairs(contrast, outcomes):
+            if (pair := frozenset((id(outcome), id(base)))) in told:
+                continue
+            told.add(pair)
             common = [seed for seed in outcome.folders if seed in base.folders]
             for metric in experiment.compared:
                 repeats = [

@@ -60,7 +60,7 @@ def table(results: Results) -> tuple[list[str], list[list[str]], int]:
             row.append(value_text(outcome, metric))
             if metric in known:
                 number = outcome.published.get(metric)
-                row.append("" if number is None else f"{number:{METRICS[metric].form}}")
+                row.append("" if number is None else f"{number:.4g}")
         rows.append(row)
     return titles, rows, len(factors)
 

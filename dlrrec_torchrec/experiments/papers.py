@@ -8,12 +8,12 @@ DLRREC calls V0. Where a choice is from is told in docs/papers.md.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.config.read import value_of, with_values
 from dlrrec_torchrec.experiments.definitions import Cell, Contrast, Experiment, Group, Options
-from dlrrec_torchrec.experiments.search_space import value_of, with_values
 
 TEXT, IMAGE = ("user_text", "item_text"), ("item_image",)
 INPUTS = {"text": [*TEXT], "image": [*IMAGE], "text + image": [*TEXT, *IMAGE]}
@@ -33,6 +33,7 @@ PAPERS_MODEL: dict[str, Any] = {
     "prepare.text": "summary",
     "model.text_tower": [256, 32],
     "model.image_tower": [64, 32],
+    "model.other_tower": [256, 32],  # of text and image in one, in MMREC's base model
     "model.tower_norm": "batch",
     "model.tower_dropout": 0.0,
     "model.towers": {},
@@ -93,7 +94,7 @@ LOSS_SCALE = (
 )
 CAPTIONS = (
     "{}: the base model's pictures are ResNet-50 vectors in MMREC; here they are those of captions, as "
-    "picture files and weights are needed for the others (pictures.picture_vectors=resnet, docs/pictures.md)."
+    "picture files and weights are needed for the others (pictures.picture_vectors=resnet)."
 )
 NO_IMAGES = "{}: no picture has words or vectors here, so cells with images are left out"
 
@@ -133,16 +134,17 @@ def group_name(options: Options, data: str, *parts: str) -> str:
     return "-".join([*([data] if len(options.data) > 1 else []), *parts]).replace(" ", "")
 
 
-def v0_reduction(inputs: list[str]) -> list[list[str]]:
-    """What V0 concatenates and reduces together: both texts, and the picture (MMREC section 5.2)."""
+def v0_groups(inputs: Sequence[str]) -> list[list[str]]:
+    """What V0 reduces together: both texts, and the picture by itself (MMREC section 5.2)."""
     texts, images = ([name for name in inputs if name in kind] for kind in (TEXT, IMAGE))
     return [group for group in (texts, images) if group]
 
 
-def v0(inputs: list[str]) -> dict[str, Any]:
-    """Changes of a cell that make it V0 with these vectors."""
+def v0(inputs: list[str], groups: Sequence[Sequence[str]] | None = None) -> dict[str, Any]:
+    """Changes of a cell that make it V0 with these vectors; `groups` are reduced together (`v0_groups`)."""
+    joined = ["+".join(group) for group in groups or v0_groups(inputs) if len(group) > 1]
     return {
-        "model": {"modalities": inputs, "reduction": "upstream", "joined": v0_reduction(inputs)},
+        "model": {"modalities": inputs, "reduction": "upstream", "joined": joined},
         "contrastive": {"item_weight": 0.0, "user_weight": 0.0},
     }
 
@@ -205,19 +207,20 @@ def mmrec(options: Options) -> Experiment:
         kinds = {
             "base": (
                 {"prepare.text": "mean", "prepare.dense": BASE_DENSE, "pictures.picture_vectors": pictures},
-                {"category": False, "joined": [[*TEXT, *images]]},
+                v0([*TEXT, *images], [[*TEXT, *images]]),
             ),
             "proposed": (
                 {"prepare.text": "summary", "pictures.picture_vectors": "captions"},
-                {"joined": v0_reduction([*TEXT, *images])},
+                v0([*TEXT, *images]),
             ),
         }
         for kind, (settings, model) in kinds.items():
+            if kind == "base":
+                model["model"] |= {"category": False}
             cells = []
             for weights, dropout in itertools.product(WEIGHTS, (0.3,) if options.quick else (0.1, 0.3, 0.5)):
-                changes = v0([*TEXT, *images])
-                changes["model"] |= {"dropout": dropout} | model
-                changes["train"] = {"class_weights": WEIGHTS[weights]}
+                changes = model | {"model": model["model"] | {"dropout": dropout}}
+                changes |= {"train": {"class_weights": WEIGHTS[weights]}}
                 train, test = MMREC[kind, weights, dropout]
                 published = dict(zip(("train_accuracy", "train_fpr", "train_loss"), train, strict=True))
                 published |= dict(zip(("accuracy", "fpr", "loss"), test, strict=True))

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import yaml
@@ -20,7 +20,7 @@ from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.config.automatic import DataSize, automatic, automatic_lists
 from dlrrec_torchrec.config.check import range_problem
 from dlrrec_torchrec.config.names import sections
-from dlrrec_torchrec.config.read import VARYING, field_value
+from dlrrec_torchrec.config.read import VARYING, field_value, value_of
 from dlrrec_torchrec.store.errors import DataError
 
 LOG_FROM = 10.0  # ratio of the ends of a range from which values are drawn on a log scale
@@ -185,21 +185,6 @@ def search_space(config: RunConfig, size: DataSize, asked: Iterable[str] = ()) -
     own = {name: value_of(chosen, name) for name in given}
     searched = {name: values.holding(own[name], name) for name, values in given.items()}
     return Space(searched, own, fixed)
-
-
-def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
-    """The settings with these values, "train.lr" -> 0.003, in their sections, or "protocol" of the run."""
-    for name, value in values.items():
-        section, _, key = name.partition(".")
-        changed = dataclasses.replace(getattr(config, section), **{key: value}) if key else value
-        config = dataclasses.replace(config, **{section: changed})
-    return config
-
-
-def value_of(config: RunConfig, name: str) -> Any:
-    """The value of a setting such as "train.lr", or "protocol" of the run."""
-    section, _, key = name.partition(".")
-    return getattr(getattr(config, section), key) if key else getattr(config, section)
 
 
 def _is_open(config: RunConfig, name: str) -> bool:

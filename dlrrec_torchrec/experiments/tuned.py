@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.config.read import with_values
 from dlrrec_torchrec.evaluation.intervals import Interval
-from dlrrec_torchrec.experiments.search_space import with_values
 from dlrrec_torchrec.serving.choose import RULES
 from dlrrec_torchrec.store.folders import write_text_atomic
 from dlrrec_torchrec.store.manifest import jsonable

@@ -20,8 +20,9 @@ import numpy as np
 
 from dlrrec_torchrec.config import RunConfig, for_seed, variant
 from dlrrec_torchrec.config.automatic import DataSize, automatic
+from dlrrec_torchrec.config.read import with_values
 from dlrrec_torchrec.distributed.launcher import is_launched
-from dlrrec_torchrec.experiments.search_space import search_space, with_values
+from dlrrec_torchrec.experiments.search_space import search_space
 from dlrrec_torchrec.experiments.studies import claimed, import_optuna, next_trial, open_study
 from dlrrec_torchrec.experiments.tuned import Tuned, describe_trial, records, write_best
 from dlrrec_torchrec.experiments.validation_gain import validation_gain, validation_scores

@@ -15,10 +15,11 @@ import yaml
 from dlrrec_torchrec.cli import build_parser, main
 from dlrrec_torchrec.config import RunConfig, load_config, variant
 from dlrrec_torchrec.config.automatic import DataSize
+from dlrrec_torchrec.config.read import with_values
 from dlrrec_torchrec.evaluation.baselines import read_rows
 from dlrrec_torchrec.evaluation.intervals import Interval
 from dlrrec_torchrec.experiments import studies, tuning
-from dlrrec_torchrec.experiments.search_space import DEFAULT, Choices, Range, search_space, with_values
+from dlrrec_torchrec.experiments.search_space import DEFAULT, Choices, Range, search_space
 from dlrrec_torchrec.experiments.studies import claimed
 from dlrrec_torchrec.experiments.tuned import Trial, best_configuration
 from dlrrec_torchrec.experiments.tuning import Budget, tune

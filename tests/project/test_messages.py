@@ -51,6 +51,7 @@ PRINTED_BY = {
     },  # names in a configuration are checked before
     ("cli", "--seed-number"): {*STAGES, "recommend"} - {"ingest", "report"},  # requested by this same flag
     ("experiments.command", "--seed-number"): {"audit", "tune"},
+    ("experiments.ablations", "--data"): {"experiment"},
 }
 # Programs of their own, with parsers of their own.
 APART = {"benchmarks.gpu"}
@@ -115,13 +116,14 @@ def printers() -> dict[str, set[str]]:
     """Module -> the commands that can print its messages."""
     from dlrrec_torchrec import cli
     from dlrrec_torchrec.experiments import command as experiments
+    from dlrrec_torchrec.experiments import experiment
     from dlrrec_torchrec.extract import command as content
     from dlrrec_torchrec.extract.providers.registry import PROVIDERS
     from dlrrec_torchrec.sharding import command as plan
 
     groups = {
         f"dlrrec_torchrec.{part}.command" for part in ("benchmarks", "sharding", "experiments", "extract")
-    }
+    } | {"dlrrec_torchrec.experiments.experiment"}
     always = reached({"dlrrec_torchrec.cli"}, lazily=False) - groups
     starts = {s.name: imported_by(s.action, s.check, s.shown) for s in STAGES.values()}
     starts["extract"] |= {name.partition(":")[0] for name in PROVIDERS.values()}  # imported by name
@@ -132,8 +134,10 @@ def printers() -> dict[str, set[str]]:
     starts["plan"] = imported_by(plan._plan) | {"dlrrec_torchrec.sharding.command"}
     starts["audit"] = imported_by(experiments._leakage)
     starts["tune"] = imported_by(experiments._tune)
+    starts["experiment"] = starts["run"] | imported_by(experiment._experiment)
     reach = {name: reached(start) | always for name, start in starts.items()}
     reach["cache"].add("dlrrec_torchrec.extract.command")
+    reach["experiment"].add("dlrrec_torchrec.experiments.experiment")
     for name in ("audit", "tune"):
         reach[name].add("dlrrec_torchrec.experiments.command")
     reach["bench"] = reached(imported_by(bench)) | {"dlrrec_torchrec.benchmarks.command"}
