@@ -11,14 +11,13 @@ and every row takes its columns from the one of the three that knows what the le
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from dlrrec_torchrec.experiments.eight_leaks import KEY
+from dlrrec_torchrec.experiments.eight_leaks import KEY, Known
 from dlrrec_torchrec.features.dense import DENSE_FEATURES
 from dlrrec_torchrec.prepare.shard_writer import write_parts
 from dlrrec_torchrec.store.errors import DataError
@@ -40,40 +39,6 @@ _ENTITY = {
     "means": ("count", "mean_rating"),
     "positives": ("positives",),
 }
-
-
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What the rows know that they must not.
-
-    Attributes:
-        own_content: a training row's vectors, categories and price tag are made of its own review too.
-        tested_content: those of all rows are made of validation and test rows' reviews too; of a training
-            row without its own fold, unless it has `own_content`.
-        own_rating, tested_ratings: the same of mean ratings and counts.
-        tested_pairs: SWING's neighbours are of all rows.
-    """
-
-    own_content: bool = False
-    tested_content: bool = False
-    own_rating: bool = False
-    tested_ratings: bool = False
-    tested_pairs: bool = False
-
-    @property
-    def views(self) -> dict[str, tuple[tuple[str, str], tuple[str, str] | None]]:
-        """Kind of column -> (view, part) of the training rows, and of the others; None: their own parts."""
-        content = _taken(self.own_content, self.tested_content)
-        return {
-            "content": content,
-            "means": _taken(self.own_rating, self.tested_ratings),
-            "positives": _taken(False, self.tested_pairs),
-        }
-
-
-def _taken(own: bool, tested: bool) -> tuple[tuple[str, str], tuple[str, str] | None]:
-    view = "all" if tested else "own" if own else "base"
-    return (view, "val" if own else "train"), (("all", "test") if tested else None)
 
 
 def compose(shards: Mapping[str, Path], known: Known, out_dir: Path) -> Manifest:

@@ -13,9 +13,9 @@ from dlrrec_torchrec.cli import main
 from dlrrec_torchrec.config import load_config
 from dlrrec_torchrec.experiments.cells import check_experiment
 from dlrrec_torchrec.experiments.definitions import Options
+from dlrrec_torchrec.experiments.eight_leaks import SCENARIOS
 from dlrrec_torchrec.experiments.gathered import pooled
 from dlrrec_torchrec.experiments.leakage_experiment import CHOSEN_ON_TEST, QUICK, leakage
-from dlrrec_torchrec.experiments.leaks import SCENARIOS
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
 
 TABLE = {"ingest.source": "table", "ingest.columns": {"user": "u", "item": "i", "rating": "r", "text": "t"}}
@@ -101,7 +101,7 @@ def test_the_tiny_experiment_makes_its_table_and_goes_on_where_it_stopped(tmp_pa
     assert all(float(row["low"]) <= float(row["difference"]) <= float(row["high"]) for row in rows)
     assert "0 of 8 done" in told and main(call) == 0
     assert "8 of 8 done" in capsys.readouterr().out
-    group = tmp_path / "out" / "groups" / "h-strict"
+    group = tmp_path / "out" / "groups" / "adh-strict"
     assert main(["audit", "leakage", "--run-dir", str(group), "--no-trees"]) == 1
     told = capsys.readouterr().out
-    assert "(h) open" in told and "(a) closed" in told
+    assert all(f"({leak}) open" in told for leak in "adh") and "(b) closed" in told

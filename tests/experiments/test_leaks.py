@@ -14,9 +14,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.config import PrepareConfig, RunConfig, SplitConfig, load_config
-from dlrrec_torchrec.experiments.eight_leaks import LEAKS
-from dlrrec_torchrec.experiments.leaks import SCENARIOS, make_leaky
-from dlrrec_torchrec.experiments.leaky_shards import VIEWS, Known, compose
+from dlrrec_torchrec.experiments.eight_leaks import LEAKS, SCENARIOS, Known
+from dlrrec_torchrec.experiments.leaks import make_leaky
+from dlrrec_torchrec.experiments.leaky_shards import VIEWS, compose
 from dlrrec_torchrec.experiments.leaky_splits import (
     filtered_reviews,
     one_row_a_picture,
@@ -372,7 +372,8 @@ SELF_KNOWN = {
     "g": (False, False),
     "h": (True, False),
     "g+h": (True, False),
-    "a+b+c+d+g+h": (True, True),
+    "a+d+h": (True, True),
+    "a+b+c+d+h": (True, True),
 }
 
 
@@ -389,14 +390,16 @@ def test_a_row_knows_its_own_review_only_by_the_leak(tmp_path, scenario):
 
 def test_every_scenario_that_keeps_the_rows_is_tried_above():
     same_rows = {name for name, scenario in SCENARIOS.items() if not scenario.other_rows}
-    assert same_rows - {"h-half"} == set(SELF_KNOWN)
+    assert same_rows - {"h-half", "a+d+h-half"} == set(SELF_KNOWN)
 
 
-@pytest.mark.parametrize("scenario", ["f", "h-pictures", "h-pictured", "h-half"])
-def test_scenarios_with_other_rows_have_shards(tmp_path, scenario):
+@pytest.mark.parametrize("scenario", ["f", "h-pictures", "h-pictured", "h-half", "a+d+h", "a+d+h-pictured"])
+def test_copies_are_the_same_row_where_features_are_by_id(tmp_path, scenario):
     rows = made(tmp_path / "out", scenario)
     both = rows["train"].keys() & rows["test"].keys()
-    assert rows["test"] and bool(both) == scenario.startswith("h")
+    assert rows["test"] and bool(both) == ("h" in scenario)
+    alike = [rows["train"][pair] == rows["test"][pair] for pair in both]
+    assert all(alike) if "a+d" in scenario else not any(alike)
 
 
 def test_no_setting_of_a_run_leads_to_a_leak():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dlrrec_torchrec.cli import main
-from dlrrec_torchrec.experiments.eight_leaks import KEY, LEAKS
-from dlrrec_torchrec.experiments.leaky_shards import VIEWS, Known, compose
+from dlrrec_torchrec.experiments.eight_leaks import KEY, LEAKS, Known
+from dlrrec_torchrec.experiments.leaky_shards import VIEWS, compose
 from dlrrec_torchrec.experiments.leaky_splits import recombine, with_copies
 from dlrrec_torchrec.experiments.open_leaks import (
     CLOSED,
