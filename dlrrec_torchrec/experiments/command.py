@@ -53,7 +53,7 @@ def add_audit(commands: Any) -> None:
         "--trees",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="fit trees; --no-trees: the table of leaks alone, in seconds (default: fit them)",
+        help="fit trees too; without them the table of leaks alone, in seconds (default: with)",
     )
     _add_seed_number(leakage)
     leakage.add_argument("--json", action="store_true", help="machine-readable output")

@@ -120,7 +120,7 @@ def filtered_reviews(reviews_dir: Path, out_dir: Path, min_reviews: int) -> Mani
     rows = _in_order(read_table(reviews_dir, REVIEWS))
     active = active_rows(*(_codes(rows[name]) for name in ("user_id", "item_id")), min_reviews)
     if not active.any():
-        raise DataError(f"{reviews_dir}: no user and item has {min_reviews} reviews; lower --min-reviews")
+        raise DataError(f"{reviews_dir}: no user and item has {min_reviews} reviews; use more reviews")
     with stage_output(manifest, out_dir) as folder:
         manifest.rows = {"reviews": write_table(rows.filter(pa.array(active)), folder), "rejected": 0}
     return manifest

@@ -136,7 +136,7 @@ def test_the_filter_counts_all_reviews(tmp_path):
     users, items = (np.unique([row[k] for row in rows], return_inverse=True)[1] for k in (0, 1))
     assert manifest.rows["reviews"] == active_rows(users, items, 2).sum() < len(rows)
     split(SplitConfig(positive_rating=4.0), "strict", tmp_path / "out", tmp_path / "split")
-    with pytest.raises(DataError, match="--min-reviews"):
+    with pytest.raises(DataError, match="no user and item has 50 reviews"):
         filtered_reviews(tmp_path / "reviews", tmp_path / "none", 50)
 
 
