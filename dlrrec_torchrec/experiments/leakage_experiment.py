@@ -19,12 +19,15 @@ from dlrrec_torchrec.store.paths import RunPaths
 
 # Mean vectors of the reviews, in which every review has its part: a summary of five sentences may leave the
 # tested review out. Without class weights, so that what says "yes" to all has the accuracy of the majority.
-# Batches of a quarter of the papers', so that a tenth of their rows has as many steps an epoch.
+# Batches of a quarter of the papers', so that a tenth of their rows has as many steps an epoch; and a tenth of
+# their learning rate, at which the first steps leave hidden units for dead and the logit of every row positive.
 CHANGES: dict[str, Any] = {
     "prepare.text": "mean",
     "train.class_weights": "none",
     "train.batch_size": 256,
-    "train.epochs": 20,
+    "train.lr": 0.001,
+    "train.epochs": 60,
+    "train.patience": 8,
 }
 QUICK = ("clean", "a+b", "d", "a+d+h")
 # Leaks under the papers' rule for the epoch too, (e): the others differ from these as they do without it.
