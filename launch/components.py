@@ -15,7 +15,7 @@ knows only the annotations of `typing`. Numbers default to -1, as TorchX passes 
 # ruff: noqa: UP006, UP035, UP045
 
 import shlex
-from typing import Dict, List, Optional
+from typing import Dict, List, NamedTuple, Optional
 
 from torchx import specs
 from torchx.specs import macros
@@ -33,6 +33,16 @@ NODES = {
     "b200x8": specs.Resource(cpu=176, gpu=8, memMB=1600 * 1024),
 }
 EFA = "vpc.amazonaws.com/efa"
+
+
+class _Job(NamedTuple):
+    """What every job has besides its command, as the components explain it."""
+
+    image: str
+    name: str
+    env: Optional[Dict[str, str]]
+    max_retries: int
+    mounts: Optional[List[str]]
 
 
 def train(
@@ -74,8 +84,8 @@ def train(
         debug: checks and logs of torch.distributed and NCCL, slow
     """
     resource = _resource(h, cpu, gpu, memMB)
-    options = (image, name, env, max_restarts, max_retries, mounts, rdzv_port, debug)
-    return _elastic("train", args, j, resource, *options)
+    job = _Job(image, name, env, max_retries, mounts)
+    return _elastic("train", args, j, resource, job, max_restarts, rdzv_port, debug)
 
 
 def evaluate(
@@ -94,8 +104,7 @@ def evaluate(
 
     Args:
         args: flags of `dlrrec evaluate`, after a `--`
-        h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX,
-            such as gpu.small
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 or a named resource of TorchX, as gpu.small
         cpu: CPUs of the node, instead of the named number
         gpu: GPUs of the node, instead of the named number
         memMB: memory of the node in MiB, instead of the named amount
@@ -106,7 +115,7 @@ def evaluate(
         mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
     """
     resource = _resource(h, cpu, gpu, memMB)
-    return _single("evaluate", args, resource, image, name, env, max_retries, mounts)
+    return _single("evaluate", args, resource, _Job(image, name, env, max_retries, mounts))
 
 
 def extract(
@@ -134,8 +143,7 @@ def extract(
     Args:
         args: flags of `dlrrec extract`, after a `--`
         j: number of nodes
-        h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX,
-            as cpu.xlarge
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 or a named resource of TorchX, as cpu.xlarge
         cpu: CPUs of a node, instead of the named number
         gpu: GPUs of a node, instead of the named number
         memMB: memory of a node in MiB, instead of the named amount
@@ -150,10 +158,43 @@ def extract(
         raise ValueError(f"-j {j}: at least one node")
     resource = _resource(h, cpu, gpu, memMB)
     if j == 1:
-        return _single("extract", args, resource, image, name, env, max_retries, mounts)
-    command = ["-m", "dlrrec_torchrec", "extract"]
-    variables = _torch_environment(resource, 1) | (env or {})
-    return _on_ray("extract", command, args, j, resource, image, name, variables, max_retries, mounts, port)
+        return _single("extract", args, resource, _Job(image, name, env, max_retries, mounts))
+    command, variables = ["-m", "dlrrec_torchrec", "extract"], _torch_environment(resource, 1) | (env or {})
+    job = _Job(image, name, variables, max_retries, mounts)
+    return _on_ray("extract", command, args, j, resource, job, port)
+
+
+def experiment(
+    *args: str,
+    j: int = 1,
+    h: str = "cpu.large",
+    image: str = IMAGE,
+    name: str = "experiment",
+    env: Optional[Dict[str, str]] = None,
+    max_retries: int = 0,
+    mounts: Optional[List[str]] = None,
+) -> specs.AppDef:
+    """Trains the cells of a table: `dlrrec experiment`, with a share of them on each node.
+
+    The first node makes the shards, for which the others wait; the last to end writes the tables. All nodes
+    must see the folder of --out under the same path. Started again, a stopped job continues where it was.
+
+    Args:
+        args: the experiment and its flags, such as table1 --seeds 5 --out FOLDER
+        j: number of nodes
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 or a named resource of TorchX, as cpu.xlarge
+        image: container image; local_cwd and slurm run in the current folder instead
+        name: name of the job
+        env: environment variables, A=1,B=2, also instead of those set here
+        max_retries: how often the scheduler starts a failed job again
+        mounts: type=bind,src=HOST_PATH,dst=PATH[,readonly] or type=volume,src=NAME,dst=PATH; one or more
+    """
+    if not args or args[0].startswith("-"):
+        raise ValueError("name the experiment: experiment table1 ...")
+    if j < 1:
+        raise ValueError(f"-j {j}: at least one node")
+    job = _Job(image, name, env, max_retries, mounts)
+    return _single("experiment", args, _resource(h, -1, -1, -1), job, j)
 
 
 def swing(
@@ -194,7 +235,8 @@ def swing(
         raise ValueError(f"-j {j}: at least one node")
     resource = _resource(h, cpu, 0, memMB)
     command, variables = ["-m", "swing", args[0]], {"PYTHONUNBUFFERED": "1"} | (env or {})
-    return _on_ray("swing", command, args[1:], j, resource, image, name, variables, max_retries, mounts, port)
+    job = _Job(image, name, variables, max_retries, mounts)
+    return _on_ray("swing", command, args[1:], j, resource, job, port)
 
 
 def bench(
@@ -219,8 +261,7 @@ def bench(
     Args:
         args: what to measure and its flags, such as embeddings --sharding table_wise
         j: NODES or NODESxRANKS; ranks on each node: by default one for each of its GPUs, or 1 without GPUs
-        h: kind of node: a100x8, h100x8, h200x8, b200x8 (8 GPUs each) or a named resource of TorchX,
-            such as gpu.small
+        h: kind of node: a100x8, h100x8, h200x8, b200x8 or a named resource of TorchX, as gpu.small
         cpu: CPUs of a node, instead of the named number
         gpu: GPUs of a node, instead of the named number; with 0 the ranks use CPUs only
         memMB: memory of a node in MiB, instead of the named amount
@@ -235,7 +276,8 @@ def bench(
     if not args or args[0] not in BENCHMARKS:
         raise ValueError(f"name what to measure: bench {' or bench '.join(BENCHMARKS)}")
     resource = _resource(h, cpu, gpu, memMB)
-    return _elastic("bench", args, j, resource, image, name, env, 0, max_retries, mounts, rdzv_port, debug)
+    job = _Job(image, name, env, max_retries, mounts)
+    return _elastic("bench", args, j, resource, job, 0, rdzv_port, debug)
 
 
 def _elastic(
@@ -243,105 +285,65 @@ def _elastic(
     args: tuple,
     j: str,
     resource: specs.Resource,
-    image: str,
-    name: str,
-    env: Optional[Dict[str, str]],
-    max_restarts: int,
-    max_retries: int,
-    mounts: Optional[List[str]],
-    rdzv_port: int,
+    job: _Job,
+    restarts: int,
+    port: int,
     debug: bool,
 ) -> specs.AppDef:
     """`dlrrec STAGE` on ranks that torch elastic starts."""
     nodes, ranks = _nodes_and_ranks(j, resource.gpu)
     # With several nodes the scheduler's variable names the first one. Schedulers that do not set it there set
     # it on the others.
-    endpoint = f"$${{{macros.rank0_env}:=localhost}}:{rdzv_port}" if nodes > 1 else "localhost:0"
-    elastic = {"nnodes": nodes, "nproc_per_node": ranks, "max_restarts": max_restarts}
+    endpoint = f"$${{{macros.rank0_env}:=localhost}}:{port}" if nodes > 1 else "localhost:0"
+    elastic = {"nnodes": nodes, "nproc_per_node": ranks, "max_restarts": restarts}
     elastic |= {"rdzv_backend": "c10d", "rdzv_id": macros.app_id, "tee": 3, "role": ""}
     command = ["exec", "python", "-m", "torch.distributed.run"]
     command += [word for flag, value in elastic.items() for word in (f"--{flag}", shlex.quote(str(value)))]
     command += ["--rdzv_endpoint", endpoint, "-m", "dlrrec_torchrec", stage]
     command += map(shlex.quote, _literal(args))
-    role = specs.Role(
-        name=stage,
-        image=image,
-        entrypoint="bash",
-        args=["-c", " ".join(command)],
-        # In a store shared with torchrun, restarted ranks find the keys of the previous ones, and hang.
-        env={"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-        | _torch_environment(resource, ranks, debug)
-        | (env or {}),
-        num_replicas=nodes,
-        max_retries=max_retries,
-        resource=resource,
-        port_map={"c10d": rdzv_port},
-        mounts=specs.parse_mounts(mounts or []),
-    )
-    return specs.AppDef(name=name, roles=[role])
+    # In a store shared with torchrun, restarted ranks find the keys of the previous ones, and hang.
+    env = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | _torch_environment(resource, ranks, debug)
+    return _app(stage, job, resource, ["bash", "-c", " ".join(command)], env, nodes, c10d=port)
 
 
-def _single(
-    stage: str,
-    args: tuple,
-    resource: specs.Resource,
-    image: str,
-    name: str,
-    env: Optional[Dict[str, str]],
-    max_retries: int,
-    mounts: Optional[List[str]],
-) -> specs.AppDef:
-    """One process of a stage."""
-    role = specs.Role(
-        name=stage,
-        image=image,
-        entrypoint="python",
-        args=["-m", "dlrrec_torchrec", stage, *_literal(args)],
-        env=_torch_environment(resource, 1) | (env or {}),
-        max_retries=max_retries,
-        resource=resource,
-        mounts=specs.parse_mounts(mounts or []),
-    )
-    return specs.AppDef(name=name, roles=[role])
+def _single(stage: str, args: tuple, resource: specs.Resource, job: _Job, nodes: int = 1) -> specs.AppDef:
+    """One process of a stage, on each node."""
+    command = ["python", "-m", "dlrrec_torchrec", stage, *_literal(args)]
+    command += ["--share", f"{macros.replica_id}/{nodes}"] if nodes > 1 else []
+    return _app(stage, job, resource, command, _torch_environment(resource, 1), nodes)
 
 
 def _on_ray(
-    stage: str,
-    words: List[str],
-    args: tuple,
-    nodes: int,
-    resource: specs.Resource,
-    image: str,
-    name: str,
-    env: Dict[str, str],
-    max_retries: int,
-    mounts: Optional[List[str]],
-    port: int,
+    stage: str, words: List[str], args: tuple, nodes: int, resource: specs.Resource, job: _Job, port: int
 ) -> specs.AppDef:
     """`python WORDS --engine ray --address auto ARGS` on the first node of a Ray cluster of all."""
     cluster = {"nodes": nodes, "rank": macros.replica_id, "head-variable": macros.rank0_env, "port": port}
-    command = ["-m", "launch.ray_cluster"]
+    command = ["python", "-m", "launch.ray_cluster"]
     command += [word for flag, value in cluster.items() for word in (f"--{flag}", str(value))]
     command += [f"--num-cpus={resource.cpu}", *([f"--num-gpus={resource.gpu}"] if resource.gpu else []), "--"]
     command += ["python", *words, "--engine", "ray", "--address", "auto", *_literal(args)]
-    ray = {
-        # Nodes can start minutes apart, as each fetches its image; Ray's default is 30 seconds.
-        "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "600",
-        "RAY_USAGE_STATS_ENABLED": "0",
-    }
+    # Nodes can start minutes apart, as each fetches its image; Ray's default is 30 seconds.
+    ray = {"RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "600", "RAY_USAGE_STATS_ENABLED": "0"}
+    return _app(stage, job, resource, command, ray, nodes, ray=port)
+
+
+def _app(
+    stage: str, job: _Job, resource: specs.Resource, command: List[str], env: dict, nodes: int, **ports: int
+) -> specs.AppDef:
+    """The command on each node, with these variables where the user gives no others."""
     role = specs.Role(
         name=stage,
-        image=image,
-        entrypoint="python",
-        args=command,
-        env=ray | env,
+        image=job.image,
+        entrypoint=command[0],
+        args=command[1:],
+        env=env | (job.env or {}),
         num_replicas=nodes,
-        max_retries=max_retries,
+        max_retries=job.max_retries,
         resource=resource,
-        port_map={"ray": port},
-        mounts=specs.parse_mounts(mounts or []),
+        port_map=ports,
+        mounts=specs.parse_mounts(job.mounts or []),
     )
-    return specs.AppDef(name=name, roles=[role])
+    return specs.AppDef(name=job.name, roles=[role])
 
 
 def _literal(words: tuple) -> List[str]:

@@ -18,9 +18,10 @@ from typing import Any
 from dlrrec_torchrec.config.extract_rules import EXTRACT_RULES
 from dlrrec_torchrec.config.names import described, section_of, sections
 from dlrrec_torchrec.config.read import VARYING, Report, apply_variant, field_value, raise_problems
+from dlrrec_torchrec.config.reduction_rules import REDUCTION_RULES
 from dlrrec_torchrec.config.sections import RunConfig
 from dlrrec_torchrec.config.table_section import TableConfig
-from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, parts_of, side_named
+from dlrrec_torchrec.store.modality import BUILT_IN, KINDS, SIDES, side_named
 
 Values = dict[str, Any]  # setting -> value, of the settings that are right by themselves
 Rule = Callable[..., str | None]
@@ -195,7 +196,7 @@ def _fold(fold: int, folds: int) -> str | None:
     return f"{fold} must be below split.folds ({folds})" if fold >= folds else None
 
 
-for _names, _checked in EXTRACT_RULES:
+for _names, _checked in (*EXTRACT_RULES, *REDUCTION_RULES):
     _rule(*_names)(_checked)
 
 
@@ -331,44 +332,6 @@ def _not_managed_alone(
     on = [name for name, switch in switches.items() if (not category if switch is None else switch)]
     if on and not category and all(tables.get(name, TableConfig()).ids == "managed" for name in on):
         return "all other tables are managed, and a model needs one more table or none; set it to true"
-    return None
-
-
-@_rule("model.joined", "model.modalities", "model.vectors")
-def _joined(groups: list[str], modalities: list | None, vectors: str) -> str | None:
-    names = [name for group in groups for name in parts_of(group)]
-    if wrong := [group for group in groups if len(parts_of(group)) < 2 or not all(parts_of(group))]:
-        return f"'{wrong[0]}' must be two or more names with + between them, as user_text+item_text"
-    if twice := [name for name in names if names.count(name) > 1]:
-        return f"'{twice[0]}' is named twice, and one tower reduces it"
-    if unknown := [name for name in names if modalities is not None and name not in modalities]:
-        return f"'{unknown[0]}' is not among model.modalities ({', '.join(modalities) or 'none'})"
-    if groups and vectors == "table":
-        return "joins vectors of rows: set model.vectors=row, or this to []"
-    return None
-
-
-@_rule("contrastive.item_weight", "model.reduction")
-@_rule("contrastive.user_weight", "model.reduction")
-def _fixed_towers(weight: float, reduction: str) -> str | None:
-    if weight and reduction != "joint":
-        return f"has no tower to shape with model.reduction={reduction}; set it to 0"
-    return None
-
-
-@_rule("contrastive.permuted", "model.reduction")
-def _nothing_to_permute(permuted: bool, reduction: str) -> str | None:
-    if permuted and reduction != "joint":
-        return f"permutes nothing with model.reduction={reduction}, which has no contrastive terms"
-    return None
-
-
-@_rule("list.weight", "model.joined", "model.reduction")
-def _lists_of_sides(weight: float, joined: list[str], reduction: str) -> str | None:
-    if weight and joined:
-        return "needs vectors of users and of items by themselves, which model.joined takes away; set it to 0"
-    if weight and reduction == "alone":
-        return "model.reduction=alone trains towers only; set it to 0"
     return None
 
 

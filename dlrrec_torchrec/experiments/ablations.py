@@ -225,8 +225,8 @@ def domains(options: Options) -> Experiment:
     def cells(base: RunConfig) -> list[Cell]:
         inputs = inputs_of(base)
         return [
-            Cell("dlrrec", {"loss": "BCE + contrastive"}, dlrrec(inputs)),
-            Cell("bce", {"loss": BCE}, dlrrec(inputs, contrastive=False)),
+            Cell("dlrrec", {"objective": "BCE + contrastive"}, dlrrec(inputs)),
+            Cell("bce", {"objective": BCE}, dlrrec(inputs, contrastive=False)),
         ]
 
     return Experiment(
@@ -236,7 +236,7 @@ def domains(options: Options) -> Experiment:
         groups=_groups(options, cells),
         metrics=CONTENT,
         compared=COMPARED,
-        contrasts=(Contrast("loss", BCE),),
+        contrasts=(Contrast("objective", BCE),),
         lists=True,
     )
 
@@ -262,7 +262,7 @@ def weights_of(inputs: Sequence[str], joined: Sequence[Sequence[str]], top: Sequ
     reduced, width, total = 32, 16 + 32, _mlp([dense_width(PROPOSED_DENSE), 64, 16])
     for group in joined:
         kind = "text" if "text" in {BUILT_IN[name] for name in group} else "image"
-        total += _mlp([TEXT_DIM * len(group), HIDDEN[kind], reduced]) + 2 * reduced  # of the batch norm
+        total += _mlp([TEXT_DIM * len(group), HIDDEN[kind], reduced]) + reduced  # batch norm, less a bias
         width += reduced
     return total + _mlp([width + width * (width - 1) // 2, *top])
 

@@ -19,12 +19,11 @@ class Scoring:
 
     Example::
 
-        >>> from dlrrec_torchrec.models.mmrec import Reduction  # a Scoring module
-        >>> from dlrrec_torchrec.store.modality import Modality
-        >>> text = Modality("item_text", "item", "text", source="reviews", dim=384, encoder="MiniLM")
-        >>> model = Reduction([text], {"item_text": [32]})
-        >>> isinstance(model, Scoring), model(None, None, {"item_text": torch.randn(4, 384)}).shape
-        (True, torch.Size([4]))
+        >>> from dlrrec_torchrec.models.towers import TowerArch
+        >>> model = Scoring()
+        >>> model.dense_arch = TowerArch({"item_text": 384}, {"item_text": [32]})
+        >>> model.reduce({"item_text": torch.randn(4, 384)})["item_text"].shape
+        torch.Size([4, 32])
     """
 
     def reduce(self, vectors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,7 @@ from swing.__main__ import build_parser as swing_parser  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "launch" / "components.py"
-NAMES = ["train", "evaluate", "extract", "swing", "bench"]
+NAMES = ["train", "evaluate", "extract", "experiment", "swing", "bench"]
 ODD = [
     "a b",
     "it's",
@@ -115,7 +115,8 @@ def test_torchx_accepts_and_explains_every_argument(name, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_components_are_pure(name):
-    words = {"swing": SWING, "bench": ["embeddings"]}.get(name, ["--run-dir", "runs/x"])
+    first = {"swing": SWING, "bench": ["embeddings"], "experiment": ["table1"]}
+    words = first.get(name, ["--run-dir", "runs/x"])
     env = {"A": "1"}
     first = component(name)(*words, env=env)
     role(first).env["B"] = "2"
@@ -177,6 +178,21 @@ def test_every_flag_of_a_stage_reaches_it(name):
         program, words = placed(app).args[:2], placed(app).args[2:]
         assert role(app).entrypoint == "python" and program == ["-m", "dlrrec_torchrec"]
     assert vars(dlrrec_parser().parse_args(words)) == vars(dlrrec_parser().parse_args([name, *flags]))
+
+
+def test_an_experiment_is_dealt_over_the_nodes():
+    flags = sample_flags(subparser(dlrrec_parser(), "experiment"), leave_out=["--share"])
+    direct = vars(dlrrec_parser().parse_args(["experiment", "mmrec", *flags]))
+    alone = placed(components.experiment("mmrec", *flags, h="cpu.xlarge"))
+    assert alone.num_replicas == 1 and vars(dlrrec_parser().parse_args(alone.args[2:])) == direct
+    on_three = placed(components.experiment("mmrec", *flags, j=3), replica_id="2")
+    assert on_three.num_replicas == 3 and on_three.entrypoint == "python"
+    assert vars(dlrrec_parser().parse_args(on_three.args[2:])) == direct | {"share": (2, 3)}
+    for words in ((), ("--quick",)):
+        with pytest.raises(ValueError, match="experiment table1"):
+            components.experiment(*words)
+    with pytest.raises(ValueError, match="one node"):
+        components.experiment("table1", j=0)
 
 
 def benchmarks():

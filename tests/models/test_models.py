@@ -184,6 +184,9 @@ def test_class_weights():
     negative, positive = class_weights("normalized", 100, 700)
     assert (negative, positive) == pytest.approx((800 / 200, 800 / 1400))
     assert (100 * negative + 700 * positive) / 800 == pytest.approx(1)
+    rooted = class_weights("sqrt_normalized", 100, 700)
+    assert (100 * rooted[0] + 700 * rooted[1]) / 800 == pytest.approx(1)
+    assert rooted[0] / rooted[1] == pytest.approx(np.sqrt(7))
     with pytest.raises(DataError, match="train.class_weights.*0 negatives"):
         class_weights("basic", 0, 8)
     with pytest.raises(DataError, match="unknown 'cubic'"):
