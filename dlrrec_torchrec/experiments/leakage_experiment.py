@@ -19,8 +19,8 @@ from dlrrec_torchrec.store.paths import RunPaths
 
 # Mean vectors of the reviews, in which every review has its part: a summary of five sentences may leave the
 # tested review out. Without class weights, so that what says "yes" to all has the accuracy of the majority.
-# Batches of a quarter of the papers', so that a tenth of their rows has as many steps an epoch; and a tenth of
-# their learning rate, at which the first steps leave hidden units for dead and the logit of every row positive.
+# Batches of a quarter of the papers', so that a tenth of their rows has as many steps an epoch; and a tenth
+# of their learning rate, at which the first steps leave hidden units for dead and all logits positive.
 CHANGES: dict[str, Any] = {
     "prepare.text": "mean",
     "train.class_weights": "none",
@@ -78,8 +78,8 @@ def _group(options: Options, data: str, base: RunConfig, protocol: str, scenario
     config = papers_config(base, protocol, options, changes)
     inputs = ["user_text", "item_text", *(["item_image"] if has_images(base) else [])]
     cells = (
-        Cell("bce", {"loss": "BCE"}, dlrrec(inputs, contrastive=False)),
-        Cell("dlrrec", {"loss": "BCE + contrastive"}, dlrrec(inputs)),
+        Cell("bce", {"objective": "BCE"}, dlrrec(inputs, contrastive=False)),
+        Cell("dlrrec", {"objective": "BCE + contrastive"}, dlrrec(inputs)),
     )
     levels = {"data": data, "leak": scenario.name, "protocol": protocol}
     name = group_name(options, data, scenario.name.replace("+", ""), protocol)

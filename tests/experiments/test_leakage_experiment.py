@@ -28,7 +28,7 @@ def test_every_leak_stands_alone_beside_the_clean_cells():
     levels = [group.levels_of(cell) for group, cell in experiment.cells()]
     assert {level["leak"] for level in levels if level["protocol"] == "strict"} == set(SCENARIOS)
     assert {level["leak"] for level in levels if level["protocol"] == "paper"} == set(CHOSEN_ON_TEST)
-    assert {level["loss"] for level in levels} == {"BCE", "BCE + contrastive"}
+    assert {level["objective"] for level in levels} == {"BCE", "BCE + contrastive"}
     assert all(group.make is not None and not group.config.prepare.affinity for group in experiment.groups)
     assert len({group.name for group in experiment.groups}) == len(experiment.groups)
 
