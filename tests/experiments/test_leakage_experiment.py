@@ -15,7 +15,7 @@ from dlrrec_torchrec.experiments.cells import check_experiment
 from dlrrec_torchrec.experiments.definitions import Options
 from dlrrec_torchrec.experiments.eight_leaks import SCENARIOS
 from dlrrec_torchrec.experiments.gathered import pooled
-from dlrrec_torchrec.experiments.leakage_experiment import CHOSEN_ON_TEST, QUICK, leakage
+from dlrrec_torchrec.experiments.leakage_experiment import CHOSEN_ON, CHOSEN_ON_TEST, QUICK, leakage
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
 
 TABLE = {"ingest.source": "table", "ingest.columns": {"user": "u", "item": "i", "rating": "r", "text": "t"}}
@@ -26,11 +26,13 @@ def test_every_leak_stands_alone_beside_the_clean_cells():
     experiment = leakage(Options({"tiny": base}, seeds=2))
     check_experiment(experiment)
     levels = [group.levels_of(cell) for group, cell in experiment.cells()]
-    assert {level["leak"] for level in levels if level["protocol"] == "strict"} == set(SCENARIOS)
-    assert {level["leak"] for level in levels if level["protocol"] == "paper"} == set(CHOSEN_ON_TEST)
+    assert {level["leak"] for level in levels if level[CHOSEN_ON] == "validation"} == set(SCENARIOS)
+    assert {level["leak"] for level in levels if level[CHOSEN_ON] == "test"} == set(CHOSEN_ON_TEST)
     assert {level["objective"] for level in levels} == {"BCE", "BCE + contrastive"}
     assert all(group.make is not None and not group.config.prepare.affinity for group in experiment.groups)
     assert len({group.name for group in experiment.groups}) == len(experiment.groups)
+    for group in experiment.groups:  # (e) is a matter of the training
+        assert (group.config.protocol == "paper") == (group.levels[CHOSEN_ON] == "test")
 
 
 def test_a_row_for_each_picture_needs_pictures():
