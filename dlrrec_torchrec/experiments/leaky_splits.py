@@ -129,7 +129,7 @@ def filtered_reviews(reviews_dir: Path, out_dir: Path, min_reviews: int) -> Mani
 def _from_split(split_dir: Path, done: dict[str, Any], inputs: dict[str, str] | None = None) -> Manifest:
     split = Manifest.read(split_dir)
     facts = {name: split.facts[name] for name in ("rating_range", "ratings", "positive_rating")}
-    inputs = {"split": split.fingerprint} | (inputs or {})
+    inputs = split.inputs | {"split": split.fingerprint} | (inputs or {})
     return Manifest("split", split.config | {KEY: done}, inputs, facts=facts)
 
 
