@@ -63,8 +63,9 @@ def make_leaky(
         plain, split_dir = split_dir, work / f"split-h-{scenario.copies:g}"
         with_copies(plain, split_dir, scenario.copies, config.split.seed)
     views = {"base"} | {at[0] for pair in scenario.known.views.values() for at in pair if at}
+    statistics = "ordered" if config.extract.fold_by == "time" else "folds"
     settings = dataclasses.replace(
-        config.prepare, affinity=False, statistics="row" if scenario.row else "folds"
+        config.prepare, affinity=False, statistics="row" if scenario.row else statistics
     )
     shards = {}
     for view in sorted(views):

@@ -326,7 +326,9 @@ class WordEncoder:
 CHANGED_TEXT = "Nothing like it was ever written before. The quince tasted of thunder."
 
 
-def made(root: Path, scenario: str, changed: tuple[str, str] | None = None) -> dict[str, dict]:
+def made(
+    root: Path, scenario: str, changed: tuple[str, str] | None = None, fold_by: str = "random"
+) -> dict[str, dict]:
     """part -> (user, item) -> what a row of the shards knows besides its label, first copy."""
     rows = random_rows(7, users=25, items=12)
     texts = [
@@ -339,8 +341,12 @@ def made(root: Path, scenario: str, changed: tuple[str, str] | None = None) -> d
         if (user, item) == changed:
             rows[n], texts[n] = (user, item, 5.5 - rating), CHANGED_TEXT
     root.mkdir(parents=True)
-    write_reviews(rows, root / "data" / "reviews", text=texts, images=images, captions=captions)
-    config = load_config(None, {"split.positive_rating": 3.5, "prepare.positives": 3})
+    times = [int(n) for n in np.random.default_rng(0).permutation(len(rows))]
+    write_reviews(
+        rows, root / "data" / "reviews", text=texts, images=images, captions=captions, timestamp=times
+    )
+    settings = {"split.positive_rating": 3.5, "prepare.positives": 3, "extract.fold_by": fold_by}
+    config = load_config(None, settings | ({"prepare.statistics": "ordered"} if fold_by == "time" else {}))
     group = root / "group"
     group.mkdir()
     for name in ("reviews", "items", "cache"):
@@ -386,6 +392,15 @@ def test_a_row_knows_its_own_review_only_by_the_leak(tmp_path, scenario):
         other = made(tmp_path / part, scenario, pair)
         assert plain.keys() == other.keys() and plain[part].keys() == other[part].keys()
         assert (plain[part][pair] != other[part][pair]) == expected, part
+
+
+def test_folds_may_be_blocks_of_time(tmp_path):
+    plain = made(tmp_path / "plain", "a+b", fold_by="time")
+    pair = min(plain["test"])
+    other = made(tmp_path / "other", "a+b", pair, fold_by="time")
+    assert plain["test"][pair] != other["test"][pair]
+    clean = [made(tmp_path / f"clean-{n}", "clean", of, fold_by="time") for n, of in enumerate((None, pair))]
+    assert clean[0] == clean[1]
 
 
 def test_every_scenario_that_keeps_the_rows_is_tried_above():
