@@ -138,7 +138,8 @@ def _rows(results: Results) -> Iterator[str]:
     for (data, protocol), outcome in told.items():
         yield (
             f"Test rows of {data}, protocol {protocol}: {outcome.rows:,.0f}, {outcome.positives:.1%} of them "
-            "positive: what saying yes to everything has as accuracy, at a false-positive rate of 100%."
+            "positive: what saying yes to everything has as accuracy, at a false-positive rate of 100%; "
+            f"logistic regression on the dense features alone has AUC {outcome.mean('baseline_auc'):.3f}."
         )
 
 

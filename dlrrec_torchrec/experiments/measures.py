@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 
 from dlrrec_torchrec.config import RunConfig
 from dlrrec_torchrec.data.entities import Entities, load_entities
-from dlrrec_torchrec.evaluation.baselines import Rows, read_rows
+from dlrrec_torchrec.evaluation.baselines import Rows, logistic, read_rows
 from dlrrec_torchrec.evaluation.peers.histories import liked_matrix, pair_matrix
-from dlrrec_torchrec.metrics import binary_metrics, sigmoid
+from dlrrec_torchrec.metrics import binary_metrics, roc_auc, sigmoid
 from dlrrec_torchrec.ranking.full_ranking import Ranking, Relevant, rank_lists
 from dlrrec_torchrec.report.comparison import Column
 from dlrrec_torchrec.report.results import LISTS, RATINGS
@@ -84,7 +84,8 @@ def measure(
 
     The manifest's facts: `train`, `test` (metrics of `binary_metrics`), `content` (metric of LISTED -> mean,
     or null), `users` of the lists, `parameters` (as the training's), `best_epoch`, `epochs`, `seconds`,
-    `peak_mib`, `positives` (share of the test rows).
+    `peak_mib`, `positives` (share of the test rows), `baseline_auc` (of a logistic
+    regression on the dense features, on the test rows).
     Raises DataError as `Scorer` does.
     """
     train_dir, shards_dir = Path(train_dir), Path(shards_dir)
@@ -98,6 +99,7 @@ def measure(
         train, validation, test = (read_rows(shards_dir, name) for name in SPLITS)
         entities = load_entities(shards_dir, modalities)
         facts: dict[str, Any] = {"content": None, "users": 0, "positives": float(test.label.mean())}
+        facts["baseline_auc"] = roc_auc(test.label, logistic(train.dense, train.label, test.dense)[0])
         for name, rows in (("train", train), ("test", test)):
             logit = scorer.logits(scorer.split(name))
             facts[name] = binary_metrics(rows.label, sigmoid(logit), rows.user, score=logit)
@@ -133,6 +135,7 @@ def measured_values(facts: dict[str, Any]) -> dict[str, float | None]:
     values |= {f"content_{name}": (facts["content"] or {}).get(name) for name in LISTED}
     counts, test = facts["parameters"], facts["test"]
     return values | {
+        "baseline_auc": facts["baseline_auc"],
         "yes": (test["tp"] + test["fp"]) / (test["tp"] + test["fp"] + test["tn"] + test["fn"]),
         "parameters": counts["dense"] + counts["tables"],
         "mebibytes": counts["bytes"] / 2**20,

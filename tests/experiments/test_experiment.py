@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from dlrrec_torchrec.experiments.measures import METRICS
 from dlrrec_torchrec.experiments.papers import table1
 from dlrrec_torchrec.experiments.workers import Workers
 from dlrrec_torchrec.metrics import binary_metrics, sigmoid
+from dlrrec_torchrec.store.errors import Unfinished
 from dlrrec_torchrec.store.manifest import Manifest
 from tests.helpers.threads import one_thread  # noqa: F401
 
@@ -168,6 +170,17 @@ def test_processes_come_to_the_same(done, copied):
         own = Manifest.read(job.measured).facts
         first = Manifest.read(done / job.measured.relative_to(copied)).facts
         assert own["test"] == first["test"] and own["train"] == first["train"]
+
+
+def test_a_process_that_is_killed_is_told_and_its_cell_goes_on(done, copied):
+    (job,) = the_jobs(copied)[:1]
+    shutil.rmtree(job.measured)
+    with Workers(1, copied) as workers:
+        (process,) = workers._running.values()
+        threading.Timer(1.0, process.kill).start()
+        with pytest.raises(Unfinished, match=f"'{job.title}' ended by SIGKILL.*the same command goes on"):
+            workers.run([job], str)
+    assert not job.done() and run_here([job], copied, str) == {} and job.done()
 
 
 def test_a_cell_that_fails_is_told_and_the_others_go_on(copied, capsys):

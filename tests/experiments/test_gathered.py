@@ -25,6 +25,7 @@ FACTS = {
     "train": {},
     "content": {"recall@20": 0.25, "ndcg@20": None},
     "parameters": {"dense": 10, "tables": 6, "bytes": 64},
+    "baseline_auc": 0.6,
     "best_epoch": 3,
     "epochs": 7,
     "seconds": 1.5,
@@ -100,6 +101,7 @@ def test_lists_are_compared_user_by_user():
 def outcome(levels, auc=(0.7, 0.8), published=None, **values):
     known = {"auc": list(auc), "accuracy": [0.5] * len(auc), "yes": [0.5] * len(auc)}
     known |= {"seconds": [60.0] * len(auc), "peak_mib": [512.0] * len(auc), "parameters": [16] * len(auc)}
+    known |= {"baseline_auc": [0.55] * len(auc)}
     known |= {"epoch": [3] * len(auc), "epochs": [7] * len(auc)} | values
     return Outcome(levels, published or {}, known, dict.fromkeys(range(len(auc)), None), 100.0, 0.9)
 
@@ -157,6 +159,7 @@ def test_values_of_a_measured_cell():
     facts["test"] = FACTS["test"] | dict.fromkeys(("accuracy", "fpr", "loss", "user_auc", "auprc"))
     values = measured_values(facts)
     assert (values["parameters"], values["yes"], values["content_recall@20"]) == (16, 0.4, 0.25)
+    assert values["baseline_auc"] == 0.6
     assert values["content_ndcg@20"] is None and values["mebibytes"] == 64 / 2**20
 
 
@@ -183,6 +186,8 @@ def test_findings_follow_from_the_numbers():
     assert "over 2 seeds, 2 of them above zero" in text
     assert "2 of 4 trainings say the same" in text and "(1 no, 1 yes)" in text
     assert "4 trainings took 4.0 minutes in all, 60 to 60 seconds each; peak memory 512 MiB" in text
+    assert "Test rows of , protocol strict: 100, 90.0% of them positive" in text
+    assert "logistic regression on the dense features alone has AUC 0.550" in text
     assert "With one seed" not in text
     text = " ".join(findings(results(outcomes, [difference(low=-0.01, seeds=(0.02,))])))
     assert "zero is in the interval" in text and "With one seed" in text
