@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dlrrec_torchrec.experiments import ablations, papers
 from dlrrec_torchrec.experiments.definitions import Definition
+from dlrrec_torchrec.experiments.leakage_experiment import leakage
 
 EXPERIMENTS: dict[str, Definition] = {
     "table1": papers.table1,
@@ -14,4 +15,5 @@ EXPERIMENTS: dict[str, Definition] = {
     "similarity": ablations.similarity,
     "negatives": ablations.negatives,
     "domains": ablations.domains,
+    "leakage": leakage,
 }

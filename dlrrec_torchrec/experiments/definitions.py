@@ -71,10 +71,16 @@ class Group:
 @dataclasses.dataclass(frozen=True)
 class Contrast:
     """Each cell is compared with the one that has the level `base` of `factor` and else the same levels;
-    where that one's level of another factor is ANY, those of the first do not matter."""
+    where that one's level of another factor is ANY, those of the first do not matter.
+
+    Attributes:
+        other_rows: also where the two were measured on other test rows, so that their metrics are compared
+            and not their rows.
+    """
 
     factor: str
     base: str
+    other_rows: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,7 +172,9 @@ def _differences(experiment: Experiment, outcomes: Sequence[Outcome], draws: int
                     for seed in common
                 ]
                 repeats = [(one, other) for one, other in repeats if one and other]
-                if not repeats or not all(_same_rows(one, other) for one, other in repeats):
+                if not repeats:
+                    continue
+                if not (contrast.other_rows or all(_same_rows(one, other) for one, other in repeats)):
                     continue
                 seeds, interval = pooled(metric, repeats, draws)
                 level = outcome.levels[contrast.factor]
@@ -186,33 +188,48 @@ def pooled(
 ) -> tuple[list[float], Interval]:
     """The difference of each repeat, and the interval of their mean.
 
+    A user is drawn for both cells at once. Where they were measured on the same rows, these are compared row
+    by row; else the cells' metrics are, each of its own rows.
+
     Args:
         metric: "auc", "accuracy", "fpr", "loss", or one of lists, as "content_recall@20".
-        repeats: two cells on the same rows: user, and label [N] (0 or 1) and logit [N], or of lists value
-            [N].
+        repeats: two cells: user, and item, label [N] (0 or 1) and logit [N], or of lists value [N].
     """
-    names, codes = np.unique(np.concatenate([one["user"] for one, _ in repeats]), return_inverse=True)
-    parts = np.split(codes, np.cumsum([len(one["user"]) for one, _ in repeats])[:-1])
-    gaps = [_gap(metric, *pair, user, len(names)) for pair, user in zip(repeats, parts, strict=True)]
+    names = np.unique(np.concatenate([cell["user"] for pair in repeats for cell in pair]))
+    gaps = [_gap(metric, one, other, names) for one, other in repeats]
     everyone = np.ones(len(names), np.int64)
     return [gap(everyone) for gap in gaps], pooled_difference(gaps, len(names), draws)
 
 
 def _gap(
+    metric: str, first: Mapping[str, np.ndarray], second: Mapping[str, np.ndarray], names: np.ndarray
+) -> Gap:
+    """`names`: of all users, in order."""
+    if not _same_rows(first, second):
+        own = [_less(metric, cell, None, names) for cell in (first, second)]
+        return lambda times: own[0](times) - own[1](times)
+    return _less(metric, first, second, names)
+
+
+def _less(
     metric: str,
     first: Mapping[str, np.ndarray],
-    second: Mapping[str, np.ndarray],
-    user: np.ndarray,
-    users: int,
+    second: Mapping[str, np.ndarray] | None,
+    names: np.ndarray,
 ) -> Gap:
+    """The metric of a cell less that of another one on the same rows, or (None) less a constant."""
+    user, users = np.searchsorted(names, first["user"]), len(names)
     if "value" in first:
-        return ratio_gap(first["value"], second["value"], np.ones(len(user), bool), user, users)
+        other = np.zeros(len(user)) if second is None else second["value"]
+        return ratio_gap(first["value"], other, np.ones(len(user), bool), user, users)
     label = first["label"] > 0.5
-    if metric == "auc":
-        return auc_gap(label, first["logit"], second["logit"], user)
+    if metric == "auc":  # that of scores that are all equal is a half
+        other = np.zeros(len(user)) if second is None else second["logit"]
+        return auc_gap(label, first["logit"], other, user)
     counted = ~label if metric == "fpr" else np.ones(len(label), bool)
-    values = [_of_row(metric, label, cell["logit"]) for cell in (first, second)]
-    return ratio_gap(*values, counted, user, users)
+    values = _of_row(metric, label, first["logit"])
+    other = np.zeros(len(user)) if second is None else _of_row(metric, label, second["logit"])
+    return ratio_gap(values, other, counted, user, users)
 
 
 def _of_row(metric: str, label: np.ndarray, logit: np.ndarray) -> np.ndarray:

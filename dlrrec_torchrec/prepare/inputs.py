@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -104,30 +105,39 @@ class ReviewIndex:
 
 
 def index_reviews(folder: Path, train: SplitRows, users: pa.Array, items: pa.Array) -> ReviewIndex:
-    """Match content/reviews with the training rows by (user, item).
+    """Match content/reviews with the training rows by (user, item); of a pair that comes more than once,
+    which `split` refuses, the first with the first, and so on.
 
-    Raises DataError unless both hold the same pairs, each once.
+    Raises DataError unless both hold the same pairs, each as often.
     """
     table = read_table(folder, REVIEW_CONTENT, ["user_id", "item_id", "fold"])
     key = train.user.astype(np.int64) * len(items) + train.item
-    order = np.argsort(key, kind="stable")
     user, item = encode(table["user_id"], users), encode(table["item_id"], items)
     content_key = np.where((user < 0) | (item < 0), -1, user.astype(np.int64) * len(items) + item)
-    row = order[np.minimum(np.searchsorted(key, content_key, sorter=order), len(key) - 1)]
-    matched = key[row] == content_key
-    wrong = np.flatnonzero(np.bincount(row[matched], minlength=len(key)) != 1)
-    if len(wrong) or not matched.all():
-        if len(wrong):
-            example = users[train.user[wrong[0]]], items[train.item[wrong[0]]]
-        else:
-            example = tuple(table[c][int(np.argmin(matched))] for c in ("user_id", "item_id"))
-        raise DataError(
-            f"{folder}: user '{example[0]}', item '{example[1]}' must be here once if a training row "
-            "and not at all if none; run split and extract again"
-        )
-    fold = np.empty(len(key), np.int64)
+    order, content_order = (np.argsort(keys, kind="stable") for keys in (key, content_key))
+    if not np.array_equal(key[order], content_key[content_order]):
+        _refuse_pairs(folder, table, content_key, key, users, items)
+    row, fold = np.empty(len(key), np.int64), np.empty(len(key), np.int64)
+    row[content_order] = order
     fold[row] = table["fold"].to_numpy()
     return ReviewIndex(row, fold)
+
+
+def _refuse_pairs(
+    folder: Path, table: pa.Table, content: np.ndarray, train: np.ndarray, users: pa.Array, items: pa.Array
+) -> NoReturn:
+    """Raise DataError with a pair that the content (keys, i64) and the training rows do not have as often."""
+    keys, first = np.unique(np.concatenate([train, content]), return_index=True)
+    often = [np.bincount(np.searchsorted(keys, of), minlength=len(keys)) for of in (train, content)]
+    at = int(first[np.argmax(often[0] != often[1])])
+    if at < len(train):
+        example = users[int(train[at]) // len(items)], items[int(train[at]) % len(items)]
+    else:
+        example = tuple(table[name][at - len(train)] for name in ("user_id", "item_id"))
+    raise DataError(
+        f"{folder}: user '{example[0]}', item '{example[1]}' must be here once if a training row "
+        "and not at all if none; run split and extract again"
+    )
 
 
 class FoldIndex:

@@ -177,6 +177,9 @@ def test_tables_and_facts_agree(small):
     assert set(rating) == {1, 2, 3, 4, 5}
     assert facts["positive_share"] == (rating >= 4).mean() == pytest.approx(0.875, abs=0.02)
     assert facts["photo_share"] == pytest.approx(0.3, abs=0.03)
+    pictures = [len(of or []) for of in reviews["images"].to_pylist()]  # of a review: up to three
+    assert facts["several_photos_share"] == np.mean(np.array(pictures) > 1) == pytest.approx(0.2, abs=0.03)
+    assert max(pictures) == 3
     assert 0.88 < facts["text_share"] < 0.96
     assert reviews["timestamp"].null_count == 0
     types = set(category_types())

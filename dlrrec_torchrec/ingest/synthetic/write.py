@@ -122,6 +122,7 @@ def _facts(world: World, texts: list[str | None], photos: list, picture_count: i
         "positive_share": float(label.mean()),
         "text_share": float(np.mean([words is not None for words in texts])),
         "photo_share": float(np.mean([bool(review_photos) for review_photos in photos])),
+        "several_photos_share": float(np.mean([len(review_photos) > 1 for review_photos in photos])),
         "pictures": picture_count,
         "reachable_auc": expected,
         "sampled_auc": expected_auc(label.astype(float), world.probability),
