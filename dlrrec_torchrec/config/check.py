@@ -361,6 +361,13 @@ def _mixture(select: str, weight: float) -> str | None:
     return None
 
 
+@_rule("contrastive.refresh", "train.epochs")
+def _refresh(every: int, epochs: int | None) -> str | None:
+    if every and epochs is not None and every >= epochs:
+        return f"no epoch follows the first {every} of train.epochs ({epochs}); lower it, or set it to 0"
+    return None
+
+
 @_rule("train.accumulate", "train.batch_size")
 def _micro_batches(parts: int, size: int) -> str | None:
     if size < 2 * parts:

@@ -68,11 +68,11 @@ def run_command(root: str | Path, settings: Mapping[str, Any]) -> str:
     if any(name.startswith("variants.") for name in settings):
         parts += ["--config", str(Path(root) / SAVED)]
     elif settings:
-        parts += ["--set", *(f"{name}={_yaml_text(value)}" for name, value in settings.items())]
+        parts += ["--set", *(f"{name}={yaml_text(value)}" for name, value in settings.items())]
     return shlex.join([*parts, "--run-dir", str(root)])
 
 
-def _yaml_text(value: Any) -> str:
+def yaml_text(value: Any) -> str:
     """A value such that YAML reads it back; plain words stay plain."""
     with contextlib.suppress(yaml.YAMLError):
         if isinstance(value, str) and yaml.safe_load(value) == value:

@@ -217,11 +217,28 @@ class ContrastiveConfig:
     learnable: bool = option(False, "learn w1 and w2, starting at the given values")
     temperature: float = option(0.1, "tau", above=0)
     normalize: bool = option(True, "cosine instead of dot product")
-    negatives: str = option("corpus", "other entities at random, or those of the batch", ("corpus", "batch"))
-    num_negatives: int = option(256, "corpus negatives, shared by the anchors of a step", least=1)
+    negatives: str = option(
+        "corpus",
+        "corpus: other entities at random; batch: those of the batch; popularity: at random by training "
+        "rows^0.75; semi_hard: of those at random the hardest that are less similar than the positive; "
+        "swing_hard: at random, and of each anchor some neighbours' neighbours that are not its own",
+        ("corpus", "batch", "popularity", "semi_hard", "swing_hard"),
+    )
+    num_negatives: int = option(
+        256, "negatives drawn from all entities (all but batch), shared by the anchors of a step", least=1
+    )
+    num_hard: int = option(
+        8, "hard negatives of an anchor: those kept by semi_hard, those added by swing_hard", least=1
+    )
     positive: str = option("best", "the best neighbour, or one sampled each step", ("best", "sample"))
     permuted: bool = option(
         False, "a control: another entity's neighbours, drawn once, so that the term knows nothing of SWING"
+    )
+    refresh: int = option(
+        0,
+        "every N epochs, make positives of both the SWING neighbours and the nearest reduced vectors (0: "
+        "never, SWING's stay)",
+        least=0,
     )
 
 

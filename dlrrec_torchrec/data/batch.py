@@ -37,6 +37,8 @@ class Batch(Parts):
         lookup: the vectors to look up, where they are in tables instead of in `vectors`.
         listed: what a list head looks up; None without one, and where the model only predicts.
         rating: f32 [B], 0 for padding; None where only labels are known.
+        user_hard, item_hard: i64 [B, H] codes of each row's hard negatives, padded with -1; None where the
+            contrastive terms draw none.
     """
 
     dense: Tensor
@@ -51,6 +53,8 @@ class Batch(Parts):
     lookup: Lookup | None = None
     listed: Listed | None = None
     rating: Tensor | None = None
+    user_hard: Tensor | None = None
+    item_hard: Tensor | None = None
 
     def __len__(self) -> int:
         return self.label.shape[0]

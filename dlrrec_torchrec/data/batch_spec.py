@@ -34,7 +34,8 @@ class BatchSpec:
         draws: of the contrastive terms that are on; none where it only predicts.
         positives: neighbours of the user and of the item in a row, at most.
         lists: what the list head looks up; None without one, and where it only predicts.
-        replaced: side -> i64 [entities, P], each entity's positives in place of those in the rows.
+        replaced: side -> i64 [entities, P], each entity's positives in place of those in the rows. Where they
+            change while a training goes on, they are in memory that the loader's processes share.
 
     Raises DataError for a sparse feature that is unknown, and a modality to join that is not there.
     """
@@ -94,6 +95,10 @@ class BatchSpec:
             codes = getattr(batch, side)
             found = torch.where((codes >= 0).unsqueeze(1), positives[codes.clamp(min=0)], -1)
             batch = dataclasses.replace(batch, **{f"{side}_positives": found})
+        for draws in self.draws:
+            if draws.hard:
+                hard = draws.hard_negatives(getattr(batch, draws.side), step)
+                batch = dataclasses.replace(batch, **{f"{draws.side}_hard": hard})
         if self.lists is not None:
             batch = dataclasses.replace(batch, listed=self.lists.of_batch(batch.user, batch.item, step))
         if not self.in_tables:
@@ -105,6 +110,8 @@ class BatchSpec:
             if side in draws_of:
                 neighbours = getattr(batch, f"{side}_positives")
                 roles["positive"] = draws_of[side].positives(neighbours, roles["anchor"], step)
+                if draws_of[side].hard:
+                    roles["hard"] = getattr(batch, f"{side}_hard")
                 if draws_of[side].negatives:
                     roles["negative"] = draws_of[side].corpus(step)
             if side == "item" and self.lists is not None and self.lists.content:  # none of them in "batch"

@@ -26,6 +26,10 @@ class Draws:
         positive: "best" or "sample".
         negatives: how many to draw from all entities; 0: the negatives are those of the batch.
         seed: of the wrapper.
+        hard: negatives that each anchor has of its own, drawn from `near`.
+        cumulative: f64 [entities], where some are drawn more often than others (`popularity`); None: all
+            with the same probability.
+        near: i64 [entities, M], what `hard` draws from (`second_neighbours`).
     """
 
     side: str
@@ -33,14 +37,29 @@ class Draws:
     positive: str
     negatives: int
     seed: int
+    hard: int = 0
+    cumulative: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    near: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
     def positives(self, neighbours: Tensor, codes: Tensor, step: int | Tensor) -> Tensor:
         """i64 [B] codes, -1 for none, as `choose_positives`."""
         return choose_positives(neighbours, codes, self.positive, self._stream, step)
 
-    def corpus(self, step: int | Tensor, device: torch.device | None = None) -> Tensor:
-        """i64 [negatives] codes, as `draw_negatives`."""
+    def corpus(
+        self, step: int | Tensor, device: torch.device | None = None, cumulative: Tensor | None = None
+    ) -> Tensor:
+        """i64 [negatives] codes, as `draw_negatives`, or `draw_weighted` where there is `cumulative`.
+
+        By default that is its own; it is on `device`.
+        """
+        cumulative = self.cumulative if cumulative is None else cumulative
+        if cumulative is not None:
+            return draw_weighted(self.negatives, cumulative, self._stream, step)
         return draw_negatives(self.negatives, self.entities, self._stream, step, device)
+
+    def hard_negatives(self, codes: Tensor, step: int | Tensor) -> Tensor:
+        """i64 [B, hard] codes, -1 for none, as `choose_hard`."""
+        return choose_hard(self.near, codes, self.hard, self._stream, step)
 
     @property
     def _stream(self) -> int:
@@ -48,8 +67,10 @@ class Draws:
 
 
 POSITIVE = ("best", "sample")
+NEGATIVES = ("corpus", "batch", "popularity", "semi_hard", "swing_hard")
+POPULARITY_POWER = 0.75  # of the training rows (Mikolov et al. 2013, section 2.2)
 
-_STREAMS = {"offset": 1, "negative": 2, "positive": 3, "dropped": 4}
+_STREAMS = {"offset": 1, "negative": 2, "positive": 3, "dropped": 4, "hard": 5}
 
 
 def draw_negatives(num: int, corpus_size: int, seed: int, step: int | Tensor, device=None) -> Tensor:
@@ -66,6 +87,55 @@ def draw_negatives(num: int, corpus_size: int, seed: int, step: int | Tensor, de
     width = ((part + 1) * corpus_size // num - low).clamp(min=1)
     offset = _random_bits(part[:1] * 0, seed, "offset", step) % corpus_size
     return (offset + low + _random_bits(part, seed, "negative", step) % width) % corpus_size
+
+
+def popularity(counts: Tensor) -> Tensor:
+    """For `draw_weighted`, the running sum of probabilities in proportion to counts^POPULARITY_POWER.
+
+    Args:
+        counts: integers [N], training rows of each entity; one without any is never drawn, unless all are.
+
+    Returns:
+        f64 [N], up to 1; the same on every machine.
+    """
+    weight = counts.double().pow(POPULARITY_POWER)
+    weight = weight if weight.any() else torch.ones_like(weight)
+    total = weight.cumsum(0)
+    return total / total[-1:]
+
+
+def draw_weighted(num: int, cumulative: Tensor, seed: int, step: int | Tensor) -> Tensor:
+    """`num` codes, each with the probability by which `cumulative` (f64 [N], up to 1) rises at it: i64 [num].
+
+    Stratified as `draw_negatives`: the line from 0 to 1, turned by a random offset, is cut into `num` ranges
+    of equal length and one point is drawn on each. So a code of probability p comes num · p times in
+    expectation, and never more often than num · p + 2 times; the same for equal (seed, step).
+    """
+    part = torch.arange(num, device=cumulative.device)
+    offset = _random_share(part[:1] * 0, seed, "offset", step)
+    points = (offset + (part + _random_share(part, seed, "negative", step)) / num) % 1.0
+    return torch.searchsorted(cumulative, points, right=True)
+
+
+def choose_hard(near: Tensor, codes: Tensor, number: int, seed: int, step: int | Tensor) -> Tensor:
+    """`number` of the `near` ones of each anchor, drawn without repetition, i64 [B, number]; -1 where it has
+    no more.
+
+    Args:
+        near: i64 [N, M], row i of entity i, padded with -1 at the end.
+        codes: i64 [B], the anchors, -1 for none; an entity that occurs twice in a step gets the same.
+    """
+    width = near.shape[1]
+    chosen = codes.new_full((len(codes), number), -1)
+    if not width:
+        return chosen
+    anchors = codes.clamp(min=0)
+    listed = torch.where((codes >= 0).unsqueeze(1), near[anchors], -1)
+    keys = _random_bits(anchors.unsqueeze(1) * width + torch.arange(width), seed, "hard", step)
+    keys = torch.where(listed >= 0, keys, torch.iinfo(torch.int64).max)
+    first = keys.argsort(dim=1, stable=True)[:, :number]
+    chosen[:, : first.shape[1]] = listed.gather(1, first)
+    return chosen
 
 
 def choose_positives(positives: Tensor, codes: Tensor, kind: str, seed: int, step: int | Tensor) -> Tensor:
@@ -109,6 +179,11 @@ def kept_codes(codes: Tensor, dropped: float, seed: int, step: int | Tensor) -> 
     An entity that occurs twice in a step is kept, or not, in both places.
     """
     return _random_bits(codes, seed, "dropped", step) >= dropped * (1 << 63)
+
+
+def _random_share(index: Tensor, seed: int, stream: str, step: int | Tensor) -> Tensor:
+    """A random number in [0, 1) for each entry of `index`, f64 with 53 random bits."""
+    return (_random_bits(index, seed, stream, step) >> 10).double() * 2.0**-53
 
 
 def _random_bits(index: Tensor, seed: int, stream: str, step: int | Tensor) -> Tensor:

@@ -224,6 +224,13 @@ def entity_positives(shards_dir: str | os.PathLike, side: str) -> np.ndarray:
     return _positives(read_table(folder, facts.entity_schema(side), ["positives"]))
 
 
+def entity_counts(shards_dir: str | os.PathLike, side: str) -> np.ndarray:
+    """The training rows of all entities of a side, i32 [N]; raises DataError as `load_entities`."""
+    facts = ShardFacts.read(shards_dir)
+    folder = Path(shards_dir) / "entities" / f"{side}s"
+    return read_table(folder, facts.entity_schema(side), ["count"])["count"].to_numpy()
+
+
 def _common(table: pa.Table) -> dict[str, object]:
     return {
         "ids": table["id"].to_pylist(),

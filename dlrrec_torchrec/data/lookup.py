@@ -51,7 +51,7 @@ class Parts(Pipelineable):
         return type(self)(**{f.name: mapped(getattr(self, f.name)) for f in dataclasses.fields(self)})
 
 
-ROLES = ("anchor", "positive", "negative", "candidate")
+ROLES = ("anchor", "positive", "hard", "negative", "candidate")
 _COMMON = ("negative", "candidate")  # of all rows
 
 
@@ -64,8 +64,9 @@ class Lookup(Parts):
         ids: for each modality the distinct codes of its side, ascending, spread over the batch's rows.
         codes: "user", "item" -> these codes, i64 [U].
         places: side -> role -> where in `codes` each row's entity is; U where there is none. The roles are
-            "anchor" i64 [B]; with contrastive terms "positive" i64 [B] and "negative" i64 [N]; and of the
-            items that a list head compares, "candidate" i64 [C].
+            "anchor" i64 [B]; with contrastive terms "positive" i64 [B], "negative" i64 [N] and, where rows
+            have negatives of their own, "hard" i64 [B, H]; and of the items that a list head compares,
+            "candidate" i64 [C].
     """
 
     modalities: tuple[Modality, ...]
@@ -89,9 +90,9 @@ def make_lookup(codes_of: Mapping[str, Mapping[str, Tensor]], modalities: Sequen
     places: dict[str, dict[str, Tensor]] = {}
     rows = 1
     for side, roles in codes_of.items():
-        codes[side], place = distinct_codes(torch.cat(list(roles.values())))
-        sizes = [len(codes_of_role) for codes_of_role in roles.values()]
-        places[side] = dict(zip(roles, place.split(sizes), strict=True))
+        codes[side], place = distinct_codes(torch.cat([wanted.reshape(-1) for wanted in roles.values()]))
+        parts = place.split([wanted.numel() for wanted in roles.values()])
+        places[side] = {r: part.view(roles[r].shape) for r, part in zip(roles, parts, strict=True)}
         rows = max(rows, len(roles["anchor"]))
     # FBGEMM's kernels work row by row, so the ids are spread evenly over as many rows as the batch has.
     cuts = torch.arange(rows + 1)

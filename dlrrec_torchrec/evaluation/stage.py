@@ -3,7 +3,8 @@
 Output: `metrics.json`, `predictions/VARIANT.parquet`, `baselines/NAME.parquet`, `peers/NAME.parquet` and,
 where the true probabilities are known, `truth.parquet` and `attainable.parquet`: each has the test rows in
 the shards' order. And `lists/NAME.parquet`: each user's metrics of the list of all items; and of the first
-variant `examples.json` and `vectors.parquet` (`evaluation.samples`).
+variant `examples.json` (`evaluation.samples`), and `vectors/VARIANT-users.parquet`, `-items.parquet`
+(`evaluation.space`).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from dlrrec_torchrec.evaluation.baselines import Prediction, Rows, baseline_pred
 from dlrrec_torchrec.evaluation.cold import ALL_ITEMS, ColdLists, all_items, new_items
 from dlrrec_torchrec.evaluation.lists import Lists, auc_differences, file_name
 from dlrrec_torchrec.evaluation.peers.rating_peers import rating_peers
-from dlrrec_torchrec.evaluation.samples import write_samples
+from dlrrec_torchrec.evaluation.samples import example_lists
+from dlrrec_torchrec.evaluation.space import SAMPLE, ReducedSpace
 from dlrrec_torchrec.evaluation.truth import attainable, true_probabilities
 from dlrrec_torchrec.metrics import binary_metrics, expected_auc, user_auc
 from dlrrec_torchrec.serving.score import Scorer
@@ -81,7 +83,7 @@ def evaluate(
     expectation of the labels, or null), `truth` and `attainable` (metrics of the true probabilities and of
     the estimated ones, or null), `models`, `baselines` and `peers` (name -> metrics of `binary_metrics`),
     `differences` (`auc_differences` from every baseline and peer), `lists` (`Lists.result`), `cold`
-    (`ColdLists.result`) and `notes`.
+    (`ColdLists.result`), `space` (`ReducedSpace.result`) and `notes`.
     Raises DataError if a variant is not trained, the variants' protocols differ, or `truth` misses a row.
     """
     train_dirs = {name: Path(folder) for name, folder in train_dirs.items()}
@@ -93,7 +95,7 @@ def evaluate(
     if truth is not None:
         inputs["truth"] = file_digest([path for path in (truth, law) if path is not None])
     settings = {"variants": list(train_dirs), "protocol": protocol, "peers": peers, "list_users": list_users}
-    settings |= {"new_items": split_dir is not None}
+    settings |= {"new_items": split_dir is not None, "space": SAMPLE}
     manifest = Manifest("evaluate", settings, inputs)
     if previous := manifest.current(out_dir):
         return previous
@@ -109,6 +111,8 @@ def evaluate(
             folders = map(Path, (split_dir, content_dir, shards_dir))
             tasks |= new_items(*folders, facts, entities, list_users)
         cold = ColdLists(tasks, lists.histories.liked, entities)
+        types = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
+        space = ReducedSpace(shards_dir, facts.modalities, entities, train_rows, types)
         result: dict[str, Any] = {
             "protocol": protocol,
             "rows": len(rows),
@@ -147,9 +151,12 @@ def evaluate(
             keep("models", name, prediction, folder / "predictions" / f"{name}.parquet")
             lists.rank_model(name, scorer, scorer.entities)
             cold.rank_model(name, scorer)
+            raised = [alarm for alarm in trained[name].facts.get("alarms", []) if not alarm["over"]]
+            space.measure(name, scorer, [alarm["name"] for alarm in raised])
             if name == next(iter(train_dirs)):
-                names = (Path(shards_dir) / "categories.txt").read_text(encoding="utf-8").splitlines()
-                write_samples(folder, name, scorer, scorer.entities, (train_rows, rows), lists.task, names)
+                examples = example_lists(name, scorer, scorer.entities, train_rows, rows, lists.task)
+                text = json.dumps(jsonable(examples), indent=2, ensure_ascii=False)
+                (folder / "examples.json").write_text(text + "\n", encoding="utf-8")
         predictions, skipped = baseline_predictions(train_rows, rows, list(shards.facts["dense"]))
         for name, prediction in predictions.items():
             keep("baselines", name, prediction, folder / "baselines" / f"{file_name(name)}.parquet")
@@ -163,7 +170,9 @@ def evaluate(
             lists.rank_peers()
         result["differences"] = auc_differences(rows, scores["models"], scores["baselines"] | scores["peers"])
         result["lists"] = lists.result(folder / "lists")
-        result["cold"] = cold.result()
+        result["cold"], result["space"] = cold.result(), space.result()
+        space.write(folder / "vectors")
+        result["notes"] += space.notes
         result["notes"] += [f"baseline '{name}' left out: {why}" for name, why in skipped.items()]
         result["notes"] += _class_notes(rows)
         text = json.dumps(jsonable(result), indent=2)

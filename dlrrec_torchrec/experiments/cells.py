@@ -27,6 +27,7 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name, remove_own, write_text_atomic
 from dlrrec_torchrec.store.manifest import digest, jsonable
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
+from dlrrec_torchrec.store.progress import track
 
 LOG = "log.txt"
 _PREPARED = "prepared.json"
@@ -169,7 +170,7 @@ def logged(out: Path) -> Iterator[None]:
 def run_here(work: Sequence[Job], out: Path, say: Callable[[str], None]) -> dict[str, str]:
     """Train and measure one after the other in this process; title -> why a cell failed."""
     failed = {}
-    for number, job in enumerate(work, 1):
+    for number, job in enumerate(track(work, "cells", len(work), transient=True), 1):
         try:
             with logged(out):
                 line = train_and_measure(job)

@@ -13,6 +13,7 @@ from typing import Any
 from dlrrec_torchrec.config import RunConfig, load_config
 from dlrrec_torchrec.config.flags import add_command, add_flags, at_least, given_settings
 from dlrrec_torchrec.config.names import described, sections
+from dlrrec_torchrec.config.saved import yaml_text
 from dlrrec_torchrec.experiments.catalogue import EXPERIMENTS
 from dlrrec_torchrec.experiments.definitions import PROTOCOLS, Options
 from dlrrec_torchrec.store.errors import DataError
@@ -138,7 +139,7 @@ def command_text(arguments: argparse.Namespace) -> str:
     words += ["--seeds", str(arguments.seeds)] if arguments.seeds else []
     words += ["--protocol", *arguments.protocol] if len(set(arguments.protocol)) < len(PROTOCOLS) else []
     given = given_settings(arguments)
-    words += ["--set", *(f"{name}={value}" for name, value in given.items())] if given else []
+    words += ["--set", *(f"{name}={yaml_text(value)}" for name, value in given.items())] if given else []
     return shlex.join(words)
 
 

@@ -17,7 +17,8 @@ CONSTANT = 0.01  # share of rows with the rarer prediction up to which a model s
 def findings(results: Results) -> list[str]:
     """Sentences, the most important first."""
     sentences = [*_contrasts(results), *_against_the_papers(results), *_constants(results)]
-    return sentences + [*_rows(results), *_few_seeds(results), *_costs(results)]
+    sentences += [*_rows(results), *_few_seeds(results), *_costs(results)]
+    return [sentence[0].upper() + sentence[1:] for sentence in sentences]
 
 
 def where(levels: dict[str, str], varying: Sequence[str], without: Sequence[str] = ()) -> str:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from dlrrec_torchrec.experiments.cells import LOG, Job, train_and_measure
 from dlrrec_torchrec.store.errors import DataError, Unfinished, how_it_ended
+from dlrrec_torchrec.store.progress import Bar
 
 _MAIN = "import sys; from dlrrec_torchrec.experiments.workers import serve; serve(sys.argv[1])"
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
@@ -84,16 +85,19 @@ class Workers:
         for connection in list(self._running)[: len(waiting)]:
             at_work[connection] = waiting.pop(0)
             self._send(connection, at_work[connection])
-        while at_work:
-            for connection in wait(list(at_work)):
-                job = at_work.pop(connection)
-                line, error = self._receive(connection, job)
-                if error is not None:
-                    failed[job.title] = error
-                say(f"[{len(work) - len(waiting) - len(at_work)}/{len(work)}] {line}")
-                if waiting:
-                    at_work[connection] = waiting.pop(0)
-                    self._send(connection, at_work[connection])
+        with Bar(transient=True) as bar:
+            task = bar.add_task("cells", total=len(work))
+            while at_work:
+                for connection in wait(list(at_work)):
+                    job = at_work.pop(connection)
+                    line, error = self._receive(connection, job)
+                    if error is not None:
+                        failed[job.title] = error
+                    bar.advance(task)
+                    say(f"[{len(work) - len(waiting) - len(at_work)}/{len(work)}] {line}")
+                    if waiting:
+                        at_work[connection] = waiting.pop(0)
+                        self._send(connection, at_work[connection])
         return failed
 
     def _send(self, connection: Connection, job: Job) -> None:

@@ -206,6 +206,7 @@ def build_wrapper(
     item_counts: Tensor | None = None,
     rating: bool = True,
     rating_range: tuple[float, float] | None = None,
+    spec: BatchSpec | None = None,
 ) -> TrainWrapper:
     """The training wrapper of `model`; `corpus`, `class_weights`, `seed` and `rating` as in TrainWrapper.
 
@@ -214,7 +215,12 @@ def build_wrapper(
             without one.
         item_counts: i64 [items] training rows of each item; for list.candidates=batch.
         rating_range: lowest and highest rating, for list.graded.
+        spec: of the batches, with what its draws need (`models.spec.with_draws`); needed for
+            contrastive.negatives=popularity and for contrastive.refresh.
     """
+    draws, refreshed = (), {}
+    if spec is not None:
+        draws, refreshed = spec.draws, spec.replaced if contrastive.refresh else {}
     term = None
     if lists is not None and list_rows is not None:
         term = ListTerm(
@@ -238,6 +244,9 @@ def build_wrapper(
         normalize=contrastive.normalize,
         negatives=contrastive.negatives,
         num_negatives=contrastive.num_negatives,
+        num_hard=contrastive.num_hard,
+        popularity={d.side: d.cumulative for d in draws if d.cumulative is not None},
+        refreshed=refreshed,
         positive=contrastive.positive,
         seed=seed,
         lists=term,

@@ -24,6 +24,8 @@ def info_nce(
     negative_mask: Tensor,
     temperature: float,
     normalize: bool,
+    own: Tensor | None = None,
+    own_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE of DLRREC equation 1, summed over the valid anchors.
 
@@ -38,6 +40,7 @@ def info_nce(
         negative_mask: bool [B, N], True = allowed.
         temperature: tau.
         normalize: cosine instead of dot product.
+        own: float [B, H, D], further negatives that each anchor has for itself; own_mask: bool [B, H].
 
     Returns:
         (sum of the losses, number of valid anchors i64): scalars. Without a valid anchor: 0, zero gradients.
@@ -60,12 +63,16 @@ def info_nce(
     with torch.autocast(anchors.device.type, enabled=False):
         if normalize:
             anchors, positives, negatives = (F.normalize(x, dim=1) for x in (anchors, positives, negatives))
+            own = None if own is None else F.normalize(own, dim=2)
         anchors = anchors / temperature
         near = (anchors * positives).sum(1)
         if len(negatives):
             far = masked_log_sum_exp(anchors, negatives, negative_mask)
         else:
             far = torch.full_like(near, NOTHING)
+        if own is not None and own.shape[1]:
+            scores = torch.einsum("bd,bhd->bh", anchors, own).masked_fill(~own_mask, NOTHING)
+            far = torch.logaddexp(far, scores.logsumexp(1))
         # -log(e^near / (e^near + e^far)) = log(1 + e^(far - near)); above the threshold softplus is identity
         losses = F.softplus(far - near, threshold=40)
         return torch.where(valid, losses, 0.0).sum(), valid.sum()
@@ -109,19 +116,63 @@ def corpus_loss(
     negative_codes: Tensor,
     temperature: float,
     normalize: bool,
+    own: Tensor | None = None,
+    hardest: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """`info_nce` against negatives drawn from the corpus.
 
     Anchors and positives with a zero (missing) vector do not count; negatives that are missing, the anchor
-    itself or one of its neighbours are masked.
+    itself or one of its neighbours are masked. One that is drawn twice, or is among the `own` of an anchor
+    too, counts twice, as a sum over draws does.
 
     Args:
         anchors, positives: [B, D]; negatives: [N, D].
         anchor_codes: i64 [B]; neighbours: i64 [B, P], padded with -1; negative_codes: i64 [N].
+        own: [B, H, D], hard negatives of each anchor: none of its neighbours, zeros for none.
+        hardest: only so many of the negatives count for an anchor, by `semi_hard`; 0: all.
     """
     valid = present_rows(anchors) & present_rows(positives)
     allowed = negative_mask(anchor_codes, neighbours, negative_codes) & present_rows(negatives)
-    return info_nce(anchors, positives, negatives, valid, allowed, temperature, normalize)
+    if hardest and len(negatives):
+        allowed = semi_hard(anchors, positives, negatives, allowed, hardest, normalize)
+    own_mask = None if own is None else own.detach().ne(0).any(2)
+    return info_nce(anchors, positives, negatives, valid, allowed, temperature, normalize, own, own_mask)
+
+
+@torch.no_grad()
+def semi_hard(
+    anchors: Tensor, positives: Tensor, negatives: Tensor, allowed: Tensor, number: int, normalize: bool
+) -> Tensor:
+    """Which of the allowed negatives are semi-hard for an anchor: bool [B, N].
+
+    FaceNet's (Schroff et al. 2015, section 3.2): less similar to the anchor than its positive is, and of
+    these the `number` most similar. One that is more similar is as likely a positive that the lists missed,
+    and the hardest of all make an untrained model collapse. Those equal to the last one stay too. An anchor
+    whose allowed negatives all are at least as similar as its positive keeps the least similar of them.
+
+    Args:
+        anchors, positives: [B, D]; negatives: [N, D], N >= 1; allowed: bool [B, N].
+        normalize: by cosines instead of dot products.
+
+    Example::
+
+        >>> one = torch.tensor([[1.0, 0.0]])
+        >>> semi_hard(one, positives=torch.tensor([[0.8, 0.6]]),
+        ...     negatives=torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]]),
+        ...     allowed=torch.tensor([[True, True, True]]), number=1, normalize=True)
+        tensor([[False,  True, False]])
+    """  # fmt: skip
+    with torch.autocast(anchors.device.type, enabled=False):
+        if normalize:
+            anchors, positives, negatives = (F.normalize(x, dim=1) for x in (anchors, positives, negatives))
+        near = (anchors * positives).sum(1, keepdim=True)
+        scores = anchors @ negatives.T
+        farther = allowed & (scores < near)
+        outside = scores.masked_fill(~farther, -torch.inf)
+        last = outside.topk(min(number, len(negatives)), dim=1).values[:, -1:]
+        least = scores.masked_fill(~allowed, torch.inf).amin(1, keepdim=True)
+        hardest, easiest = farther & (outside >= last), allowed & (scores <= least)
+        return torch.where(farther.any(1, keepdim=True), hardest, easiest)
 
 
 def batch_loss(

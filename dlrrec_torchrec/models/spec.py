@@ -7,12 +7,14 @@ import os
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TableConfig
 from dlrrec_torchrec.config.automatic import DataSize, automatic_lists
 from dlrrec_torchrec.data.batch_spec import BatchSpec
-from dlrrec_torchrec.data.draws import Draws, permuted_positives
-from dlrrec_torchrec.data.entities import entity_positives
+from dlrrec_torchrec.data.draws import Draws, permuted_positives, popularity
+from dlrrec_torchrec.data.entities import entity_counts, entity_positives
+from dlrrec_torchrec.data.hard_negatives import second_neighbours
 from dlrrec_torchrec.data.listing import ListRows, recent_ranges
 from dlrrec_torchrec.data.sequences import Sequences
 from dlrrec_torchrec.store.errors import DataError
@@ -42,7 +44,8 @@ def batch_spec(
         facts: of the shards that it is trained on.
         contrastive: also what the anchors are compared with, as the wrapper of this `seed` expects it.
         lists: also what the list head looks up, where it is on (open settings by `automatic_lists`); what it
-            needs of the shards' rows comes from `with_rows`, and permuted positives from `with_permuted`.
+            needs of the shards' rows comes from `with_rows`, what draws need of the entity tables from
+            `with_draws`.
 
     Raises:
         DataError: vectors, or a modality, that do not exist; names the setting.
@@ -54,10 +57,11 @@ def batch_spec(
     modalities = _modalities(model, facts)
     draws = []
     if contrastive is not None:
-        negatives = contrastive.num_negatives if contrastive.negatives == "corpus" else 0
+        negatives = 0 if contrastive.negatives == "batch" else contrastive.num_negatives
+        hard = contrastive.num_hard if contrastive.negatives == "swing_hard" else 0
         for side, weight in (("item", contrastive.item_weight), ("user", contrastive.user_weight)):
             if weight and any(modality.side == side for modality in modalities):
-                draws.append(Draws(side, facts.entities[side], contrastive.positive, negatives, seed))
+                draws.append(Draws(side, facts.entities[side], contrastive.positive, negatives, seed, hard))
     tables = model.vectors == "table"
     return BatchSpec(
         facts,
@@ -103,14 +107,44 @@ def with_rows(spec: BatchSpec, category: np.ndarray, sequences: Sequences) -> Ba
     return dataclasses.replace(spec, lists=rows)
 
 
-def with_permuted(spec: BatchSpec, shards_dir: str | os.PathLike, seed: int) -> BatchSpec:
-    """The same, with another entity's positives for each (`contrastive.permuted`). Raises DataError for
-    damaged entity tables."""
-    replaced = {}
-    for side in (draws.side for draws in spec.draws):
-        positives = torch.from_numpy(entity_positives(shards_dir, side))
-        replaced[side] = permuted_positives(positives, side, seed)
-    return dataclasses.replace(spec, replaced=replaced)
+def with_draws(
+    spec: BatchSpec, shards_dir: str | os.PathLike, contrastive: ContrastiveConfig, seed: int
+) -> BatchSpec:
+    """The same, with what its draws need of the entity tables.
+
+    Those are the entities' numbers of training rows (`popularity`), who is near an entity without being its
+    positive (`swing_hard`), and positives by entity in place of the rows': another entity's (`permuted`), or
+    those that a training makes anew (`refresh`), which begin as SWING's. Hard negatives are of the positives
+    that count, whichever these are.
+
+    Raises DataError for damaged entity tables.
+    """
+    draws, replaced = [], {}
+    for drawn in spec.draws:
+        side = drawn.side
+        if contrastive.negatives == "popularity":
+            counts = torch.from_numpy(np.array(entity_counts(shards_dir, side)))
+            drawn = dataclasses.replace(drawn, cumulative=popularity(counts))
+        if contrastive.permuted or contrastive.refresh or drawn.hard:
+            positives = torch.from_numpy(entity_positives(shards_dir, side))
+            if contrastive.permuted:
+                positives = permuted_positives(positives, side, seed)
+            if contrastive.permuted or contrastive.refresh:
+                replaced[side] = positives
+            if drawn.hard:
+                near = torch.from_numpy(second_neighbours(positives.numpy()))
+                drawn = dataclasses.replace(drawn, near=near)
+        draws.append(drawn)
+    spec = dataclasses.replace(spec, draws=tuple(draws), replaced=replaced)
+    if contrastive.refresh:
+        for table in changing_tables(spec):
+            table.share_memory_()
+    return spec
+
+
+def changing_tables(spec: BatchSpec) -> list[Tensor]:
+    """What `contrastive.refresh` writes to in place."""
+    return [*spec.replaced.values(), *(drawn.near for drawn in spec.draws if drawn.near is not None)]
 
 
 def _modalities(model: ModelConfig, facts: ShardFacts) -> tuple[Modality, ...]:

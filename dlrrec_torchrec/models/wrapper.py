@@ -8,10 +8,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dlrrec_torchrec.data.draws import POSITIVE, Draws
-from dlrrec_torchrec.data.lookup import distinct_codes
+from dlrrec_torchrec.data.draws import NEGATIVES, POSITIVE, Draws
 from dlrrec_torchrec.distributed.collectives import all_sum, world_size
-from dlrrec_torchrec.models.compared import anchors_and_candidates, parted, row_numbers, stacked
+from dlrrec_torchrec.models.compared import (
+    anchors_and_candidates,
+    compared_parts,
+    distinct_uses,
+    drawn_codes,
+    joined_vectors,
+    looked_up,
+    parted,
+    row_numbers,
+    stacked,
+)
 from dlrrec_torchrec.models.contrastive import TermWeight, batch_loss, corpus_loss
 from dlrrec_torchrec.models.dlrrec import DLRREC
 from dlrrec_torchrec.models.list_loss import ListTerm
@@ -20,15 +29,15 @@ from dlrrec_torchrec.store.errors import DataError
 
 if TYPE_CHECKING:
     from dlrrec_torchrec.data.batch import Batch
-    from dlrrec_torchrec.data.lookup import Lookup
 
-NEGATIVES = ("corpus", "batch")
 TERMS = {"item": "loss_ii", "user": "loss_uu", "list": "loss_list"}  # as they are reported
 Reduced = dict[str, Tensor]  # modality -> [B, R]
 
 # What depends on shapes or on the process group is one node for the FX tracer. TorchRec's pipelined trainer
 # traces the wrapper, and pipelines only if it can see that the ids reach the embedding tables unchanged.
 for _name in ("corpus_loss", "batch_loss", "anchors_and_candidates", "parted", "row_numbers", "stacked"):
+    torch.fx.wrap(_name)
+for _name in ("compared_parts", "distinct_uses", "drawn_codes", "looked_up"):
     torch.fx.wrap(_name)
 
 
@@ -54,13 +63,18 @@ class TrainWrapper(nn.Module):
         item_weight, user_weight: w1, w2; 0 switches a term off.
         learnable: learn w1 and w2 (`contrastive.TermWeight`).
         temperature, normalize: of InfoNCE.
-        negatives: "corpus" or "batch"; num_negatives: corpus negatives of a step.
+        negatives: of NEGATIVES; num_negatives: those of a step that are drawn from all entities; num_hard:
+            those that "semi_hard" keeps, and that "swing_hard" has in the batch, for an anchor.
         positive: "best" or "sample".
         seed: of negatives and sampled positives.
+        popularity: "user", "item" -> as `Draws.cumulative`; for "popularity" with vectors in the rows.
+        refreshed: "user", "item" -> i64 [entities, P], the positives that a training makes anew, kept with
+            the weights so that a resumed run has them. The batches bring them.
         lists: the term of the model's list head, whose candidates' content vectors come from `corpus` too.
         rating: False leaves L_rec out of the loss.
 
-    State: `step`, the number of training steps so far, so that a resumed run continues its draws.
+    State: `step`, the number of training steps so far, so that a resumed run continues its draws, and
+    `refreshed_SIDE`.
 
     Raises:
         DataError: a term that is on without a modality or vectors for it, or a bad setting; names the flag.
@@ -115,10 +129,13 @@ class TrainWrapper(nn.Module):
         normalize: bool = True,
         negatives: str = "corpus",
         num_negatives: int = 256,
+        num_hard: int = 8,
         positive: str = "best",
         seed: int = 0,
         lists: ListTerm | None = None,
         rating: bool = True,
+        popularity: Mapping[str, Tensor] | None = None,
+        refreshed: Mapping[str, Tensor] | None = None,
     ) -> None:
         super().__init__()
         for flag, value, choices in (("negatives", negatives, NEGATIVES), ("positive", positive, POSITIVE)):
@@ -126,13 +143,15 @@ class TrainWrapper(nn.Module):
                 raise DataError(f"contrastive.{flag}: {value!r} is not one of {', '.join(choices)}")
         if not temperature > 0:
             raise DataError(f"contrastive.temperature: {temperature} must be above 0")
-        if negatives == "corpus" and num_negatives < 1:
-            raise DataError(f"contrastive.num_negatives: {num_negatives} must be at least 1")
+        for flag, number in (("num_negatives", num_negatives), ("num_hard", num_hard)):
+            if number < 1:
+                raise DataError(f"contrastive.{flag}: {number} must be at least 1")
         self.model = model
         self.temperature = temperature
         self.normalize = normalize
         self.negatives = negatives
         self.num_negatives = num_negatives
+        self.hardest = num_hard if negatives == "semi_hard" else 0
         self.positive = positive
         self.seed = seed
         self.lists = lists
@@ -149,8 +168,15 @@ class TrainWrapper(nn.Module):
             if weight:
                 self.weights[side] = term
                 self.sides[side], entities = self._add_corpus(side, corpus)
-                drawn_number = num_negatives if negatives == "corpus" else 0
-                self.draws[side] = Draws(side, entities, positive, drawn_number, seed)
+                drawn_number = 0 if negatives == "batch" else num_negatives
+                hard = num_hard if negatives == "swing_hard" else 0
+                self.draws[side] = Draws(side, entities, positive, drawn_number, seed, hard)
+                weights = (popularity or {}).get(side)
+                if negatives == "popularity" and weights is None and model.content is None:
+                    raise DataError(f"contrastive.negatives: popularity needs the {side}s' training rows")
+                self.register_buffer(f"cumulative_{side}", weights, persistent=False)
+                if side in (refreshed or {}):
+                    self.register_buffer(f"refreshed_{side}", refreshed[side].clone())
         self.compared: list[str] = []  # modalities of the list's candidates
         if lists is not None and lists.candidates != "batch" and model.list_head.sides["item"]:
             self.compared = self._add_corpus("item", corpus)[0]
@@ -204,8 +230,7 @@ class TrainWrapper(nn.Module):
         if base is not None:
             terms["base"] = (weighted_bce_sum(base, batch.label, weights), rows)
         for side in self.sides:
-            codes, neighbours = getattr(batch, side), getattr(batch, f"{side}_positives")
-            terms[side] = self._contrast(side, codes, neighbours, reduced, *others[side])
+            terms[side] = self._contrast(side, batch, reduced, *others[side])
         if self.lists is not None:
             terms["list"] = (self._list(batch, reduced, compared, step), rows)
 
@@ -236,7 +261,8 @@ class TrainWrapper(nn.Module):
         """The anchors' reduced vectors from the rows; for each side those they are compared with; the list's
         candidates'.
 
-        The second are (of the positives and then of the negatives [B + N, sum of R], codes of the negatives).
+        The second are (of the positives, the hard negatives and then of the negatives [B + B·H + N, sum of
+        R], codes of the negatives).
         """
         arch, others, candidates = self.model.dense_arch, {}, {}
         if not self.compared:
@@ -254,7 +280,12 @@ class TrainWrapper(nn.Module):
         for side, names in self.sides.items():
             corpus = {name: getattr(self, f"corpus_{name}") for name in names}
             used_codes, negative_codes, share = drawn_codes(
-                self.draws[side], getattr(batch, f"{side}_positives"), getattr(batch, side), step
+                self.draws[side],
+                getattr(batch, f"{side}_positives"),
+                getattr(batch, side),
+                step,
+                getattr(batch, f"{side}_hard"),
+                getattr(self, f"cumulative_{side}"),
             )
             codes, places = distinct_uses(used_codes)
             vectors = {name: corpus[name].index_select(0, codes) for name in names}
@@ -290,69 +321,26 @@ class TrainWrapper(nn.Module):
         return anchors, contrasted, candidates
 
     def _contrast(
-        self,
-        side: str,
-        codes: Tensor,
-        neighbours: Tensor,
-        reduced: Reduced,
-        others: Tensor,
-        negative_codes: Tensor,
+        self, side: str, batch: Batch, reduced: Reduced, others: Tensor, negative_codes: Tensor
     ) -> tuple[Tensor, Tensor]:
         """(sum of the side's losses, number of valid anchors) on this rank."""
-        anchors, batch = joined_vectors(reduced, self.sides[side]), codes.shape[0]
-        if self.negatives == "corpus":
-            return corpus_loss(
-                anchors,
-                codes,
-                neighbours,
-                others[:batch],
-                others[batch:],
-                negative_codes,
-                self.temperature,
-                self.normalize,
-            )
-        return batch_loss(anchors, codes, neighbours, others, self.temperature, self.normalize)
-
-
-@torch.fx.wrap
-def drawn_codes(
-    draws: Draws, neighbours: Tensor, codes: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of the positives and then of the negatives [B + N], of the negatives [N], their shares."""
-    positives = draws.positives(neighbours, codes, step)
-    negatives = draws.corpus(step, step.device) if draws.negatives else positives[:0]
-    return torch.cat([positives, negatives]), negatives, shares(positives, negatives)
-
-
-@torch.fx.wrap
-def distinct_uses(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The codes [U] whose vectors are reduced, and where each of `codes` [n] is among them; U for -1.
-
-    On a CPU each distinct code comes once, so that an entity passes the towers once. Elsewhere the host would
-    have to wait for their number, and all codes stay.
-    """
-    return distinct_codes(codes) if codes.device.type == "cpu" else every_use(codes)
-
-
-def every_use(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """As `distinct_uses`, with each code as often as it is used."""
-    places = torch.arange(len(codes), device=codes.device)
-    return codes.clamp(min=0), torch.where(codes < 0, len(codes), places)
-
-
-@torch.fx.wrap
-def looked_up(draws: Draws, lookup: Lookup) -> tuple[Tensor, Tensor, Tensor]:
-    """As `drawn_codes`, from a lookup, but with places instead of the codes of the first."""
-    roles = lookup.places[draws.side]
-    positives = roles["positive"]
-    negatives = roles["negative"] if draws.negatives else positives[:0]
-    codes = lookup.codes[draws.side][negatives]
-    return torch.cat([positives, negatives]), codes, shares(positives, negatives)
-
-
-def joined_vectors(reduced: dict[str, Tensor], names: Sequence[str]) -> Tensor:
-    """An entity's representation: its reduced vectors of all modalities side by side, [B, sum of R]."""
-    return torch.cat([reduced[name] for name in names], dim=1)
+        codes, neighbours = getattr(batch, side), getattr(batch, f"{side}_positives")
+        anchors, hard = joined_vectors(reduced, self.sides[side]), self.draws[side].hard
+        if self.negatives == "batch":
+            return batch_loss(anchors, codes, neighbours, others, self.temperature, self.normalize)
+        positives, own, negatives = compared_parts(others, anchors, negative_codes, hard)
+        return corpus_loss(
+            anchors,
+            codes,
+            neighbours,
+            positives,
+            negatives,
+            negative_codes,
+            self.temperature,
+            self.normalize,
+            own if hard else None,
+            self.hardest,
+        )
 
 
 @torch.fx.wrap
@@ -362,14 +350,6 @@ def next_step(counter: Tensor, step: int | Tensor | None, training: bool) -> Ten
     if training:
         counter.copy_(now + 1)
     return now
-
-
-@torch.fx.wrap
-def shares(of_rank: Tensor, common: Tensor) -> Tensor:
-    """How much rows count in statistics over the ranks: a rank's own 1, those of all ranks 1 / ranks."""
-    counted = torch.ones(len(of_rank) + len(common), device=of_rank.device)
-    counted[len(of_rank) :] /= world_size()
-    return counted
 
 
 @torch.fx.wrap

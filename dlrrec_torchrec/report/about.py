@@ -102,7 +102,7 @@ def rejected_html(origin: Origin, stages: Stages) -> str:
     if not lines:
         known = [kind for kind, manifest in found.items() if manifest]
         return f"<p>No row of {' or '.join(known)} was rejected.</p>" if known else ""
-    table = _table(["table", "reason", "rows", "of those read"], lines, texts=2)
+    table = plain_table(["table", "reason", "rows", "of those read"], lines, texts=2)
     samples = [
         [kind, row.get("file", ""), row.get("line", ""), row.get("reason", ""), _cut(row.get("row"))]
         for kind, rows in origin.rejected.items()
@@ -110,9 +110,8 @@ def rejected_html(origin: Origin, stages: Stages) -> str:
     ]
     if samples:
         head = ["table", "file", "line", "reason", "row"]
-        table += (
-            f"<details><summary>The first rejected rows</summary>{_table(head, samples, texts=5)}</details>"
-        )
+        rows = plain_table(head, samples, texts=5)
+        table += f"<details><summary>The first rejected rows</summary>{rows}</details>"
     return table
 
 
@@ -123,19 +122,19 @@ def data_html(stages: Stages, origin: Origin) -> str:
     if "ingest" in manifests and (ratings := manifests["ingest"].facts.get("ratings")):
         total = sum(ratings.values()) or 1
         rows = [[f"{float(k):g}", f"{v:,}", f"{v / total:.0%}"] for k, v in ratings.items()]
-        parts.append(f"<h3>Ratings</h3>{_table(['rating', 'reviews', 'share'], rows)}")
+        parts.append(f"<h3>Ratings</h3>{plain_table(['rating', 'reviews', 'share'], rows)}")
     if "split" in manifests and (split := manifests["split"].facts.get("parts")):
         rows = [
             [PARTS.get(name, name), f"{p['rows']:,}", f"{p['users']:,}", f"{p['items']:,}",
              f"{p['positives'] / p['rows']:.1%}" if p["rows"] else "–"]
             for name, p in split.items()
         ]  # fmt: skip
-        parts.append(f"<h3>Split</h3>{_table(['part', 'rows', 'users', 'items', 'liked'], rows)}")
+        parts.append(f"<h3>Split</h3>{plain_table(['part', 'rows', 'users', 'items', 'liked'], rows)}")
     if "split" in manifests:
         dropped = manifests["split"].facts.get("dropped", {})
         rows = [[DROPPED.get(key, key.replace("_", " ")), f"{n:,}"] for key, n in dropped.items() if n]
         if rows:
-            parts.append(f"<h3>Left out by the split</h3>{_table(['what', 'reviews'], rows, texts=1)}")
+            parts.append(f"<h3>Left out by the split</h3>{plain_table(['what', 'reviews'], rows, texts=1)}")
     parts += [_content(manifests["extract"])] if "extract" in manifests else []
     if "swing" in manifests:
         rows = [
@@ -145,7 +144,7 @@ def data_html(stages: Stages, origin: Origin) -> str:
         ]
         if rows:
             head = ["of", "entities", "with a neighbour", "neighbours kept"]
-            parts.append(f"<h3>SWING neighbours</h3>{_table(head, rows)}")
+            parts.append(f"<h3>SWING neighbours</h3>{plain_table(head, rows)}")
     parts += [_coverage(manifests["prepare"])] if "prepare" in manifests else []
     return "".join(part for part in parts if part)
 
@@ -167,7 +166,7 @@ def _content(manifest: Manifest) -> str:
         score = score["extracted"] if isinstance(score, Mapping) else score
         if score is not None:
             rows.append([f"agreement of {text} with the source's (macro-F1)", f"{score:.3f}"])
-    return f"<h3>Content</h3>{_table(['', ''], rows, texts=2)}" if rows else ""
+    return f"<h3>Content</h3>{plain_table(['', ''], rows, texts=2)}" if rows else ""
 
 
 def _coverage(manifest: Manifest) -> str:
@@ -183,7 +182,7 @@ def _coverage(manifest: Manifest) -> str:
         for name in names
     ]
     head = ["rows that have", *(PARTS.get(part, part) for part in covered)]
-    return f"<h3>What the rows have</h3>{_table(head, rows)}"
+    return f"<h3>What the rows have</h3>{plain_table(head, rows)}"
 
 
 def _of_rows(name: str) -> str:
@@ -191,7 +190,7 @@ def _of_rows(name: str) -> str:
     return name.replace("_positives", "'s SWING neighbours").replace("_", " ")
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
+def plain_table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int = 1) -> str:
     """An HTML table; the first `texts` columns are words, the others numbers."""
 
     def line(cells: Sequence[str], tag: str) -> str:

@@ -14,12 +14,11 @@ from dlrrec_torchrec.report import figures
 from dlrrec_torchrec.report.comparison import cell
 from dlrrec_torchrec.report.curves import draw_panel, panels
 from dlrrec_torchrec.report.forest import forest
-from dlrrec_torchrec.report.item_map import item_map
 from dlrrec_torchrec.report.results import LISTS, RATINGS, best_of
-from dlrrec_torchrec.store import schema
-from dlrrec_torchrec.store.files import read_table
+from dlrrec_torchrec.report.space_map import mapped, space_map
+from dlrrec_torchrec.report.space_quality import draw_distances
+from dlrrec_torchrec.report.swing_quality import draw_scores, swing_quality
 from dlrrec_torchrec.store.paths import RunPaths
-from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 
 def draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> dict[str, str]:
@@ -37,11 +36,13 @@ def draw(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> dic
         )
     captions |= _of_test_rows(runs, summary, folder)
     captions |= _of_epochs(runs, summary, folder)
-    captions |= _item_map(runs, summary, folder)
-    scores, coverage = _swing(runs)
-    if any(scores.values()):
-        figures.swing_scores(scores, coverage, folder / "swing_scores.png")
-        captions["swing_scores.png"] = "Scores of the SWING neighbours"
+    captions |= _space(runs, summary, folder)
+    scores, summary["swing"] = swing_quality(runs)
+    if any(map(len, scores.values())):
+        draw_scores(scores, summary["swing"], folder / "swing_scores.png")
+        captions["swing_scores.png"] = (
+            "Scores of the SWING neighbours that were kept; the line is the share of them at or above a score"
+        )
     else:
         summary["notes"].append("no SWING neighbours: their scores are not drawn")
     captions["confusion.png"] = captions.pop("confusion.png")  # the tallest one: last
@@ -97,39 +98,34 @@ def _of_epochs(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) 
     return {name: panel.caption for name, panel in found.items()}
 
 
-def _item_map(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> dict[str, str]:
-    vectors = runs[0].evaluation / "vectors.parquet"
-    if not vectors.exists():
-        return {}
-    drawn = item_map(vectors, folder / "item_map.png")
-    if not drawn:
-        summary["notes"].append("too few items with content in the model: no map of them")
-        return {}
-    name = next(iter(summary["models"]))
-    seed = " of the first seed" if len(runs) > 1 else ""
-    return {
-        "item_map.png": f"{drawn:,} items by the reduced content vectors of {name}{seed}: t-SNE, which keeps "
-        "neighbours together and says nothing of large distances; colours: the items' first category"
-    }
-
-
-def _swing(runs: Sequence[RunPaths]) -> tuple[dict[str, list[np.ndarray]], dict[str, str]]:
-    """For users and items: each seed's neighbour scores, and as text how many entities have neighbours."""
-    scores: dict[str, list[np.ndarray]] = {"users": [], "items": []}
-    coverage = {}
-    for kind, seed_scores in scores.items():
-        with_any = entities = 0
-        for run in runs:
-            if not (run.swing / kind).exists():
-                continue
-            lists = read_table(run.swing / kind, schema.NEIGHBORS, ["scores"])["scores"].combine_chunks()
-            seed_scores.append(lists.flatten().to_numpy())
-            with_any += int((lists.value_lengths().to_numpy(zero_copy_only=False) > 0).sum())
-            entities += int(getattr(ShardFacts.read(run.shards), kind))
-        coverage[kind] = (
-            f"{with_any / max(entities, 1):.0%} have neighbours" if seed_scores else "not computed"
+def _space(runs: Sequence[RunPaths], summary: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Maps of users and items of the first seed, and distances of all seeds."""
+    captions = {}
+    if draw_distances(summary["space"], folder / "space_distances.png"):
+        captions["space_distances.png"] = (
+            "Do SWING neighbours lie together? Left: mean cosine distance to an entity's SWING neighbours, "
+            "to those of others and to random entities, of the content vectors (before the towers) and of "
+            "each variant's reduced vectors (after). Right: how often the own neighbour is nearer than "
+            "another's, with the 95 % interval; grey line: chance"
         )
-    return scores, coverage
+    names = mapped(list(summary["models"]))
+    seed = " of the first seed" if len(runs) > 1 else ""
+    for kind in ("items", "users"):
+        files = {name: runs[0].evaluation / "vectors" / f"{name}-{kind}.parquet" for name in names}
+        files = {name: file for name, file in files.items() if file.exists()}
+        drawn = space_map(files, kind, folder / f"space_{kind}.png")
+        if not drawn:
+            summary["notes"].append(f"too few {kind} with content in the model: no map of them")
+            continue
+        what = (
+            "the items' first category" if kind == "items" else "the category that most of their items have"
+        )
+        captions[f"space_{kind}.png"] = (
+            f"{drawn:,} {kind} by the reduced vectors{seed} of {' and of '.join(files)}: t-SNE, which "
+            f"keeps neighbours together and says nothing of large distances. Colours: {what} (price tags "
+            "where there are no categories); where one colour keeps together, the towers keep that content"
+        )
+    return captions
 
 
 def _history(train_dir: Path) -> list[dict[str, Any]]:

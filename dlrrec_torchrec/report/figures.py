@@ -1,4 +1,4 @@
-"""Figures of the test rows and of the neighbours: ROC, calibration, confusion matrices, SWING scores."""
+"""Figures of the test rows: ROC, calibration, confusion matrices."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import NullFormatter
 
 from dlrrec_torchrec.report.style import (
     DASHES,
     GREYS,
-    OKABE_ITO,
     STYLE,
     WIDTH,
     colours,
@@ -163,31 +161,4 @@ def confusion_matrices(counts: Mapping[str, Mapping[str, float]], path: Path) ->
             axes.set_title(name, fontsize=10)
             axes.spines[:].set_visible(False)
             axes.tick_params(length=0)
-        save(figure, path)
-
-
-def swing_scores(scores: Mapping[str, Sequence[np.ndarray]], coverage: Mapping[str, str], path: Path) -> None:
-    """Histogram of the neighbours' SWING scores on a log axis, for users and for items; all seeds together.
-
-    Args:
-        scores: "users" and "items" -> for each seed the scores of all kept neighbours.
-        coverage: the same keys -> text on how many entities have neighbours.
-    """
-    with plt.rc_context(STYLE):
-        figure, grid = new_figure(5.6, nrows=len(scores), ncols=1, squeeze=False)
-        for axes, colour, (kind, seeds) in zip(grid.flat, OKABE_ITO, scores.items(), strict=False):
-            values = np.concatenate([np.zeros(0), *seeds])
-            values = values[values > 0]
-            axes.set(
-                xlabel="SWING score", ylabel="neighbours", title=f"{kind.capitalize()}: {coverage[kind]}"
-            )
-            if not len(values):
-                say(axes, "no neighbours")
-                continue
-            low, high = np.log10(values.min()), np.log10(values.max())
-            pad = 0.05 * (high - low) or 0.5
-            axes.hist(values, np.logspace(low - pad, high + pad, 41), color=colour, alpha=0.85)
-            axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")
-            axes.xaxis.set_minor_formatter("{x:g}" if high - low < 1 else NullFormatter())
         save(figure, path)

@@ -25,6 +25,8 @@ from dlrrec_torchrec.report.results import (
     lists_headline,
     ratings,
 )
+from dlrrec_torchrec.report.space_quality import space_html, space_sentences
+from dlrrec_torchrec.report.swing_quality import swing_html
 from dlrrec_torchrec.store.manifest import Manifest
 
 _BRACKETS = (
@@ -89,6 +91,8 @@ def markdown_table(summary: Mapping[str, Any]) -> str:
         lines += [f"- {line}" for line in of_lists]
     for head, table, differences in content_alone(summary):
         lines += ["", head, "", *table.markdown(), "", *(f"- {line}" for line in differences)]
+    told = space_sentences(summary["space"])
+    lines += ["", "The reduced space:", "", *(f"- {line}" for line in told)] if told else []
     lines += ["", _BRACKETS, ""] if of_ratings or of_lists else [""]
     return "\n".join(lines + [f"- {note}" for note in summary["notes"]]) + "\n"
 
@@ -104,13 +108,15 @@ def html_page(
 
     Args:
         stages: stage -> the manifest of each seed.
-        figures: PNG file -> caption, in order; that of the differences stands with the results.
+        figures: PNG file -> caption, in order; those of the differences and of the space stand with these.
         examples: as `evaluation.samples.example_lists` returns.
     """
     notes = "".join(f"<li>{escape(note)}</li>" for note in summary["notes"])
     told = "".join(f"<p>{escape(sentence)}</p>" for sentence in sentences(summary))
     first = [_figure(path, caption) for path, caption in figures.items() if path.stem == "differences"]
-    images = "".join(_figure(path, text) for path, text in figures.items() if path.stem != "differences")
+    of_space = {p: text for p, text in figures.items() if p.stem.startswith(("space_", "swing_"))}
+    others = {p: t for p, t in figures.items() if p not in of_space and p.stem != "differences"}
+    images = "".join(_figure(path, text) for path, text in others.items())
     terms = "".join(
         f"<dt>{escape(column.title)}</dt><dd>{escape(column.meaning)}</dd>"
         for column in (*RATINGS.values(), *LISTS.values())
@@ -140,7 +146,7 @@ def html_page(
         f'<div class="verdict">{told}</div>{origin_html(origin, stages)}'
         f'<h2>Results on the test rows</h2><div class="card">{ratings(summary).html()}</div>'
         f"{top_n}{differences}"
-        f"{f'<h2>Notes</h2><ul class=soft>{notes}</ul>' if notes else ''}{shown}"
+        f"{f'<h2>Notes</h2><ul class=soft>{notes}</ul>' if notes else ''}{shown}{_space(summary, of_space)}"
         f'<h2>Figures</h2><div class="figures">{images}</div>'
         f"<h2>Data</h2>{_data(stages, origin)}"
         f'<h2>Cost of each stage</h2><div class="card">{_costs(stages)}</div>'
@@ -150,6 +156,18 @@ def html_page(
         "test rows, as published, so its numbers are optimistic. Numbers of different protocols must not be "
         "compared.</p>"
         "</main></body></html>\n"
+    )
+
+
+def _space(summary: Mapping[str, Any], figures: Mapping[Path, str]) -> str:
+    """The section on the reduced space and on SWING; "" where nothing is known of either."""
+    tables = [space_html(summary["space"]), swing_html(summary.get("swing", {}))]
+    if not any(tables) and not figures:
+        return ""
+    images = "".join(_figure(path, text) for path, text in figures.items())
+    return (
+        f"<h2>The reduced space, and SWING</h2>{_items(space_sentences(summary['space']))}{tables[0]}"
+        f'{tables[1]}<div class="figures">{images}</div>'
     )
 
 

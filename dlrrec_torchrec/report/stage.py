@@ -16,6 +16,7 @@ from dlrrec_torchrec.report import page
 from dlrrec_torchrec.report.about import Origin, first_rejected
 from dlrrec_torchrec.report.drawing import draw
 from dlrrec_torchrec.report.results import best_of, gather_differences
+from dlrrec_torchrec.report.space_quality import gather_space
 from dlrrec_torchrec.report.stage_notes import stage_notes
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_output
@@ -48,9 +49,10 @@ def report(
 
     `metrics.json` has for every model and baseline and every metric `{"mean", "sd", "seeds"}`: the mean and
     the sample standard deviation (n - 1) over the seeds where the metric is defined, and each seed's value.
-    `sd` is null for a single seed. `lists` has the same of the lists of all items. Raises DataError if a seed
-    is not evaluated or lacks a variant, or if the seeds' protocols differ, or something else than a report
-    is in `out_dir`.
+    `sd` is null for a single seed. `lists` has the same of the lists of all items, `space` what each seed's
+    evaluation measured of the reduced vectors, `swing` how the neighbours' scores are spread. Raises
+    DataError if a seed is not evaluated or lacks a variant, or if the seeds' protocols differ, or something
+    else than a report is in `out_dir`.
     """
     known = {
         name: [Manifest.read(folder) for folder in folders if (folder / "manifest.json").exists()]
@@ -143,6 +145,7 @@ def summarize(evaluations: Sequence[Mapping[str, Any]], variants: Sequence[str])
             ),
             "lists": _lists([e["lists"] for e in evaluations]),
             "cold": _content_alone([e["cold"] for e in evaluations]),
+            "space": gather_space([e["space"] for e in evaluations], variants),
             "notes": [
                 note + (f" (seed {', '.join(map(str, note_seeds))})" if several else "")
                 for note, note_seeds in notes.items()
@@ -237,6 +240,8 @@ def _evaluation(run: RunPaths, variants: Sequence[str]) -> dict[str, Any]:
         metrics = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path}: missing; run the stage 'evaluate' first") from None
+    if "space" not in metrics:
+        raise DataError(f"{path}: an earlier version made it; run the stage 'evaluate' again")
     missing = [name for name in variants if name not in metrics["models"]]
     if missing:
         raise DataError(f"{path}: variant '{missing[0]}' is not evaluated; run the stage 'evaluate' again")

@@ -142,16 +142,12 @@ class Scorer:
         """EASE of the liked training rows."""
         return second_stage.fit(split_pairs(self._shards_dir, "train", liked=True))
 
-    @torch.no_grad()
-    def reduced_items(self, codes: np.ndarray) -> np.ndarray:
-        """The towers' vectors of items with these codes, all modalities side by side, f32 [n, R]; R is 0 for
-        a model without item content."""
-        modalities = [m for m in getattr(self._model, "modalities", ()) if m.side == "item"]
-        if not modalities:
-            return np.zeros((len(codes), 0), np.float32)
-        content = load_entities(self._shards_dir, modalities).vectors
-        reduced = [reduced_vectors(self._model, name, v[codes], self._device) for name, v in content.items()]
-        return torch.cat(reduced, dim=1).cpu().numpy()
+    def reduced(self, vectors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The towers' vectors f32 [n, R] of content vectors [n, V], by modality; zeros where missing."""
+        return {
+            name: reduced_vectors(self._model, name, found, self._device).cpu().numpy()
+            for name, found in vectors.items()
+        }
 
     @torch.no_grad()
     def logits(self, batches: Iterable[Batch]) -> np.ndarray:

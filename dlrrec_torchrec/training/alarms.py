@@ -26,10 +26,12 @@ class Alarms:
 
     Args:
         say: prints a line.
+        falls: whether contrastive losses fall where they have an effect. Semi-hard negatives are chosen by
+            what the positive is, so that a loss against them says nothing of the way behind.
     """
 
-    def __init__(self, say: Callable[[str], Any]) -> None:
-        self._say = say
+    def __init__(self, say: Callable[[str], Any], falls: bool = True) -> None:
+        self._say, self._falls = say, falls
         self._seen: dict[str, int] = {}
         self._raised: dict[str, dict[str, Any]] = {}
         self._first: dict[str, float] = {}  # contrastive losses of the first steps
@@ -83,7 +85,11 @@ class Alarms:
             return
         if record["epoch"] == 1:
             self._first = {name: float(steps[name][:FIRST_STEPS].mean()) for name in terms}
-        losses = {name: (self._first[name], record[f"train_{name}"]) for name in terms if name in self._first}
+        losses = {
+            name: (self._first[name] if self._falls else math.nan, record[f"train_{name}"])
+            for name in terms
+            if name in self._first
+        }
         self.measured(step, losses, term_alarms(losses))
         if step >= SETTLED:
             self.measured(step, effects, effect_alarms(effects))

@@ -97,6 +97,7 @@ def assemble(
         item_counts=item_counts,
         rating=rated(spec),
         rating_range=spec.facts.rating_range,
+        spec=spec,
     )
     tables = {"batch_size": rows_per_rank(train, ranks), "table_optimizer": train.table_optimizer}
     plan = plan_tables(wrapper, ranks, settings=model.tables, **tables)

@@ -29,6 +29,7 @@ from dlrrec_torchrec.training.list_metrics import ListMetrics
 from dlrrec_torchrec.training.observe import Observer
 from dlrrec_torchrec.training.optimizers import Schedule, initialize
 from dlrrec_torchrec.training.probe import Probe
+from dlrrec_torchrec.training.refresh import Refresh
 from dlrrec_torchrec.training.selection import Evaluated, Selection
 from dlrrec_torchrec.training.signals import Stopped
 from dlrrec_torchrec.training.terminal import progress_bar
@@ -66,6 +67,7 @@ class Run:
     protocol: str
     stop_requested: Callable[[], bool]
     probe: Probe | None  # on rank 0
+    refresh: Refresh
     after_epoch: Callable[[Selection], None] | None = None  # may end the training by an exception
     start: dict[str, Any] | None = None
     calibration: Calibration = Calibration()
@@ -157,6 +159,7 @@ class Run:
             effects = self.trainer.effects if self.rated else {}
             self.alarms.after_epoch(record, steps, terms, effects, scored, selection.split)
         record = record | metrics | {"share": share} | self.trainer.effects | self.observer.probed()
+        record |= self.refresh.after_epoch(record["epoch"])
         self.history.add(record | {"split": selection.split, "best": best}, steps)
         if best and first:
             _write_best(self.out_dir, self.protocol, selection)
@@ -214,7 +217,7 @@ class Run:
 
     def _observe(self, saved: dict[str, Any] | None) -> None:
         self.say = functools.partial(self.bar.console.print, soft_wrap=True, markup=False, highlight=False)
-        self.alarms = Alarms(self.say)
+        self.alarms = Alarms(self.say, falls=not self.assembly.wrapper.hardest)
         if saved:
             self.alarms.restore(saved["alarms"])
         self.observer = Observer(
@@ -238,6 +241,7 @@ class Run:
         if loaded is None:
             return None
         state, rank_states = loaded
+        self.refresh.restored()
         self.selection.restore(state["selection"])
         self.start, self.calibration = state["start"], Calibration(**state["calibration"])
         self.share, self.base_epoch, self._kept_after = state["share"], *state["base"]

@@ -99,25 +99,36 @@ class Probe:
         An effective rank below RANK_SHARE of what is possible: of the tower's width, or of the effective rank
         of the content vectors themselves if that is less. A uniformity above UNIFORMITY.
         """
-        alarms = {}
+        alarms: dict[str, str | None] = {}
         for name in self._vectors:
             rank = measures[f"effective_rank_{name}"]
             possible = min(self._possible[name], model.dense_arch.towers[name].layers[-1].out_features)
-            if rank < RANK_SHARE * possible:
-                alarms[f"effective_rank_{name}"] = (
-                    f"the {name} tower's vectors have an effective rank of {rank:.1f}, where {possible:.0f} "
-                    "is possible: much of the content is lost in it (what may help: a lower train.lr, "
-                    "model.tower_norm=batch, a wider tower)"
-                )
+            alarms[f"effective_rank_{name}"] = rank_alarm(name, rank, possible)
         for side in self._sides:
-            value = measures[f"uniformity_{side}"]
-            if value > UNIFORMITY:
-                alarms[f"uniformity_{side}"] = (
-                    f"the {side}s' reduced vectors lie close together (uniformity {value:.2f}; 0 is one "
-                    f"point) and hardly tell {side}s apart (what may help: a lower train.lr, a higher "
-                    f"contrastive.{side}_weight, more negatives)"
-                )
-        return alarms
+            alarms[f"uniformity_{side}"] = uniformity_alarm(side, measures[f"uniformity_{side}"])
+        return {name: text for name, text in alarms.items() if text}
+
+
+def rank_alarm(modality: str, rank: float, possible: float) -> str | None:
+    """A bottleneck in words: a tower's effective rank below RANK_SHARE of what is possible."""
+    if not rank < RANK_SHARE * possible:
+        return None
+    return (
+        f"the {modality} tower's vectors have an effective rank of {rank:.1f}, where {possible:.0f} is "
+        "possible: much of the content is lost in it (what may help: a lower train.lr, "
+        "model.tower_norm=batch, a wider tower)"
+    )
+
+
+def uniformity_alarm(side: str, value: float) -> str | None:
+    """A collapse in words: a uniformity above UNIFORMITY."""
+    if not value > UNIFORMITY:
+        return None
+    return (
+        f"the {side}s' reduced vectors lie close together (uniformity {value:.2f}; 0 is one point) and "
+        f"hardly tell {side}s apart (what may help: a lower train.lr, a higher "
+        f"contrastive.{side}_weight, more negatives)"
+    )
 
 
 def open_probe(shards_dir: str | os.PathLike, model: DLRREC) -> Probe:

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dlrrec_torchrec.config import TrainConfig
+from dlrrec_torchrec.config import ContrastiveConfig, TrainConfig
 from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.entities import Entities, load_entities
 from dlrrec_torchrec.data.loader import ShardLoader, make_loader
 from dlrrec_torchrec.distributed.ranks import Ranks
-from dlrrec_torchrec.models.spec import with_permuted, with_rows
+from dlrrec_torchrec.models.spec import with_draws, with_rows
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.modality import Modality
 
@@ -46,7 +46,7 @@ def open_rows(
     share: int,
     split: str | None,
     ranks: Ranks,
-    permuted: bool = False,
+    contrastive: ContrastiveConfig | None = None,
 ) -> Opened:
     """Open the shards on every rank.
 
@@ -54,7 +54,7 @@ def open_rows(
         spec: of the batches, as `models.spec.batch_spec` makes it.
         share: rows of a step on each rank.
         split: whose rows select the epoch (None: none).
-        permuted: positives are another entity's.
+        contrastive: whose draws are in `spec`; None: of none.
 
     Raises DataError for shards that would fail in the middle of a training, on all ranks.
     """
@@ -72,8 +72,8 @@ def open_rows(
         corpus = {m.name: torch.from_numpy(entities.vectors[m.name]) for m in drawn_from}
         if spec.lists is not None:
             spec = with_rows(spec, entities.items.category, entities.sequences)
-        if permuted:
-            spec = with_permuted(spec, shards_dir, settings.seed)
+        if contrastive is not None:
+            spec = with_draws(spec, shards_dir, contrastive, settings.seed)
         rows = make_loader(shards_dir, "train", share, spec, seed=settings.seed, shuffle=True, **loading)
         rows.check()
         held_out = None

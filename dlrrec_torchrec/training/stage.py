@@ -21,6 +21,7 @@ import torch
 from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, TrainConfig
 from dlrrec_torchrec.config.automatic import automatic, automatic_lists, chosen_text
 from dlrrec_torchrec.config.check import check_settings
+from dlrrec_torchrec.data.hard_negatives import shares
 from dlrrec_torchrec.distributed.lockstep import any_rank
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
@@ -44,6 +45,7 @@ from dlrrec_torchrec.training.reduction import (
     step_one,
     write_vectors,
 )
+from dlrrec_torchrec.training.refresh import Refresh
 from dlrrec_torchrec.training.rows import open_rows
 from dlrrec_torchrec.training.selection import Evaluated, Selection, no_selection, selection_for
 from dlrrec_torchrec.training.signals import Stopped, stop_requests
@@ -141,7 +143,7 @@ def train(
             rows_per_rank(train, ranks),
             selection.split,
             ranks,
-            contrastive.permuted,
+            contrastive,
         )
         spec, rows, held_out, entities = opened.spec, opened.rows, opened.held_out, opened.entities
         assembly = assemble(
@@ -162,6 +164,8 @@ def train(
                 save_plan(assembly.plan, out_dir)
             if chosen:
                 print(chosen_text(chosen, data_size(facts)), file=sys.stderr)
+            if near := {draws.side: draws.near.numpy() for draws in spec.draws if draws.hard}:
+                print(shares(near), file=sys.stderr)
             if spec.in_tables:
                 print(NOT_LEFT_OUT, file=sys.stderr)
             if not rated(spec):
@@ -192,6 +196,7 @@ def train(
                 )
             if ranks.first:
                 probe = open_probe(shards_dir, assembly.plain)
+            refresh = Refresh(contrastive.refresh, spec, assembly.wrapper, shards_dir, ranks)
         with stop_requests() as stop_requested:
             run = Run(
                 shards_dir=Path(shards_dir),
@@ -210,6 +215,7 @@ def train(
                 protocol=protocol,
                 stop_requested=stop_requested,
                 probe=probe,
+                refresh=refresh,
                 after_epoch=after_epoch,
             )
             run.to_the_end()

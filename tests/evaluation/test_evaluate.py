@@ -32,7 +32,8 @@ class Linear(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.arange(7, dtype=torch.float32))
-        self.dense_arch = types.SimpleNamespace(towers={"item_image": lambda vectors: vectors.float()[:, :9]})
+        towers = dict.fromkeys(("user_text", "item_image"), lambda vectors: vectors.float()[:, :9])
+        self.dense_arch = types.SimpleNamespace(towers=towers)
 
     def score(self, batch):
         return self(batch.dense, batch.sparse, batch.vectors)

@@ -1,14 +1,11 @@
-import json
-
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 import torch
 
 from dlrrec_torchrec.data.entities import load_entities
 from dlrrec_torchrec.evaluation import lists
 from dlrrec_torchrec.evaluation.baselines import read_rows
-from dlrrec_torchrec.evaluation.samples import SHOWN, write_samples
+from dlrrec_torchrec.evaluation.samples import SHOWN, example_lists
 from dlrrec_torchrec.ranking.full_ranking import Relevant
 from dlrrec_torchrec.serving import score
 from dlrrec_torchrec.store import schema
@@ -24,7 +21,7 @@ def shards(tmp_path_factory):
 
 @pytest.fixture
 def sampled(shards, tmp_path, monkeypatch):
-    """The samples of an untrained model, what they are made of, and a function that writes them anew."""
+    """A function that lists the examples of an untrained model, and what they are made of."""
     settings = papers_model(modalities=["user_text", "item_image"], item_id=True)
     model = build(settings).eval()
     torch.nn.init.normal_(model.over_arch.model[-1].weight)
@@ -38,20 +35,16 @@ def sampled(shards, tmp_path, monkeypatch):
         lists.pair_matrix(rows.user, rows.item, facts.users, facts.items) for rows in (train, validation)
     ]
     task = Relevant.of(lists.liked_matrix(test, facts.users, facts.items), sum(matrices))
-    names = schema.category_types()
 
-    def write():
-        write_samples(tmp_path, "a", scorer, entities, (train, test), task, names)
-        return json.loads((tmp_path / "examples.json").read_text()), pq.read_table(
-            tmp_path / "vectors.parquet"
-        )
+    def examples():
+        return example_lists("a", scorer, entities, train, test, task)
 
-    return write, scorer, model, entities, (train, validation, test), names
+    return examples, scorer, entities, (train, validation, test)
 
 
 def test_examples_are_the_best_unseen_items_of_the_users_with_most_rows(sampled):
-    write, scorer, _, entities, (train, validation, test), _ = sampled
-    examples, _ = write()
+    listed, scorer, entities, (train, validation, test) = sampled
+    examples = listed()
     assert examples["variant"] == "a" and examples["note"] == "" and len(examples["users"]) == 3
     rows = [user["training_rows"] for user in examples["users"]]
     assert rows == sorted(rows, reverse=True)
@@ -73,20 +66,7 @@ def test_examples_are_the_best_unseen_items_of_the_users_with_most_rows(sampled)
         assert ratings == sorted(train.rating[train.user == code].tolist(), reverse=True)[:SHOWN]
 
 
-def test_vectors_are_those_of_the_tower_with_the_first_category(sampled):
-    write, _, model, entities, _, names = sampled
-    _, table = write()
-    codes = table["item"].to_numpy()
-    assert len(codes) and (entities.items.count[codes] > 0).all()
-    content = torch.from_numpy(entities.vectors["item_image"][codes])
-    with torch.no_grad():
-        expected = model.dense_arch.towers["item_image"](content).numpy()
-    np.testing.assert_allclose(np.array(table["vector"].to_pylist()), expected, rtol=1e-5, atol=1e-6)
-    first = entities.items.category[codes, 0]
-    assert table["category"].to_pylist() == [names[c] if c < len(names) else "" for c in first]
-
-
 def test_a_model_that_cannot_list_says_so(sampled, monkeypatch):
     monkeypatch.setattr(lists, "MOST_PAIRS", 1)
-    examples, table = sampled[0]()
-    assert examples["users"] == [] and "no list head" in examples["note"] and table.num_rows
+    examples = sampled[0]()
+    assert examples["users"] == [] and "no list head" in examples["note"]

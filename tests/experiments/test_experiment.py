@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shlex
 import shutil
 import signal
 import subprocess
@@ -257,6 +258,16 @@ def test_what_lies_in_the_way_is_not_replaced(copied, capsys):
     (link / "mine.txt").write_text("x")
     assert main([*CALL, "--out", str(copied)]) == 2
     assert "is in the way" in capsys.readouterr().err and (link / "mine.txt").exists()
+
+
+def test_the_call_on_the_pages_can_be_typed_again():
+    words = ["experiment", "mmrec", "--data", "tiny", "--quick", "--seeds", "2", "--protocol", "paper"]
+    words += ["--lr", "0.1", "--over-arch", "8", "1", "--set", "swing.alpha=null", "prepare.text=mean"]
+    again = shlex.split(experiment.command_text(cli_arguments([*words, "--parallel", "2", "--out", "x"])))
+    assert again[0] == "dlrrec" and "--parallel" not in again and "x" not in again
+    first, second = (experiment.options_of(cli_arguments(call)) for call in (words, again[1:]))
+    assert dataclasses.replace(first, given=()) == dataclasses.replace(second, given=())
+    assert set(first.given) == set(second.given)
 
 
 def test_options_of_a_call():

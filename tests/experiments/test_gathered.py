@@ -208,7 +208,7 @@ def test_a_gap_to_published_numbers_is_told_by_protocol():
         for protocol in ("paper", "strict")
     ]
     text = " ".join(findings(results(outcomes)))
-    assert text.count("accuracy of 2 cells whose number is published") == 2
+    assert text.count("Accuracy of 2 cells whose number is published") == 2
     assert "published 0.900 to 0.900, here 0.500 to 0.500; here less published -0.400" in text
 
 

@@ -12,7 +12,7 @@ from dlrrec_torchrec.config import ContrastiveConfig, ListConfig, ModelConfig, T
 from dlrrec_torchrec.data.draws import permuted_positives
 from dlrrec_torchrec.data.entities import entity_positives
 from dlrrec_torchrec.data.loader import make_loader
-from dlrrec_torchrec.models.spec import batch_spec, with_permuted
+from dlrrec_torchrec.models.spec import batch_spec, with_draws
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.shard_facts import ShardFacts
 from dlrrec_torchrec.training.stage import train
@@ -131,7 +131,7 @@ def test_batches_bring_permuted_positives(shards, vectors):
     config, terms = ModelConfig(vectors=vectors), ContrastiveConfig(num_negatives=4, permuted=True)
     spec = batch_spec(config, ShardFacts.read(shards), terms, seed=3)
     plain = list(make_loader(shards, "train", 64, spec))
-    moved = list(make_loader(shards, "train", 64, with_permuted(spec, shards, 3)))
+    moved = list(make_loader(shards, "train", 64, with_draws(spec, shards, terms, 3)))
     for side in ("user", "item"):
         table = permuted_positives(torch.from_numpy(entity_positives(shards, side)), side, 3)
         for before, after in zip(plain, moved, strict=True):
@@ -144,7 +144,7 @@ def test_batches_bring_permuted_positives(shards, vectors):
                 places = lookup.places[side]["positive"]
                 present = found[:, 0] >= 0
                 assert torch.equal(lookup.codes[side][places[present]], found[present, 0])
-    assert with_permuted(spec, shards, 3).to_predict().replaced == {}
+    assert with_draws(spec, shards, terms, 3).to_predict().replaced == {}
 
 
 def test_a_training_can_be_permuted(shards, tmp_path):

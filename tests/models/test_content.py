@@ -28,7 +28,9 @@ from dlrrec_torchrec.config import (
 )
 from dlrrec_torchrec.config.flags import run_settings
 from dlrrec_torchrec.data.batch import Batch, split_rows
+from dlrrec_torchrec.data.batch_spec import BatchSpec
 from dlrrec_torchrec.data.entities import load_entities, pair_batch, read_vectors
+from dlrrec_torchrec.data.hard_negatives import second_neighbours
 from dlrrec_torchrec.data.lookup import distinct_codes
 from dlrrec_torchrec.distributed.quiet import quiet
 from dlrrec_torchrec.distributed.ranks import process_group
@@ -48,11 +50,16 @@ from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.training.optimizers import make_optimizer
 from dlrrec_torchrec.training.stage import train
 from tests.helpers.shards import MODALITIES, build, make_facts, modalities_of, plain_spec, write_shards
-from tests.models.test_wrapper import DENSE, ITEMS, USERS, random_batch, random_corpus
+from tests.models.test_wrapper import CUMULATIVE, DENSE, ITEMS, USERS, random_batch, random_corpus
 
 SIZES = {"embedding_dim": 8, "dense_arch": [16, 8], "text_tower": [24, 8], "image_tower": [12, 8]}
 SIZES |= {"over_arch": [20, 6, 1], "dropout": 0.0, "wide": False}
 FACTS = make_facts(users=USERS, items=ITEMS, dense=DENSE)
+# Each entity's neighbours are the next two; the last ones have none.
+CHAINS = {
+    side: np.where(np.arange(n)[:, None] < n - 3, np.arange(n)[:, None] + [1, 2], -1)
+    for side, n in (("user", USERS), ("item", ITEMS))
+}
 
 
 def configs(vectors: str, model: dict | None = None, **contrastive) -> tuple[ModelConfig, ContrastiveConfig]:
@@ -69,7 +76,22 @@ def wrapper_of(vectors: str, model: dict | None = None, **contrastive) -> TrainW
         if "content" in path:
             table.copy_(random_corpus()[path.split(".")[-2].removeprefix("t_")])
     corpus = random_corpus() if vectors == "row" else {}
-    return build_wrapper(network, terms, corpus=corpus, seed=5)
+    spec = spec_of(vectors, model, **contrastive)
+    return build_wrapper(network, terms, corpus=corpus, seed=5, spec=spec)
+
+
+def spec_of(vectors: str, model: dict | None = None, **contrastive) -> BatchSpec:
+    """With what its draws need of the entities, as `with_draws` reads it from shards."""
+    chosen, terms = configs(vectors, model, **contrastive)
+    spec = batch_spec(chosen, FACTS, terms, seed=5)
+    needs = {
+        "popularity": lambda side: {"cumulative": CUMULATIVE[side]},
+        "swing_hard": lambda side: {"near": torch.tensor(second_neighbours(CHAINS[side], 4))},
+    }
+    if terms.negatives in needs:
+        draws = tuple(dataclasses.replace(d, **needs[terms.negatives](d.side)) for d in spec.draws)
+        spec = dataclasses.replace(spec, draws=draws)
+    return spec
 
 
 def entity_batch(seed: int = 0, part: slice = slice(None), padding: bool = False) -> Batch:
@@ -86,8 +108,7 @@ def entity_batch(seed: int = 0, part: slice = slice(None), padding: bool = False
 
 
 def with_lookup(batch: Batch, step: int, model: dict | None = None, **contrastive) -> Batch:
-    chosen, terms = configs("table", model, **contrastive)
-    spec = batch_spec(chosen, FACTS, terms, seed=5)
+    spec = spec_of("table", model, **contrastive)
     return dataclasses.replace(spec.complete(batch, step), vectors={})
 
 
@@ -95,6 +116,9 @@ CASES = {
     "corpus": {},
     "sampled positives": {"positive": "sample", "item_weight": 0.7},
     "batch": {"negatives": "batch", "temperature": 1.0},
+    "popularity": {"negatives": "popularity"},
+    "semi-hard": {"negatives": "semi_hard", "num_hard": 2},
+    "swing-hard": {"negatives": "swing_hard", "num_hard": 3},
     "one term": {"user_weight": 0.0},
     "no term": {"user_weight": 0.0, "item_weight": 0.0},
 }
@@ -114,6 +138,8 @@ def test_tables_equal_rows(case, norm):
             batch = entity_batch(step, padding=step == 1)
             if vectors == "table":
                 batch = with_lookup(batch, step, model, **CASES[case])
+            else:
+                batch = spec_of("row", model, **CASES[case]).complete(batch, step)
             optimizer.zero_grad()
             loss, parts = wrapper(batch)
             loss.backward()
@@ -170,12 +196,14 @@ def test_distinct_codes(codes):
     assert [padded[k] for k in place.tolist()] == codes
 
 
+@pytest.mark.parametrize("negatives", ["corpus", "swing_hard"])
 @pytest.mark.parametrize("parts", [2, 5])
-def test_rows_cut_into_micro_batches_look_up_their_own(parts):
-    batch = with_lookup(entity_batch(padding=True), 2)
+def test_rows_cut_into_micro_batches_look_up_their_own(parts, negatives):
+    batch = with_lookup(entity_batch(padding=True), 2, negatives=negatives)
     row = 0
     for part in split_rows(batch, parts):
-        alone = with_lookup(entity_batch(part=slice(row, row + len(part)), padding=len(part) + row == 24), 2)
+        own = entity_batch(part=slice(row, row + len(part)), padding=len(part) + row == 24)
+        alone = with_lookup(own, 2, negatives=negatives)
         row += len(part)
         for kind in ("codes", "places"):
             torch.testing.assert_close(getattr(part.lookup, kind), getattr(alone.lookup, kind))
@@ -193,7 +221,7 @@ def test_ids_are_spread_over_the_rows_in_order(rows):
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("case", ["corpus", "batch"])
+@pytest.mark.parametrize("case", ["corpus", "batch", "popularity", "semi-hard", "swing-hard"])
 def test_traced_wrapper_equals_plain(case, training):
     plain = wrapper_of("table", **CASES[case]).train(training)
     traced = torch.fx.symbolic_trace(wrapper_of("table", **CASES[case]).train(training))

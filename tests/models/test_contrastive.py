@@ -5,11 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlrrec_torchrec.data.draws import choose_positives, draw_negatives
-from dlrrec_torchrec.models.contrastive import batch_loss, corpus_loss, info_nce
+from dlrrec_torchrec.models.contrastive import batch_loss, corpus_loss, info_nce, semi_hard
 from dlrrec_torchrec.models.masks import first_occurrences, negative_mask
 
 
@@ -55,6 +56,76 @@ def test_info_nce_equals_the_double_loop(shape, temperature, normalize, share, s
         gradients = torch.autograd.grad(total + 0 * sum(v.sum() for v in inputs), inputs)
         outcomes.append((total.detach(), int(count), gradients))
     torch.testing.assert_close(*outcomes, rtol=1e-7, atol=1e-9)
+
+
+def naive_semi_hard(anchors, positives, negatives, mask, number):
+    """The `number` most similar by cosine of those that are below the positive; else the least similar."""
+    kept = torch.zeros_like(mask)
+    for j in range(len(anchors)):
+
+        def similar(vector, j=j):
+            return float(F.cosine_similarity(anchors[j], vector, dim=0))
+
+        scores = {k: similar(negatives[k]) for k in range(len(negatives)) if mask[j, k]}
+        near = similar(positives[j])
+        farther = sorted((s for s in scores.values() if s < near), reverse=True)[:number]
+        for k, score in scores.items():
+            kept[j, k] = farther[-1] <= score < near if farther else score == min(scores.values())
+    return kept
+
+
+@settings(max_examples=60)
+@given(
+    shape=st.tuples(st.integers(0, 6), st.integers(1, 9), st.integers(1, 4)),
+    number=st.integers(1, 12),
+    seed=st.integers(0, 10_000),
+)
+def test_semi_hard_equals_the_double_loop(shape, number, seed):
+    rng = torch.Generator().manual_seed(seed)
+    rows, count, width = shape
+    anchors, positives, negatives = (
+        torch.randn(n, width + 1, dtype=torch.float64, generator=rng) for n in (rows, rows, count)
+    )
+    allowed = torch.rand(rows, count, generator=rng) < 0.7
+    found = semi_hard(anchors, positives, negatives, allowed, number, True)
+    assert found.equal(naive_semi_hard(anchors, positives, negatives, allowed, number))
+
+
+def test_an_anchor_whose_negatives_are_all_nearer_keeps_the_farthest():
+    anchors, positives = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
+    negatives = torch.tensor([[1.0, 0.1], [1.0, 0.5], [1.0, 0.5]])
+    allowed = torch.tensor([[True, True, True], [True, False, False]])
+    found = semi_hard(anchors, positives, negatives, allowed, 1, True)
+    assert found.tolist() == [[False, True, True], [True, False, False]]
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.tuples(st.integers(1, 5), st.integers(0, 4), st.integers(0, 3), st.integers(1, 4)),
+    normalize=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_own_negatives_count_for_their_anchor_alone(shape, normalize, seed):
+    rng = torch.Generator().manual_seed(seed)
+    rows, number, hard, width = shape
+    anchors, positives, negatives = (
+        torch.randn(n, width, dtype=torch.float64, generator=rng) for n in (rows, rows, number)
+    )
+    own = torch.randn(rows, hard, width, dtype=torch.float64, generator=rng)
+    missing = torch.rand(rows, hard, generator=rng) < 0.3
+    own[missing] = 0
+    found = corpus_loss(
+        anchors, torch.arange(rows), torch.full((rows, 1), -1), positives, negatives,
+        torch.arange(number) + 100, 0.5, normalize, own,
+    )  # fmt: skip
+    block = torch.arange(rows).repeat_interleave(hard) == torch.arange(rows)[:, None]
+    mask = torch.cat([torch.ones(rows, number, dtype=torch.bool), block & ~missing.flatten()], dim=1)
+    everything = torch.cat([negatives, own.flatten(0, 1)])
+    expected = naive_info_nce(
+        anchors, positives, everything, torch.ones(rows, dtype=torch.bool), mask, 0.5, normalize
+    )
+    torch.testing.assert_close(found[0], expected[0])
+    assert int(found[1]) == expected[1]
 
 
 @pytest.mark.parametrize("normalize", [True, False])

@@ -12,7 +12,7 @@ from torchrec.distributed.train_pipeline import TrainPipelineSparseDist
 
 from dlrrec_torchrec.distributed.collectives import gather_rows
 from tests.helpers.launcher import Launch
-from tests.models.test_wrapper import ROWS, random_batch, small_wrapper
+from tests.models.test_wrapper import NEGATIVES, ROWS, random_batch, small_wrapper
 
 STEPS = 2
 TABLE = "model.sparse_arch.embedding_bag_collection.embedding_bags.t_category.weight"
@@ -23,6 +23,9 @@ CASES = {  # name -> (rows of rank 0, the rest is rank 1's; settings of the wrap
         {"negatives": "corpus", "positive": "sample", "class_weights": (2.0, 0.5), "learnable": True},
     ),
     "batch": (7, {"negatives": "batch", "normalize": False, "temperature": 1.0}),
+    "popularity": (7, {"negatives": "popularity"}),
+    "semi_hard": (9, {"negatives": "semi_hard"}),
+    "swing_hard": (9, {"negatives": "swing_hard"}),
 }
 
 
@@ -61,7 +64,7 @@ def work(folder):
         mine = [random_batch(s, part=rank_slice(rank, first)) for s in range(STEPS)]
         outcomes[name] = outcome(wrapper, DistributedDataParallel(wrapper), mine)
     outcomes["sharded"] = sharded(rank)
-    outcomes["pipelined"] = pipelined(rank)
+    outcomes["pipelined"] = {kind: pipelined(rank, kind) for kind in NEGATIVES}
     outcomes["gathered"] = gathered(rank)
     torch.save(outcomes, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -87,7 +90,7 @@ def sharded(rank):
     return outcome(model.module, model, mine[:1])
 
 
-def pipelined(rank):
+def pipelined(rank, negatives):
     """The losses of TorchRec's pipelined trainer, and the warnings it logs."""
     messages = []
     handler = logging.Handler()
@@ -95,7 +98,7 @@ def pipelined(rank):
     logging.getLogger("torchrec").addHandler(handler)
     logging.getLogger("torchrec").setLevel(logging.INFO)
     device = torch.device("cpu")
-    model = distributed(small_wrapper())
+    model = distributed(small_wrapper(negatives=negatives))
     optimizer = torch.optim.SGD(model.module.model.over_arch.parameters(), lr=0.0)
     pipeline = TrainPipelineSparseDist(model, optimizer, device)
     batches = iter([random_batch(s, part=rank_slice(rank, 9)) for s in range(STEPS)])
@@ -142,14 +145,16 @@ def test_sharded_tables_and_a_rank_without_rows(two_ranks):
         )
 
 
-def test_the_pipelined_trainer_really_pipelines(two_ranks):
-    for rank in two_ranks:
-        messages = rank["pipelined"]["messages"]
+@pytest.mark.parametrize("negatives", NEGATIVES)
+def test_the_pipelined_trainer_really_pipelines(two_ranks, negatives):
+    outcomes = [rank["pipelined"][negatives] for rank in two_ranks]
+    for outcome_of_rank in outcomes:
+        messages = outcome_of_rank["messages"]
         assert any("will be pipelined" in m for m in messages)
         assert not any("NOT be pipelined" in m for m in messages)
-        assert rank["pipelined"]["step"] == STEPS
-    expected = [loss_uu for *_, loss_uu in one_rank({})["losses"]]
-    assert two_ranks[0]["pipelined"]["losses"] == pytest.approx(expected, rel=1e-4)
+        assert outcome_of_rank["step"] == STEPS
+    expected = [loss_uu for *_, loss_uu in one_rank({"negatives": negatives})["losses"]]
+    assert outcomes[0]["losses"] == pytest.approx(expected, rel=1e-4)
 
 
 def test_gathered_rows(two_ranks):

@@ -10,16 +10,20 @@ import torch.nn.functional as F
 
 from dlrrec_torchrec.config import ContrastiveConfig, ModelConfig
 from dlrrec_torchrec.data.batch import Batch, make_sparse
-from dlrrec_torchrec.data.draws import choose_positives, draw_negatives
+from dlrrec_torchrec.data.draws import choose_positives, draw_negatives, draw_weighted, popularity
 from dlrrec_torchrec.models import wrapper as module
 from dlrrec_torchrec.models.build import build_wrapper
+from dlrrec_torchrec.models.compared import distinct_uses, every_use
 from dlrrec_torchrec.models.contrastive import TermWeight
-from dlrrec_torchrec.models.wrapper import distinct_uses, every_use
+from dlrrec_torchrec.models.spec import batch_spec
 from dlrrec_torchrec.store.errors import DataError
-from tests.helpers.shards import DIM, MODALITIES, TYPES, build
-from tests.models.test_contrastive import naive_info_nce
+from tests.helpers.shards import DIM, MODALITIES, TYPES, build, make_facts
+from tests.models.test_contrastive import naive_info_nce, naive_semi_hard
 
 USERS, ITEMS, ROWS, DENSE = 12, 9, 24, 7
+NEGATIVES = ["corpus", "batch", "popularity", "semi_hard", "swing_hard"]
+HARD = 2
+CUMULATIVE = {"user": popularity(torch.arange(USERS)), "item": popularity(torch.arange(ITEMS) % 4)}
 
 
 def random_corpus(seed=0):
@@ -43,11 +47,15 @@ def random_batch(seed=0, rows=ROWS, part=slice(None)):
     vectors = {m: torch.randn(rows, DIM, generator=rng).half() for m in MODALITIES}
     for m in MODALITIES:
         vectors[m][integers(0, 6, rows) == 0] = 0
-    positives = {}
-    for side, size in (("user", USERS), ("item", ITEMS)):
+    positives, hard = {}, {}
+    for side, size, own in (("user", USERS, user), ("item", ITEMS, item)):
         listed = integers(0, size, rows, 3)
         length = integers(0, 4, rows, 1)
-        positives[side] = torch.where(torch.arange(3) < length, listed, -1)[part]
+        listed = torch.where(torch.arange(3) < length, listed, -1)
+        positives[side] = listed[part]
+        drawn = integers(-1, size, rows, HARD)
+        near = torch.cat([own[:, None], listed], dim=1)
+        hard[side] = torch.where((drawn[:, :, None] == near[:, None]).any(2), -1, drawn)[part]
     return Batch(
         dense=torch.randn(rows, DENSE, generator=rng)[part],
         sparse=make_sparse(category[part], user[part], item[part], ["category"], TYPES),
@@ -58,6 +66,8 @@ def random_batch(seed=0, rows=ROWS, part=slice(None)):
         item=item[part],
         user_positives=positives["user"],
         item_positives=positives["item"],
+        user_hard=hard["user"],
+        item_hard=hard["item"],
     )
 
 
@@ -68,9 +78,16 @@ def small_wrapper(model=None, class_weights=(1.0, 1.0), seed=5, corpus=None, **c
         ModelConfig(), **sizes | {"over_arch": [20, 6, 1], "dropout": 0.0, "wide": False} | (model or {})
     )
     built = build(config, dense=DENSE, users=USERS, items=ITEMS)
-    settings = dataclasses.replace(ContrastiveConfig(), **{"num_negatives": 5} | contrastive)
+    settings = dataclasses.replace(
+        ContrastiveConfig(), **{"num_negatives": 5, "num_hard": HARD} | contrastive
+    )
     corpus = random_corpus() if corpus is None else corpus
-    return build_wrapper(built, settings, corpus=corpus, class_weights=class_weights, seed=seed)
+    facts = make_facts(dense=DENSE, users=USERS, items=ITEMS)
+    spec = batch_spec(config, facts, settings, seed)
+    if settings.negatives == "popularity":
+        draws = [dataclasses.replace(d, cumulative=CUMULATIVE[d.side]) for d in spec.draws]
+        spec = dataclasses.replace(spec, draws=tuple(draws))
+    return build_wrapper(built, settings, corpus=corpus, class_weights=class_weights, seed=seed, spec=spec)
 
 
 def plain_side(wrapper, batch, side, step):
@@ -80,11 +97,14 @@ def plain_side(wrapper, batch, side, step):
     listed = getattr(batch, f"{side}_positives")
     seed = 2 * wrapper.seed + (side == "user")
     chosen = choose_positives(listed, entity, wrapper.positive, seed, step)
-    if wrapper.negatives == "corpus":
+    hard = getattr(batch, f"{side}_hard") if wrapper.negatives == "swing_hard" else entity[:0, None]
+    if wrapper.negatives == "batch":
+        drawn = entity
+    elif wrapper.negatives == "popularity":
+        drawn = draw_weighted(wrapper.num_negatives, CUMULATIVE[side], seed, step)
+    else:
         size = USERS if side == "user" else ITEMS
         drawn = draw_negatives(wrapper.num_negatives, size, seed, step)
-    else:
-        drawn = entity
 
     def tower(name, rows):
         t = wrapper.model.dense_arch.towers[name]
@@ -100,12 +120,13 @@ def plain_side(wrapper, batch, side, step):
     anchors, others = [], []
     for name in names:
         anchors.append(tower(name, batch.vectors[name]))
-        near = torch.where((chosen >= 0)[:, None], corpus[name][chosen], 0)
-        far = corpus[name][drawn] if wrapper.negatives == "corpus" else near[:0]
-        others.append(tower(name, torch.cat([near, far])))
+        own = torch.cat([chosen, hard.flatten()])
+        own = torch.where((own >= 0)[:, None], corpus[name][own], 0)
+        far = own[:0] if wrapper.negatives == "batch" else corpus[name][drawn]
+        others.append(tower(name, torch.cat([own, far])))
     anchors, others = torch.cat(anchors, 1), torch.cat(others, 1)
-    positives = others[: len(anchors)]
-    negatives = others[len(anchors) :] if wrapper.negatives == "corpus" else anchors
+    positives, owned = others[: len(anchors)], others[len(anchors) : len(anchors) + hard.numel()]
+    negatives = anchors if wrapper.negatives == "batch" else others[len(anchors) + hard.numel() :]
     valid = anchors.any(1) & positives.any(1)
     mask = torch.zeros(len(anchors), len(negatives), dtype=torch.bool)
     seen = set()
@@ -115,13 +136,18 @@ def plain_side(wrapper, batch, side, step):
         seen.add(code)
         for j in range(len(anchors)):
             mask[j, k] = code != entity[j] and code not in listed[j].tolist()
+    if wrapper.negatives == "semi_hard":
+        mask = naive_semi_hard(anchors, positives, negatives, mask, HARD)
+    if len(owned):
+        of_anchor = torch.arange(len(anchors)).repeat_interleave(HARD) == torch.arange(len(anchors))[:, None]
+        negatives, mask = torch.cat([negatives, owned]), torch.cat([mask, of_anchor & owned.any(1)], 1)
     total, count = naive_info_nce(
         anchors, positives, negatives, valid, mask, wrapper.temperature, wrapper.normalize
     )
     return total / count
 
 
-@pytest.mark.parametrize("negatives", ["corpus", "batch"])
+@pytest.mark.parametrize("negatives", NEGATIVES)
 @pytest.mark.parametrize("positive", ["best", "sample"])
 def test_wrapper_equals_the_loss_by_hand(negatives, positive):
     wrapper = small_wrapper(
@@ -146,7 +172,7 @@ def test_wrapper_equals_the_loss_by_hand(negatives, positive):
     torch.testing.assert_close(gradients, by_hand, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("negatives", ["corpus", "batch"])
+@pytest.mark.parametrize("negatives", NEGATIVES)
 def test_an_entity_counts_as_often_as_it_is_used(negatives, monkeypatch):
     """Whether entities pass the towers once, as on a CPU, or at each use."""
     results, passed = [], []
@@ -228,7 +254,7 @@ def test_learning_brings_neighbours_together():
 
 
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("negatives", ["corpus", "batch"])
+@pytest.mark.parametrize("negatives", NEGATIVES)
 def test_traced_wrapper_equals_plain(training, negatives):
     plain = small_wrapper(negatives=negatives).train(training)
     traced = torch.fx.symbolic_trace(small_wrapper(negatives=negatives).train(training))
@@ -252,6 +278,7 @@ def test_traced_wrapper_equals_plain(training, negatives):
         ({"temperature": 0.0}, ["contrastive.temperature"]),
         ({"num_negatives": 0}, ["contrastive.num_negatives"]),
         ({"negatives": "hard"}, ["contrastive.negatives", "corpus, batch"]),
+        ({"negatives": "semi_hard", "num_hard": 0}, ["contrastive.num_hard"]),
         ({"positive": "all"}, ["contrastive.positive", "best, sample"]),
         ({"item_weight": -1.0}, ["contrastive.item_weight", "-1.0"]),
     ],

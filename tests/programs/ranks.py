@@ -45,6 +45,15 @@ VARIANTS = {
     "content": TRAIN,
     "ids": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
     "half": TrainConfig(**vars(TRAIN) | {"table_optimizer": "rowwise_adagrad"}),
+    "popularity": TRAIN,
+    "swing_hard": TRAIN,
+    "refresh": TRAIN,
+}
+# What its contrastive terms do otherwise.
+TERMS = {
+    "popularity": {"negatives": "popularity", "positive": "sample"},
+    "swing_hard": {"negatives": "swing_hard", "positive": "sample"},
+    "refresh": {"negatives": "swing_hard", "refresh": 1, "positive": "sample"},
 }
 TABLES = {
     "mixed": {
@@ -63,6 +72,7 @@ TABLES = {
     },
     "half": {"user": TableConfig(dtype="fp16", sharding=["row_wise"], rows=64)},
 }
+TABLES["refresh"] = TABLES["content"]
 # Beside the trainings of VARIANTS: what a step may do otherwise. Without contrastive terms, whose means are
 # over other micro-batches on another number of ranks.
 STEPS = {
@@ -82,9 +92,11 @@ def sharded(model: ModelConfig, name: str) -> ModelConfig:
 def train_all(shards: Path, small: Path, out: Path) -> None:
     """Each variant on `shards`, and a training whose one validation row leaves a rank padding alone."""
     models = {"wide": WITH_WIDE_PATH, "column_wise": BROAD, "content": IN_TABLES, "ids": BOTH_IDS}
+    models["refresh"] = IN_TABLES
     for name, settings in VARIANTS.items():
         model = sharded(models.get(name, MODEL), name)
-        train(model, ContrastiveConfig(num_negatives=16), settings, "strict", shards, out / name)
+        terms = ContrastiveConfig(num_negatives=16, **TERMS.get(name, {}))
+        train(model, terms, settings, "strict", shards, out / name)
     off = ContrastiveConfig(item_weight=0, user_weight=0)
     for name, changes in STEPS.items():
         kinds = {} if name == "accumulate" else {"category": "row_wise", "user": "table_wise"}

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.text import Text
 
-from dlrrec_torchrec.report import curves, figures, forest, item_map, style
+from dlrrec_torchrec.report import curves, figures, forest, space_map, space_quality, style, swing_quality
 from dlrrec_torchrec.report.figures import reliability, roc_points
+from tests.report.written import write_space
 
 
 def test_roc_points_against_sklearn():
@@ -44,7 +45,7 @@ def test_reliability_bins():
 def drawn(monkeypatch):
     """The figures that the code saves, kept open."""
     kept = []
-    for module in (curves, figures, forest, item_map):
+    for module in (curves, figures, forest, space_map, space_quality, swing_quality):
         monkeypatch.setattr(module, "save", lambda figure, path: kept.append(figure))
     yield kept
     plt.close("all")
@@ -137,9 +138,9 @@ def test_calibration_is_zoomed_to_the_predictions(drawn, tmp_path):
     assert bottom > 0.5 and top < 0.95
 
 
-def write_vectors(path, vectors, categories):
-    table = {"vector": list(vectors.astype(np.float32)), "category": categories}
-    pq.write_table(pa.table(table), path)
+def write_vectors(path, vectors, names):
+    pq.write_table(pa.table({"vector": list(vectors.astype(np.float32)), "group": names}), path)
+    return path
 
 
 def test_the_map_keeps_groups_together_and_apart(drawn, tmp_path):
@@ -148,14 +149,57 @@ def test_the_map_keeps_groups_together_and_apart(drawn, tmp_path):
     vectors = rng.normal(size=(60, 8)) * 0.1 + 5 * np.eye(8)[group]
     vectors[0] = 0  # no content
     names = [["a", "b", ""][g] for g in group]
-    write_vectors(tmp_path / "v.parquet", vectors, names)
-    assert item_map.item_map(tmp_path / "v.parquet", tmp_path / "x.png") == 59
-    assert {c.get_label() for c in drawn[0].axes[0].collections} == {
-        "b (20)", "a (19)", f"{item_map.OTHERS} (20)"
-    }  # fmt: skip
-    place = item_map.project(vectors[1:])
+    files = {
+        "with": write_vectors(tmp_path / "v.parquet", vectors, names),
+        "without": write_vectors(tmp_path / "w.parquet", rng.normal(size=(60, 4)), names),
+    }
+    assert space_map.space_map(files, "items", tmp_path / "x.png") == 59
+    assert [axes.get_title() for axes in drawn[0].axes] == ["with", "without"]
+    first, second = (
+        {c.get_label(): len(c.get_offsets()) for c in axes.collections} for axes in drawn[0].axes
+    )
+    assert first == {"b": 20, "a": 19, space_map.OTHERS: 20} and second == first | {"a": 20}
+    looks = [{c.get_label(): tuple(c.get_facecolor()[0]) for c in axes.collections} for axes in drawn[0].axes]
+    assert looks[0] == looks[1]
+    place = space_map.project(vectors[1:])
     distance = np.linalg.norm(place[:, None] - place[None], axis=2) + 1e9 * np.eye(59)
     assert (group[1:][distance.argmin(1)] == group[1:]).all()
-    np.testing.assert_array_equal(place, item_map.project(vectors[1:]))
-    write_vectors(tmp_path / "few.parquet", vectors[1:5], names[1:5])
-    assert item_map.item_map(tmp_path / "few.parquet", tmp_path / "x.png") == 0
+    np.testing.assert_array_equal(place, space_map.project(vectors[1:]))
+    files["few"] = write_vectors(tmp_path / "few.parquet", vectors[1:5], names[1:5])
+    assert space_map.space_map(files, "items", tmp_path / "x.png") == 0
+    assert space_map.space_map({}, "items", tmp_path / "x.png") == 0
+
+
+def test_with_and_without_the_terms_stand_side_by_side():
+    assert space_map.mapped(["x", "bce", "dlrrec"]) == ["dlrrec", "bce"]
+    assert space_map.mapped(["a", "b", "c"]) == ["a", "b"] and space_map.mapped(["dlrrec"]) == ["dlrrec"]
+
+
+def test_the_line_of_scores_is_the_share_at_or_above(drawn, tmp_path):
+    scores = np.array([0.5, 2.0, 0.1, 2.0], np.float32)
+    facts = {"computed": True, "coverage": 0.5}
+    swing_quality.draw_scores(
+        {"users": scores, "items": scores[:0]}, dict.fromkeys(("users", "items"), facts), ""
+    )
+    titles = [axes.get_title() for axes in drawn[0].axes]
+    assert "Users: 50% have neighbours" in titles
+    (beside,) = [axes for axes in drawn[0].axes if axes.lines]
+    x, y = beside.lines[0].get_data()
+    for value in scores:
+        assert y[x == value].max() == (scores >= value).mean()
+    words = [text.get_text() for axes in drawn[0].axes for text in axes.texts]
+    assert words == ["no neighbours"]
+
+
+def test_distances_show_their_intervals(drawn, tmp_path):
+    body = write_space(0)
+    space = space_quality.gather_space([body, body], list(body))
+    assert space_quality.draw_distances(space, tmp_path / "x.png")
+    left, right, *_ = drawn[0].axes
+    assert [label.get_text() for label in left.get_yticklabels()] == ["content vectors", "dlrrec", "bce"]
+    near, far, random = (line.get_xdata() for line in left.lines)
+    assert (near < far).all() and (far < random).all() and near.tolist() == [0.2, 0.3, 0.3]
+    bars = [tuple(line.get_xdata()) for line in right.lines if len(line.get_xdata()) == 2]
+    facts = [body["dlrrec"]["user"]["before"], *(body[n]["user"]["after"] for n in ("dlrrec", "bce"))]
+    assert bars[:3] == [(one["nearer"]["low"], one["nearer"]["high"]) for one in facts]
+    assert not space_quality.draw_distances({}, tmp_path / "x.png")

@@ -6,6 +6,7 @@ import re
 import shutil
 import statistics
 
+import numpy as np
 import pytest
 
 from dlrrec_torchrec.config import RunConfig
@@ -17,14 +18,16 @@ from dlrrec_torchrec.report.page import html_page
 from dlrrec_torchrec.report.results import ratings
 from dlrrec_torchrec.report.stage import ABOVE, format_table, report, summarize
 from dlrrec_torchrec.stages import manifest_folders
+from dlrrec_torchrec.store import schema
 from dlrrec_torchrec.store.errors import DataError
+from dlrrec_torchrec.store.files import read_table
 from dlrrec_torchrec.store.manifest import Manifest
 from dlrrec_torchrec.store.paths import run_paths
 from tests.helpers.shards import make_facts
 from tests.report.written import BASELINES, EXAMPLES, MODELS, write_evaluation, write_rest
 
 ALWAYS = ("roc", "calibration", "confusion", "loss", "auc")
-FIGURES = (*ALWAYS, "differences", "effective_rank", "item_map", "swing_scores")
+FIGURES = (*ALWAYS, "differences", "effective_rank", "space_items", "space_distances", "swing_scores")
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +182,8 @@ def test_report_is_reused_until_an_evaluation_changes(runs, no_figures):
 def test_one_seed_without_truth_and_without_the_other_stages(tmp_path):
     (run,) = run_paths(tmp_path, 1)
     body = write_evaluation(run, 3, truth=False)
-    for name in ("examples.json", "vectors.parquet"):  # as an earlier version left it
-        (run.evaluation / name).unlink()
+    (run.evaluation / "examples.json").unlink()  # as an earlier version left it
+    shutil.rmtree(run.evaluation / "vectors")
     Manifest("prepare", {}, {}, facts=make_facts(users=40, items=30).as_facts()).write(_made(run.shards))
     report_of([run], list(MODELS), run.report)
     summary = json.loads((run.report / "metrics.json").read_text())
@@ -190,7 +193,13 @@ def test_one_seed_without_truth_and_without_the_other_stages(tmp_path):
         "seeds": [body["models"]["dlrrec"]["auc"]],
     }
     notes = " / ".join(summary["notes"])
-    for words in ("one seed", "no reachable AUC", "no metrics.jsonl of 'dlrrec'", "no SWING neighbours"):
+    for words in (
+        "one seed",
+        "no reachable AUC",
+        "no metrics.jsonl of 'dlrrec'",
+        "no SWING neighbours",
+        "no map of them",
+    ):
         assert words in notes
     text = format_table(run.report)
     assert "of reachable" not in text and "±" not in text and "true probabilities are unknown" in text
@@ -225,7 +234,11 @@ def test_what_is_missing_is_named(runs, tmp_path):
     paths, _ = runs
     with pytest.raises(DataError, match="variant 'other' is not evaluated"):
         report_of(paths, ["dlrrec", "other"], tmp_path / "out")
-    (paths[1].evaluation / "metrics.json").unlink()
+    file = paths[1].evaluation / "metrics.json"
+    file.write_text(json.dumps({k: v for k, v in json.loads(file.read_text()).items() if k != "space"}))
+    with pytest.raises(DataError, match="an earlier version made it; run the stage 'evaluate' again"):
+        report_of(paths, list(MODELS), tmp_path / "out")
+    file.unlink()
     with pytest.raises(DataError, match="seed-1/evaluation/metrics.json: missing; run the stage 'evaluate'"):
         report_of(paths, list(MODELS), tmp_path / "out")
     write_evaluation(paths[1], 1, protocol="paper")
@@ -287,6 +300,36 @@ def test_lists_by_content_alone_are_shown(reported):
         assert "Recall@20 of a random order 0.250" in words and "dlrrec, likes" in words
         assert "Recall@20 of dlrrec less bce, likes: +0.025" in words
         assert "content alone: a reason" in words
+
+
+def test_the_space_and_swing_are_told(reported):
+    paths, _, _ = reported
+    summary = json.loads((paths[0].report / "metrics.json").read_text())
+    assert [len(summary["space"][name][side]) for name in MODELS for side in ("user", "item")] == [2] * 4
+    markdown = (paths[0].report / "table.md").read_text()
+    page = re.sub(r"\s+", " ", plain((paths[0].report / "index.html").read_text()))
+    for words in (markdown, page):
+        assert (
+            "nearer one in 80% by the content vectors before the towers, 70% by the vectors of dlrrec"
+            in words
+        )
+        assert (
+            "Users: how often the own neighbour is nearer, dlrrec less bce: +0.105 [+0.090, +0.130]." in words
+        )
+    assert "Items: 30, 20 with a SWING neighbour" in page
+    assert "dlrrec 0.300 0.900 0.950 70.5% [69.0%, 73.0%] text 7.2 of 32 -3.40 40% of 60%" in page
+    assert "content vectors 0.200 0.900 0.950 80.5% [79.0%, 83.0%] text 100.4 – –" in page
+    assert "too few users with content in the model: no map of them" in page
+    scores = [
+        score
+        for run in paths
+        for scores in read_table(run.swing / "users", schema.NEIGHBORS)["scores"].to_pylist()
+        for score in scores
+    ]
+    found = summary["swing"]["users"]
+    assert found["quantiles"] == pytest.approx(np.quantile(scores, (0.1, 0.5, 0.9)))
+    assert found["above"]["0.1"][0] == pytest.approx(np.mean(np.array(scores) >= 0.1))
+    assert f"≥ 0.1: {found['above']['0.1'][0]:.0%}" in page
 
 
 def test_the_interval_of_one_seed_is_shown(tmp_path):

@@ -71,12 +71,15 @@ def write_evaluation(run, seed, *, truth=True, label=None, protocol="strict"):
     verdict = "better" if seed == 0 else "level"
     interval = {"difference": 0.04 + shift, "low": 0.01 - shift, "high": 0.07, "verdict": verdict}
     names = [f"category {k % 3}" if k % 4 else "" for k in range(30)]
-    vectors = {"item": range(30), "title": names, "category": names, "vector": list(rng.random((30, 4)))}
-    pq.write_table(pa.table(vectors), run.evaluation / "vectors.parquet")
+    (run.evaluation / "vectors").mkdir(exist_ok=True)
+    for name in MODELS:
+        vectors = {"entity": range(30), "group": names, "vector": list(rng.random((30, 4)))}
+        pq.write_table(pa.table(vectors), run.evaluation / "vectors" / f"{name}-items.parquet")
     (run.evaluation / "examples.json").write_text(json.dumps(EXAMPLES))
     body["differences"] = {"dlrrec": {"item mean": interval}}
     body["lists"] = write_lists(shift)
     body["cold"] = write_cold(shift)
+    body["space"] = write_space(shift)
     body = jsonable(body)
     (run.evaluation / "metrics.json").write_text(json.dumps(body))
     Manifest("evaluate", {"seed": seed}, {}, rows={"test": n}, seconds=1.5, peak_memory_mib=200).write(
@@ -94,6 +97,40 @@ def write_cold(shift):
     models = {"dlrrec": {"likes": metrics(0.31)}, "bce": {"likes": metrics(0.29, gap=gap)}}
     task = {"users": 50, "items": 12, "relevant": 1.5, "chance": 0.25, "models": models}
     return {"tasks": {"new items, 1 review": task}, "notes": ["content alone: a reason"]}
+
+
+def write_space(shift):
+    def interval(value):
+        return {"difference": value + shift, "low": value - 0.01, "high": value + 0.03, "verdict": "level"}
+
+    def distances(near, share):
+        return {
+            "neighbours": near,
+            "others": 0.9,
+            "random": 0.95,
+            "gap": interval(0.2),
+            "nearer": interval(share),
+        }
+
+    tower = {"effective_rank": 7.25, "width": 32, "content_rank": 100.4}
+    space = {}
+    for name, share in (("dlrrec", 0.7), ("bce", 0.6)):
+        space[name] = {
+            side: {
+                "entities": 30,
+                "with_neighbours": 20,
+                "before": distances(0.2, 0.8),
+                "after": distances(0.3, share) | {"gain": interval(share - 0.8)},
+                "uniformity": -3.4,
+                "towers": {f"{side}_text": tower},
+                "kept": 0.4,
+                "kept_most": 0.6,
+            }
+            for side in ("user", "item")
+        }
+    for side in space["bce"].values():
+        side["less"] = interval(0.1)
+    return space
 
 
 def write_lists(shift):

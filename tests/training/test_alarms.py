@@ -79,6 +79,16 @@ def test_an_epoch_is_judged_by_its_first_steps_its_logits_and_its_effects():
     assert "item_text hardly" in said[0] and "5.0000 at first, 5.0000 now" in said[1]
 
 
+def test_a_loss_that_need_not_fall_is_judged_by_whether_it_is_there():
+    for falls, names in ((True, ["loss_ii", "loss_uu"]), (False, ["loss_uu"])):
+        alarms = Alarms(lambda text: None, falls)
+        for epoch in (1, 2):
+            record = {"epoch": epoch, "step": epoch, "train_loss_ii": 2.1, "train_loss_uu": 0.0}
+            steps = {"loss_ii": np.full(9, 2.1), "loss_uu": np.zeros(9)}
+            alarms.after_epoch(record, steps, ["loss_ii", "loss_uu"], {}, None, None)
+        assert [alarm["name"] for alarm in alarms.listed()] == names
+
+
 @pytest.mark.parametrize(("positives", "negatives"), [(40, 300), (500, 30), (100, 100)])
 def test_the_standard_error_of_an_auc_is_that_of_simulated_ones(positives, negatives):
     """Exponential scores, for which Hanley and McNeil's formula is exact, of AUC 3 / 4."""

@@ -99,7 +99,12 @@ def take(steps, batches: list[Batch]) -> tuple[list[dict], list[dict]]:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accumulate": 3}, {"precision": "bf16", "clip_norm": 0.1}],
+    [
+        {},
+        {"accumulate": 3},
+        {"precision": "bf16", "clip_norm": 0.1},
+        {"contrastive": ContrastiveConfig(num_negatives=8, negatives="semi_hard", num_hard=3)},
+    ],
     ids=str,
 )
 def test_torchrecs_pipeline_takes_the_steps_of_the_plain_one(options, caplog):

@@ -32,6 +32,9 @@ from tests.helpers.threads import one_thread  # noqa: F401
 
 MODEL = papers_model(dropout=0.2, user_id=True, tower_dropout=0.1)
 CONTRASTIVE = ContrastiveConfig(num_negatives=16, positive="sample", learnable=True)
+REFRESHED = ContrastiveConfig(
+    num_negatives=16, positive="sample", negatives="swing_hard", num_hard=2, refresh=2
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,11 +127,16 @@ def kill_in(monkeypatch, owner, name: str, when: int, after: bool = False):
 
 @pytest.fixture(scope="module")
 def undisturbed(shards, tmp_path_factory):
-    """Trainings that nobody killed, by table optimizer."""
+    """Trainings that nobody killed, by table optimizer; of one the positives are refreshed."""
     root = tmp_path_factory.mktemp("undisturbed")
-    for kind in ("adam", "rowwise_adagrad"):
-        run(shards, root / kind, table_optimizer=kind, schedule="cosine", warmup_steps=3)
+    for kind in ("adam", "rowwise_adagrad", "refreshed"):
+        run(shards, root / kind, **of_kind(kind))
     return root
+
+
+def of_kind(kind):
+    options = {"table_optimizer": kind, "schedule": "cosine", "warmup_steps": 3}
+    return options if kind != "refreshed" else {"contrastive": REFRESHED, "batch_size": 100}
 
 
 KILLS = {
@@ -149,14 +157,18 @@ KILLS = {
         *("rowwise_adagrad", PlainPipeline, "progress", 23, False),
         {"checkpoint_steps": 4, "background_checkpoints": True, "workers": 1},
     ),
+    "with positives of an epoch before": (
+        *("refreshed", PlainPipeline, "progress", 23, False),
+        {"checkpoint_steps": 4},
+    ),
+    "after new positives, with a worker": ("refreshed", Checkpoints, "save", 3, True, {"workers": 1}),
 }
 
 
 @pytest.mark.parametrize("case", KILLS)
 def test_a_killed_training_goes_on_as_the_same_run(shards, undisturbed, tmp_path, monkeypatch, case):
     kind, owner, name, when, after, changes = KILLS[case]
-    options = {"table_optimizer": kind, "schedule": "cosine", "warmup_steps": 3}
-    out = tmp_path / "out"
+    options, out = of_kind(kind), tmp_path / "out"
     with monkeypatch.context() as patched:
         kill_in(patched, owner, name, when, after)
         with pytest.raises(Killed):
@@ -167,7 +179,7 @@ def test_a_killed_training_goes_on_as_the_same_run(shards, undisturbed, tmp_path
     monkeypatch.setattr(PlainPipeline, "progress", lambda s, b: steps.append(1) or plain(s, b))
     manifest = run(shards, out, **options)  # what does not change the result may change
     assert len(steps) == 4 * 6 - saved < 4 * 6
-    assert not changes or saved % 6
+    assert "checkpoint_steps" not in changes or saved % 6
     assert records(out) == records(undisturbed / kind)
     assert step_losses(out) == step_losses(undisturbed / kind)
     for which in (newest, lambda folder: folder / "checkpoints" / "best"):

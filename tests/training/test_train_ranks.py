@@ -100,6 +100,7 @@ def test_a_checkpoint_of_two_ranks_loads_on_one(trained, variant):
     kinds |= {
         "mixed": {"t_user": "row_wise"},
         "content": content,
+        "refresh": content,
         "ids": {"t_category": "data_parallel", "t_user": "table_wise", "t_item": "row_wise"},
         "half": {"t_category": "table_wise", "t_user": "row_wise"},
     }.get(variant, {})
