@@ -207,13 +207,10 @@ def mmrec(options: Options) -> Experiment:
         # MMREC section 5.2: what each model is made of.
         kinds = {
             "base": (
-                {"prepare.text": "mean", "prepare.dense": BASE_DENSE, "pictures.picture_vectors": pictures},
+                {"prepare.text": "mean", "prepare.dense": BASE_DENSE},
                 v0([*TEXT, *images], [[*TEXT, *images]]),
             ),
-            "proposed": (
-                {"prepare.text": "summary", "pictures.picture_vectors": "captions"},
-                v0([*TEXT, *images]),
-            ),
+            "proposed": ({"prepare.text": "summary"}, v0([*TEXT, *images])),
         }
         for kind, (settings, model) in kinds.items():
             if kind == "base":
@@ -229,6 +226,8 @@ def mmrec(options: Options) -> Experiment:
                 name = f"{WEIGHTS[weights]}-{dropout}"
                 cells.append(Cell(name, levels, changes, published))
             config = papers_config(base, protocol, options, settings)
+            if kind == "proposed":  # whatever the base's pictures are
+                config = with_values(config, {"pictures.picture_vectors": "captions"})
             levels = {"data": data, "protocol": protocol, "model": kind}
             groups.append(Group(group_name(options, data, protocol, kind), levels, config, tuple(cells)))
     return Experiment(

@@ -114,6 +114,15 @@ def test_published_numbers_stand_beside_their_cells():
     assert PAPERS_MODEL["model.dropout"] == 0.5 and PAPERS_MODEL["train.class_weights"] == "normalized"
 
 
+def test_pixels_of_pictures_are_for_the_base_alone():
+    given = "pictures.picture_vectors"
+    resnet = load_config(None, {"ingest.size": "tiny", given: "resnet"})
+    experiment = mmrec(Options({"first": resnet}, seeds=1, given=(given,)))
+    kinds = {group.levels["model"]: group.config.pictures.picture_vectors for group in experiment.groups}
+    assert kinds == {"base": "resnet", "proposed": "captions"}
+    assert not any("ResNet" in note for note in experiment.notes)
+
+
 def test_without_pictures_cells_with_them_are_left_out_and_that_is_told():
     experiment = table1(options(images=False))
     kinds = {(group.levels["data"], cell.levels["inputs"]) for group, cell in experiment.cells()}
