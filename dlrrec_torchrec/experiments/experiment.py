@@ -126,6 +126,10 @@ def options_of(arguments: argparse.Namespace) -> Options:
         title, config = _data(name, given)
         if title in data:
             raise DataError(f"--data: two are called '{title}'; give one of the files another name")
+        if len(names) > 1 and config.ingest.source != "synthetic" and not config.ingest.reviews:
+            raise DataError(
+                f"--data {name}: ingest.reviews is missing; write it into that file, as --data names several"
+            )
         data[title] = config
     # A variant's changes are laid over whole settings: of a table's own setting, over the table's.
     settings = tuple(dict.fromkeys(".".join(name.split(".")[:2]) for name in given))
