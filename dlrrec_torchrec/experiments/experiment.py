@@ -16,7 +16,6 @@ from dlrrec_torchrec.config.names import described, sections
 from dlrrec_torchrec.config.saved import yaml_text
 from dlrrec_torchrec.experiments.catalogue import EXPERIMENTS
 from dlrrec_torchrec.experiments.definitions import PROTOCOLS, Experiment, Options
-from dlrrec_torchrec.experiments.results_folder import default_folder, results_folder
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
 
@@ -180,6 +179,7 @@ def _data(name: str, given: dict[str, Any]) -> tuple[str, RunConfig]:
 
 def _experiment(arguments: argparse.Namespace) -> int:
     from dlrrec_torchrec.experiments.cells import check_experiment
+    from dlrrec_torchrec.experiments.results_folder import default_folder, results_folder
 
     say: Callable[[str], None] = functools.partial(print, flush=True)
     options = options_of(arguments)
