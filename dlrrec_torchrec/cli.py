@@ -30,6 +30,8 @@ from dlrrec_torchrec.store.progress import progress_shown
 
 # No space, a file larger than allowed, a quota that is used up, a disk that may not be written to.
 _DISK = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS)
+# A file where a folder should be, a name that may not be read or written, or is too long.
+_NAME = (errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -48,6 +50,10 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:  # of Arrow too
+        if error.errno in _NAME and error.filename:
+            reason = os.strerror(error.errno).lower()
+            print(f"dlrrec: {error.filename}: {reason}; name another file or folder", file=sys.stderr)
+            return 2
         if error.errno not in _DISK:
             raise
         where = f" ({error.filename})" if error.filename else ""

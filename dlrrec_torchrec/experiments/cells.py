@@ -28,6 +28,7 @@ from dlrrec_torchrec.store.folders import check_name, remove_own, write_text_ato
 from dlrrec_torchrec.store.manifest import digest, jsonable
 from dlrrec_torchrec.store.paths import RunPaths, run_paths
 from dlrrec_torchrec.store.progress import track
+from dlrrec_torchrec.store.shard_facts import ShardFacts
 
 LOG = "log.txt"
 _PREPARED = "prepared.json"
@@ -108,13 +109,14 @@ def train_and_measure(job: Job) -> str:
 
 def prepare_groups(experiment: Experiment, out: Path, say: Callable[[str], None]) -> None:
     """Make the shards of all groups and seeds; what several groups have in common is made once."""
+    for group in experiment.groups:  # all sources first: what cannot be read is told before hours of work
+        data = out / "data" / data_key(group.run_config)
+        _stage("ingest", group.run_config, [RunPaths(data, data)], 0, say)
+        (data / "cache").mkdir(exist_ok=True)
     owners: dict[str, Path] = {}
     for group in experiment.groups:
         all_paths, config = group_paths(out, group), group.run_config
         data = out / "data" / data_key(config)
-        shared = RunPaths(data, data)
-        _stage("ingest", config, [shared], 0, say)
-        (data / "cache").mkdir(exist_ok=True)
         for name in ("reviews", "items", "cache"):
             _link(all_paths[0].shared / name, data / name)
         with kept_settings(all_paths[0].shared, config):
@@ -122,6 +124,7 @@ def prepare_groups(experiment: Experiment, out: Path, say: Callable[[str], None]
                 seeded = for_seed(config, number)
                 if group.make is not None:
                     group.make(seeded, paths)
+                    _check_vectors(group, paths)
                     continue
                 for output, sections in _SHARED.items():
                     key = digest([output, seeded.protocol, *(jsonable(getattr(seeded, s)) for s in sections)])
@@ -134,6 +137,28 @@ def prepare_groups(experiment: Experiment, out: Path, say: Callable[[str], None]
                     else:
                         _link(own, owner)
                 _stage("prepare", config, all_paths, number, say)
+                _check_vectors(group, paths)
+
+
+def _check_vectors(group: Group, paths: RunPaths) -> None:
+    """Raise DataError, before any cell is trained, where cells ask for vectors that no shard has."""
+    held = [modality.name for modality in ShardFacts.read(paths.shards).modalities]
+    asking: dict[str, list[str]] = {}
+    for cell in group.cells:
+        for name in variant(group.run_config, cell.name).model.modalities or ():
+            asking.setdefault(name, []).append(cell.name)
+    if missing := [name for name in asking if name not in held]:
+        cells = {cell for name in missing for cell in asking[name]}
+        way_out = "give data that have them"
+        if missing == ["item_image"]:  # the experiments do without pictures where settings say so
+            way_out = (
+                "no review and no item has a picture or a caption; leave these cells, or the pictures, out "
+                f"with --set 'prepare.modalities=[{', '.join(held)}]', or with that line in its configuration"
+            )
+        raise DataError(
+            f"--data: '{group.levels['data']}' has no {', '.join(missing)}, which {len(cells)} of "
+            f"{len(group.cells)} cells ask for ({', '.join(sorted(cells))}): {way_out}"
+        )
 
 
 def data_key(config: RunConfig) -> str:

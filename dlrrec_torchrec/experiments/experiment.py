@@ -15,7 +15,7 @@ from dlrrec_torchrec.config.flags import add_command, add_flags, at_least, given
 from dlrrec_torchrec.config.names import described, sections
 from dlrrec_torchrec.config.saved import yaml_text
 from dlrrec_torchrec.experiments.catalogue import EXPERIMENTS
-from dlrrec_torchrec.experiments.definitions import PROTOCOLS, Options
+from dlrrec_torchrec.experiments.definitions import PROTOCOLS, Experiment, Options
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import check_name
 
@@ -53,7 +53,9 @@ def add_experiment(commands: Any) -> None:
         f"own), or sizes of the made-up world: {', '.join(WORLDS)} (default: small; with --quick tiny)",
     )
     command.add_argument(
-        "--out", "--run-dir", help="folder of the results (default: runs/ and the experiment's name)"
+        "--out",
+        "--run-dir",
+        help="folder of the results (default: runs/ and the experiment's name, with that of one --data)",
     )
     command.add_argument(
         "--quick",
@@ -111,7 +113,7 @@ def add_experiment(commands: Any) -> None:
 def options_of(arguments: argparse.Namespace) -> Options:
     """What a call asks of an experiment. Raises DataError for data and settings that cannot be used."""
     given = given_settings(arguments)
-    names = arguments.data or (["tiny"] if arguments.quick else ["small"])
+    names = arguments.data or [_usual_data(arguments)]
     files = [name for name in given if name in ("ingest.reviews", "ingest.items", "ingest.test")]
     if len(names) > 1 and files:
         raise DataError(
@@ -123,6 +125,10 @@ def options_of(arguments: argparse.Namespace) -> Options:
         title, config = _data(name, given)
         if title in data:
             raise DataError(f"--data: two are called '{title}'; give one of the files another name")
+        if len(names) > 1 and config.ingest.source != "synthetic" and not config.ingest.reviews:
+            raise DataError(
+                f"--data {name}: ingest.reviews is missing; write it into that file, as --data names several"
+            )
         data[title] = config
     # A variant's changes are laid over whole settings: of a table's own setting, over the table's.
     settings = tuple(dict.fromkeys(".".join(name.split(".")[:2]) for name in given))
@@ -141,6 +147,10 @@ def command_text(arguments: argparse.Namespace) -> str:
     given = given_settings(arguments)
     words += ["--set", *(f"{name}={yaml_text(value)}" for name, value in given.items())] if given else []
     return shlex.join(words)
+
+
+def _usual_data(arguments: argparse.Namespace) -> str:
+    return "tiny" if arguments.quick else "small"
 
 
 def _share(text: str) -> tuple[int, int]:
@@ -168,21 +178,30 @@ def _data(name: str, given: dict[str, Any]) -> tuple[str, RunConfig]:
 
 
 def _experiment(arguments: argparse.Namespace) -> int:
-    from dlrrec_torchrec.experiments.cells import LOG, check_experiment, jobs, prepare_once, run_here
+    from dlrrec_torchrec.experiments.cells import check_experiment
+    from dlrrec_torchrec.experiments.results_folder import default_folder, results_folder
+
+    say: Callable[[str], None] = functools.partial(print, flush=True)
+    options = options_of(arguments)
+    experiment = EXPERIMENTS[arguments.name](options)
+    if arguments.quick:
+        experiment = dataclasses.replace(experiment, notes=(QUICK, *experiment.notes))
+    check_experiment(experiment)
+    usual = _usual_data(arguments)
+    out = Path(arguments.out or default_folder(arguments.name, list(options.data), usual, arguments.quick))
+    with results_folder(out, experiment, arguments.share):
+        return _in_folder(arguments, experiment, out, say)
+
+
+def _in_folder(
+    arguments: argparse.Namespace, experiment: Experiment, out: Path, say: Callable[[str], None]
+) -> int:
+    from dlrrec_torchrec.experiments.cells import LOG, jobs, prepare_once, run_here
     from dlrrec_torchrec.experiments.gathered import gather
     from dlrrec_torchrec.experiments.pages import table_text, write_results
     from dlrrec_torchrec.experiments.workers import Workers
     from dlrrec_torchrec.training.signals import Stopped
 
-    say: Callable[[str], None] = functools.partial(print, flush=True)
-    experiment = EXPERIMENTS[arguments.name](options_of(arguments))
-    if arguments.quick:
-        experiment = dataclasses.replace(experiment, notes=(QUICK, *experiment.notes))
-    check_experiment(experiment)
-    out = Path(arguments.out or f"runs/{arguments.name}{'-quick' if arguments.quick else ''}")
-    if out.exists() and not out.is_dir():
-        raise DataError(f"--out {out}: is no folder; give another name")
-    out.mkdir(parents=True, exist_ok=True)
     number, shares = arguments.share
     try:
         prepare_once(experiment, out, arguments.share, say)
@@ -203,7 +222,10 @@ def _experiment(arguments: argparse.Namespace) -> int:
         raise
     left = sum(not job.done() for job in everything)
     if shares > 1 and left > len(failed):
-        say(f"{left} cells of other shares are not done; the last share to end writes the tables")
+        say(
+            f"{left} cells of other shares are not done; the last share to end writes the tables, or, where "
+            "one failed or is gone, this command without --share"
+        )
         return int(bool(failed))
     results = gather(experiment, out, failed)
     write_results(results, out, command_text(arguments))

@@ -13,6 +13,8 @@ from dlrrec_torchrec.experiments.measures import METRICS
 SHOWN = 6  # differences that are told one by one; of more, the ends
 CONSTANT = 0.01  # share of rows with the rarer prediction up to which a model says the same to everything
 
+FEW_ROWS = 20  # test rows of the rarer label, below which intervals are said to be too narrow
+
 
 def findings(results: Results) -> list[str]:
     """Sentences, the most important first."""
@@ -142,6 +144,14 @@ def _rows(results: Results) -> Iterator[str]:
             "positive: what saying yes to everything has as accuracy, at a false-positive rate of 100%; "
             f"logistic regression on the dense features alone has AUC {outcome.mean('baseline_auc'):.3f}."
         )
+        rarer = min(outcome.positives, 1 - outcome.positives) * outcome.rows
+        if rarer < FEW_ROWS:
+            yield (
+                f"Test rows of {data}, protocol {protocol}, have {rarer:,.0f} "
+                f"{'negative' if outcome.positives > 0.5 else 'positive'} ones a seed: AUC and FPR "
+                "rest on these few, and draws of test users cannot tell what others would do: their "
+                "intervals are too narrow."
+            )
 
 
 def _few_seeds(results: Results) -> Iterator[str]:

@@ -36,6 +36,7 @@ class Workers:
 
     def __init__(self, count: int, out: Path) -> None:
         self._running: dict[Connection, subprocess.Popen] = {}
+        self._log = out / LOG
         environment = os.environ | dict.fromkeys(_THREADS, "1")
         environment |= {"PYTHONPATH": os.pathsep.join(sys.path)}
         with contextlib.ExitStack() as undo, open(out / LOG, "a", encoding="utf-8") as log:
@@ -116,7 +117,8 @@ class Workers:
         status = self._running[connection].wait()
         raise Unfinished(
             f"experiment: the process that trained '{job.title}' ended {how_it_ended(status)}; the cells "
-            "that are done are kept: the same command goes on (with a lower --parallel it needs less memory)"
+            f"that are done are kept, and what it said is in {self._log}: the same command goes on (with a "
+            "lower --parallel it needs less memory)"
         ) from None
 
 

@@ -55,16 +55,16 @@ def check_output(folder: str | os.PathLike, stage: str) -> None:
         )
 
 
-def hold(folder: str | os.PathLike, what: str) -> int | None:
+def hold(folder: str | os.PathLike, what: str, shared: bool = False) -> int | None:
     """A descriptor that holds `folder` against other processes as long as it is open; None where there is no
-    such folder, or its file system has no locks.
+    such folder, or its file system has no locks. With `shared`, only against those that hold it alone.
 
     Raises DataError where another process holds it; `what` is what that one does, in words.
     """
     patience = time.monotonic() + _HELD_SECONDS
     while True:
         try:
-            return _lock(folder)
+            return _lock(folder, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
         except BlockingIOError:
             if time.monotonic() > patience:
                 raise DataError(
@@ -128,9 +128,9 @@ def _remove_stale(target: Path, kind: str) -> None:
                 os.close(lock)
 
 
-def _lock(folder: str | os.PathLike) -> int | None:
+def _lock(folder: str | os.PathLike, kind: int = fcntl.LOCK_EX) -> int | None:
     """A descriptor that holds the folder as long as it is open; None where there is no such folder, or its
-    file system has no locks.
+    file system has no locks. `kind`: fcntl.LOCK_EX, or LOCK_SH with others that have this one.
 
     Raises BlockingIOError where another process holds it.
     """
@@ -139,7 +139,7 @@ def _lock(folder: str | os.PathLike) -> int | None:
     except OSError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
         if isinstance(error, BlockingIOError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import re
 import shlex
 import shutil
 import signal
@@ -179,7 +180,9 @@ def test_a_process_that_is_killed_is_told_and_its_cell_goes_on(done, copied):
     with Workers(1, copied) as workers:
         (process,) = workers._running.values()
         threading.Timer(1.0, process.kill).start()
-        with pytest.raises(Unfinished, match=f"'{job.title}' ended by SIGKILL.*the same command goes on"):
+        with pytest.raises(
+            Unfinished, match=f"'{job.title}' ended by SIGKILL.*log.txt.*the same command goes on"
+        ):
             workers.run([job], str)
     assert not job.done() and run_here([job], copied, str) == {} and job.done()
 
@@ -258,6 +261,41 @@ def test_what_lies_in_the_way_is_not_replaced(copied, capsys):
     (link / "mine.txt").write_text("x")
     assert main([*CALL, "--out", str(copied)]) == 2
     assert "is in the way" in capsys.readouterr().err and (link / "mine.txt").exists()
+
+
+def test_cells_that_ask_for_pictures_of_data_without_any(tmp_path, capsys):
+    """Told before anything is trained, with a way out that works."""
+    reviews = tmp_path / "own.csv"
+    lines = [f"u{n // 10},i{n % 10},{1 + n * n % 5},soup and bread {n}" for n in range(160)]
+    reviews.write_text("\n".join(["user,item,rating,text", *lines]) + "\n")
+    call = [*CALL, "--protocol", "strict", "--out", str(tmp_path / "out"), "--source", "table"]
+    call += [
+        "--reviews",
+        str(reviews),
+        "--columns",
+        *(f"{n}={n}" for n in ("user", "item", "rating", "text")),
+    ]
+    assert main(call) == 2
+    told = capsys.readouterr().err
+    assert "'table' has no item_image, which 6 of 9 cells ask for (bce-image," in told
+    assert not (tmp_path / "out" / "groups" / "strict" / "cells").exists()
+    way_out = shlex.split(re.search(r"--set '[^']*'", told)[0])
+    assert main([*call, *way_out]) == 0
+    assert {row["inputs"] for row in rows_of(tmp_path / "out")} == {"text"}
+
+
+def test_all_sources_are_read_before_any_is_worked_on(tmp_path, capsys):
+    """Of several data, one that cannot be read is told before hours of work on the first."""
+    unsaid, absent = tmp_path / "unsaid.yaml", tmp_path / "absent.yaml"
+    unsaid.write_text("ingest: {source: table}\n")
+    absent.write_text("ingest: {source: table, reviews: nowhere.csv}\n")
+    call = ["experiment", "domains", "--quick", "--no-progress", "--out", str(tmp_path / "out")]
+    assert main([*call, "--data", "tiny", str(unsaid)]) == 2
+    told = capsys.readouterr().err
+    assert f"--data {unsaid}: ingest.reviews is missing; write it into that file" in told
+    assert not (tmp_path / "out").exists()
+    assert main([*call, "--data", "tiny", str(absent)]) == 2
+    assert "nowhere.csv" in capsys.readouterr().err and not (tmp_path / "out" / "groups").exists()
 
 
 def test_the_call_on_the_pages_can_be_typed_again():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import statistics
 
@@ -210,6 +211,17 @@ def test_a_gap_to_published_numbers_is_told_by_protocol():
     text = " ".join(findings(results(outcomes)))
     assert text.count("Accuracy of 2 cells whose number is published") == 2
     assert "published 0.900 to 0.900, here 0.500 to 0.500; here less published -0.400" in text
+
+
+@pytest.mark.parametrize(
+    ("rows", "positives", "told"),
+    [(100.0, 0.9, "have 10 negative ones"), (300.0, 0.05, "have 15 positive ones"), (250.0, 0.9, None)],
+)
+def test_few_rows_of_one_label_are_told(rows, positives, told):
+    """A single negative row makes an interval that says nothing of other negative rows."""
+    one = dataclasses.replace(outcome({"kind": "a", "protocol": "strict"}), rows=rows, positives=positives)
+    text = " ".join(findings(results([one])))
+    assert ("intervals are too narrow" in text) == (told is not None) and (told or "") in text
 
 
 def test_levels_in_words():

@@ -134,7 +134,7 @@ def printers() -> dict[str, set[str]]:
     starts["plan"] = imported_by(plan._plan) | {"dlrrec_torchrec.sharding.command"}
     starts["audit"] = imported_by(experiments._leakage)
     starts["tune"] = imported_by(experiments._tune)
-    starts["experiment"] = starts["run"] | imported_by(experiment._experiment)
+    starts["experiment"] = starts["run"] | imported_by(experiment._experiment, experiment._in_folder)
     starts["experiment"] |= {"dlrrec_torchrec.experiments.leakage_experiment"}  # named in a table
     reach = {name: reached(start) | always for name, start in starts.items()}
     reach["cache"].add("dlrrec_torchrec.extract.command")
