@@ -174,7 +174,13 @@ def _data(name: str, given: dict[str, Any]) -> tuple[str, RunConfig]:
         )
     title = path.parent.resolve().name if path.stem == "config" else path.stem
     check_name(title, f"--data {name}")
-    return title, load_config(path, given)
+    config = load_config(path, given)
+    if path.is_file() and not path.read_text(encoding="utf-8").strip() and "ingest.source" not in given:
+        raise DataError(
+            f"--data {name}: is empty; name data in it, as `ingest: {{source: table, reviews: r.csv}}`, or "
+            f"give a size of the made-up world ({', '.join(WORLDS)})"
+        )
+    return title, config
 
 
 def _experiment(arguments: argparse.Namespace) -> int:

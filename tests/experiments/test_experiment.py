@@ -286,13 +286,16 @@ def test_cells_that_ask_for_pictures_of_data_without_any(tmp_path, capsys):
 
 def test_all_sources_are_read_before_any_is_worked_on(tmp_path, capsys):
     """Of several data, one that cannot be read is told before hours of work on the first."""
-    unsaid, absent = tmp_path / "unsaid.yaml", tmp_path / "absent.yaml"
+    unsaid, absent, empty = (tmp_path / f"{name}.yaml" for name in ("unsaid", "absent", "empty"))
+    empty.write_text("\n")
     unsaid.write_text("ingest: {source: table}\n")
     absent.write_text("ingest: {source: table, reviews: nowhere.csv}\n")
     call = ["experiment", "domains", "--quick", "--no-progress", "--out", str(tmp_path / "out")]
     assert main([*call, "--data", "tiny", str(unsaid)]) == 2
     told = capsys.readouterr().err
     assert f"--data {unsaid}: ingest.reviews is missing; write it into that file" in told
+    assert main([*call, "--data", "tiny", str(empty)]) == 2
+    assert f"--data {empty}: is empty; name data in it" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert main([*call, "--data", "tiny", str(absent)]) == 2
     assert "nowhere.csv" in capsys.readouterr().err and not (tmp_path / "out" / "groups").exists()
