@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlrrec_torchrec.experiments.definitions import Experiment
+from dlrrec_torchrec.experiments.definitions import Experiment, Group
 from dlrrec_torchrec.store.errors import DataError
 from dlrrec_torchrec.store.folders import hold, write_text_atomic
 
@@ -34,7 +34,7 @@ def results_folder(out: Path, experiment: Experiment, share: tuple[int, int] = (
     Raises DataError, before anything is changed, where it holds anything but this experiment's results, or
     results of other data under the name of one of its groups, and where another call works in it.
     """
-    groups = {group.name: group.levels["data"] for group in experiment.groups}
+    groups = {group.name: _data(group) for group in experiment.groups}
     _checked(out, experiment.name, groups)
     out.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -47,6 +47,12 @@ def results_folder(out: Path, experiment: Experiment, share: tuple[int, int] = (
         body = {"name": experiment.name, "groups": known | groups}
         write_text_atomic(out / MARK, json.dumps(body, indent=2) + "\n")
         yield
+
+
+def _data(group: Group) -> str:
+    """What a group's data are called, with the name of the file of reviews: two of one form are two."""
+    reviews = Path(group.config.ingest.reviews).name
+    return group.levels["data"] + (f" ({reviews})" if reviews else "")
 
 
 def _hold(folder: Path, held: contextlib.ExitStack, shared: bool = False) -> None:

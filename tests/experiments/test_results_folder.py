@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 
 import pytest
 
 from dlrrec_torchrec.cli import main
-from dlrrec_torchrec.config import RunConfig
+from dlrrec_torchrec.config import IngestConfig, RunConfig
 from dlrrec_torchrec.experiments.definitions import Cell, Experiment, Group
 from dlrrec_torchrec.experiments.results_folder import MARK, default_folder, results_folder
 from dlrrec_torchrec.store import folders
@@ -22,6 +23,13 @@ def an_experiment(name="table1", **data_of):
         for group, data in (data_of or {"strict": "small"}).items()
     )
     return Experiment(name, "", "", groups, ("auc",), ("auc",), ())
+
+
+def on_file(reviews):
+    """The experiment on data of one form, in a file of this name."""
+    group = an_experiment(strict="table").groups[0]
+    config = dataclasses.replace(group.config, ingest=IngestConfig(source="table", reviews=reviews))
+    return dataclasses.replace(an_experiment(), groups=(dataclasses.replace(group, config=config),))
 
 
 def contents(folder):
@@ -57,6 +65,15 @@ def test_results_of_another_experiment_or_other_data_are_not_replaced(other, tol
     with pytest.raises(DataError, match=f"{told}.*another --out"), results_folder(tmp_path, other):
         pytest.fail("it was let in")
     assert contents(tmp_path) == before
+
+
+def test_two_files_of_one_form_are_two_data(tmp_path):
+    for path in ("here/a.csv", "/from/elsewhere/a.csv"):
+        with results_folder(tmp_path, on_file(path)):
+            pass
+    told = r"trained on 'table \(a.csv\)', not on 'table \(b.csv\)'"
+    with pytest.raises(DataError, match=told), results_folder(tmp_path, on_file("here/b.csv")):
+        pytest.fail("it was let in")
 
 
 def test_a_folder_of_anything_else_is_not_used(tmp_path):
