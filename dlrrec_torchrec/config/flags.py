@@ -60,15 +60,15 @@ def add_command(
         command.add_argument(
             "--run-dir", help="folder of the run (default: runs/ and the configuration's name)"
         )
-        command.add_argument(
-            "--set",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="SECTION.KEY=VALUE",
-            help="change any setting of the configuration",
-        )
+        add_set(command, "change any setting of the configuration")
     return command
+
+
+def add_set(command: argparse.ArgumentParser, line: str) -> None:
+    """Add --set, of which `line` is the help; `given_settings` reads it."""
+    command.add_argument(
+        "--set", nargs="+", action="extend", default=[], metavar="SECTION.KEY=VALUE", help=line
+    )
 
 
 def add_flags(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dlrrec_torchrec.config import RunConfig, load_config
-from dlrrec_torchrec.config.flags import add_command, add_flags, at_least, given_settings
+from dlrrec_torchrec.config.flags import add_command, add_flags, add_set, at_least, given_settings
 from dlrrec_torchrec.config.names import described, sections
 from dlrrec_torchrec.config.saved import yaml_text
 from dlrrec_torchrec.experiments.catalogue import EXPERIMENTS
@@ -94,14 +94,7 @@ def add_experiment(commands: Any) -> None:
         action="store_true",
         help="keep the checkpoints of measured cells (default: their predictions and records alone)",
     )
-    command.add_argument(
-        "--set",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="SECTION.KEY=VALUE",
-        help="change a setting of all cells that do not name it themselves",
-    )
+    add_set(command, "change a setting of all cells that do not name it themselves")
     for name, kind in sections().items():
         line = (kind.__doc__ or "").splitlines()[0].rstrip(".")
         group = command.add_argument_group(f"{name}: {line}; in place of the experiment's own")

@@ -137,13 +137,11 @@ def fused(swing: Tensor, near: Tensor) -> Tensor:
         >>> fused(torch.tensor([[1, 2, 3], [4, -1, -1]]), torch.tensor([[3, 7, 8], [4, 5, 6]])).tolist()
         [[3, 1, 2], [4, -1, -1]]
     """
+    of_first, of_second = _of_ranks(swing.shape[1]), _of_ranks(near.shape[1])
     parts = []
     for start in range(0, len(swing), _BLOCK):
         first, second = swing[start : start + _BLOCK], near[start : start + _BLOCK]
         both = (first.unsqueeze(2) == second.unsqueeze(1)) & (first >= 0).unsqueeze(2)
-        of_first, of_second = (
-            1.0 / (FUSION + 1 + torch.arange(x.shape[1]).double()) for x in (first, second)
-        )
         scores = of_first + (both * of_second).sum(2)
         others = torch.where(both.any(1), -1.0, of_second.expand(len(second), -1))
         codes = torch.cat([first, second], dim=1)
